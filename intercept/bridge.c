@@ -1,0 +1,787 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The border between the shim and Python: the only file that includes Python.h.
+ *
+ * It starts the interpreter from modules frozen into this library (freeze.py), turns a canonical call into a call of
+ * the function of that name in pymadfs/syscalls.py on the caller's own thread, and the result or exception into what
+ * the kernel would have returned.
+ *
+ * Each thread keeps its Python thread state from its first call to its end: making one costs as much as 300 calls.
+ * REQUIRES of the shim: signals are blocked while a thread is in here, or a handler that comes back could wait for a
+ * lock that its own thread holds.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "host.h"
+
+#define LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define ERRNO_MAX 4095
+#define CALLS_MAX 256
+#define RECORD_MAX 128 /* bytes; the room of a slot */
+#define LOG_LINE_MAX 4096
+
+extern const struct _frozen madfs_frozen[]; /* freeze.py */
+extern PyObject *PyInit__ucx_cffi(void);    /* cffi */
+PyObject *madfs_init_shim(void);
+
+static const struct madfs_host *host;
+static PyInterpreterState *interpreter;
+static PyObject *syscalls, *host_path;
+static PyObject *functions[CALLS_MAX]; /* by call number */
+static Py_ssize_t function_count;
+
+/* What a thread keeps between its calls.  The list is changed and read with the GIL held, or when nobody can hold it. */
+struct thread {
+    PyThreadState *state;
+    int inside; /* calls begun and not ended; > 1 when a call comes from within one */
+    struct thread *next;
+};
+static _Thread_local __attribute__((tls_model("initial-exec"))) struct thread self;
+static struct thread *threads;
+static pthread_key_t thread_key;
+
+/* A page that the kernel empties in every child: 0 there means that fork's handlers did not run. */
+static volatile int *same_process;
+static int broken; /* this process is a child made in the middle of another thread's call */
+
+/* --- messages ----------------------------------------------------------------------------------------------------- */
+
+/* sys.stderr in here: whole lines, to the file named by MADFS_LOG or to standard error. */
+static void log_text(const char *text, size_t length)
+{
+    static char line[LOG_LINE_MAX];
+    static size_t used;
+
+    for (size_t i = 0; i < length; i++) {
+        line[used++] = text[i];
+        if (text[i] != '\n' && used < sizeof line)
+            continue;
+        const char *path = getenv("MADFS_LOG");
+        int fd = path && *path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : STDERR_FILENO;
+        if (fd >= 0 && write(fd, line, used) < 0)
+            used = 0; /* nobody is left to tell */
+        if (fd > STDERR_FILENO)
+            close(fd);
+        used = 0;
+    }
+}
+
+static void log_line(const char *text)
+{
+    log_text(text, strlen(text));
+    log_text("\n", 1);
+}
+
+/* The pending exception with its traceback goes to the log. */
+static void log_exception(const char *where)
+{
+    PyObject *type, *value, *traceback;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    log_text("madfs: ", 7);
+    log_text(where, strlen(where));
+    log_text(" failed:\n", 9);
+    PyErr_Display(type, value, traceback);
+    PyErr_Clear();
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+}
+
+/* The pending exception as one line in `error`. */
+static void describe_exception(const char *stage, char *error, size_t size)
+{
+    PyObject *type, *value, *traceback, *text = NULL;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (value)
+        text = PyObject_Str(value);
+    const char *message = text ? PyUnicode_AsUTF8(text) : NULL;
+    snprintf(error, size, "%s: %s: %s", stage, type ? ((PyTypeObject *)type)->tp_name : "no exception",
+             message ? message : "?");
+    PyErr_Clear();
+    Py_XDECREF(text);
+    const char *debug = getenv("MADFS_DEBUG");
+    if (debug && *debug && value)
+        PyErr_Display(type, value, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+}
+
+/* --- threads ------------------------------------------------------------------------------------------------------ */
+
+static void block_signals(sigset_t *before)
+{
+    sigset_t all;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, before);
+}
+
+/* Take the GIL; 0 when there is no memory for a thread's first call.  May be nested. */
+static int enter(void)
+{
+    if (LIKELY(self.state)) {
+        if (self.inside++ == 0)
+            PyEval_RestoreThread(self.state);
+        return 1;
+    }
+    self.state = PyThreadState_New(interpreter);
+    if (!self.state)
+        return 0;
+    self.inside = 1;
+    PyEval_RestoreThread(self.state);
+    self.next = threads;
+    threads = &self;
+    pthread_setspecific(thread_key, &self);
+    return 1;
+}
+
+static void leave(void)
+{
+    if (--self.inside == 0)
+        PyEval_SaveThread();
+}
+
+/* The thread ends.  Should a later destructor make a call, a new state is made and this runs once more. */
+static void thread_ends(void *unused)
+{
+    sigset_t signals;
+
+    (void)unused;
+    if (!self.state || self.inside || !*same_process)
+        return;
+    block_signals(&signals);
+    PyEval_RestoreThread(self.state);
+    for (struct thread **link = &threads; *link; link = &(*link)->next) {
+        if (*link == &self) {
+            *link = self.next;
+            break;
+        }
+    }
+    PyThreadState *state = self.state;
+    self.state = NULL;
+    PyThreadState_Clear(state);
+    PyThreadState_DeleteCurrent();
+    pthread_sigmask(SIG_SETMASK, &signals, NULL);
+}
+
+/* --- fork --------------------------------------------------------------------------------------------------------- */
+
+static sigset_t signals_before_fork; /* guarded by the GIL */
+
+/* The only thread of a new process, with the GIL held: nothing of the other threads is left. */
+static void begin_child(void)
+{
+    PyOS_AfterFork_Child();
+    threads = &self;
+    self.next = NULL;
+    *same_process = 1;
+    PyObject *done = PyObject_CallMethod(syscalls, "after_fork_child", NULL);
+    if (!done)
+        log_exception("starting anew in the child of a fork");
+    Py_XDECREF(done);
+}
+
+static void fork_begins(void)
+{
+    sigset_t signals;
+
+    block_signals(&signals);
+    if (broken || !*same_process || !enter()) {
+        pthread_sigmask(SIG_SETMASK, &signals, NULL);
+        return;
+    }
+    signals_before_fork = signals;
+    PyOS_BeforeFork();
+}
+
+static void fork_ends(void (*what)(void))
+{
+    if (!self.inside)
+        return;
+    sigset_t signals = signals_before_fork;
+    what();
+    leave();
+    pthread_sigmask(SIG_SETMASK, &signals, NULL);
+}
+
+static void fork_ends_in_parent(void)
+{
+    fork_ends(PyOS_AfterFork_Parent);
+}
+
+static void fork_ends_in_child(void)
+{
+    fork_ends(begin_child);
+}
+
+/*
+ * First call in a child whose fork went past libc's fork().  The interpreter is whole unless another thread was in the
+ * middle of a call; then it cannot be used.
+ */
+static int adopt_child(void)
+{
+    for (struct thread *thread = threads; thread && !broken; thread = thread->next)
+        broken = thread != &self && thread->inside;
+    if (broken)
+        log_line("madfs: this process was cloned without fork() while another thread used the file system: "
+                 "its calls fail with EIO");
+    *same_process = 1;
+    if (broken || !enter())
+        return 0;
+    begin_child();
+    leave();
+    return 1;
+}
+
+/* --- calls -------------------------------------------------------------------------------------------------------- */
+
+/* errno of an OSError, HostPath's path, or EIO and a traceback in the log. */
+static long failure(const struct madfs_call *call, char escaped[MADFS_PATH_MAX], int *escaped_arg)
+{
+    PyObject *type, *value, *traceback;
+    long result = -EIO;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (PyErr_GivenExceptionMatches(value, PyExc_OSError)) {
+        PyObject *code = ((PyOSErrorObject *)value)->myerrno;
+        long number = code && PyLong_Check(code) ? PyLong_AsLong(code) : 0;
+        if (number > 0 && number <= ERRNO_MAX)
+            result = -number;
+        else
+            PyErr_Clear();
+    } else if (PyErr_GivenExceptionMatches(value, host_path)) {
+        char *path;
+        Py_ssize_t length;
+        int index;
+        if (PyArg_ParseTuple(((PyBaseExceptionObject *)value)->args, "y#i", &path, &length, &index) &&
+            length < MADFS_PATH_MAX) {
+            memcpy(escaped, path, (size_t)length);
+            escaped[length] = 0;
+            *escaped_arg = index;
+            result = MADFS_HOST_PATH;
+        } else {
+            PyErr_Clear();
+            result = -ENAMETOOLONG;
+        }
+    } else if (PyErr_GivenExceptionMatches(value, PyExc_MemoryError)) {
+        result = -ENOMEM;
+    } else {
+        PyObject *name = PyObject_GetAttrString(functions[call->number], "__name__");
+        const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
+        char where[128];
+        snprintf(where, sizeof where, "%s()", text ? text : "a call");
+        Py_XDECREF(name);
+        PyErr_Restore(type, value, traceback);
+        log_exception(where);
+        return result;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return result;
+}
+
+/* With the GIL held: build the arguments, call, convert the result. */
+static long invoke(const struct madfs_call *call, char escaped[MADFS_PATH_MAX], int *escaped_arg)
+{
+    PyObject *slots[1 + 6], **arguments = slots + 1;
+    Py_ssize_t built;
+    PyObject *result = NULL;
+    long value = -1;
+
+    for (built = 0; built < call->count; built++) {
+        const struct madfs_arg *arg = &call->arg[built];
+        if (arg->kind == MADFS_ARG_PATH || arg->kind == MADFS_ARG_STR)
+            arguments[built] = PyBytes_FromStringAndSize(arg->text, (Py_ssize_t)arg->length);
+        else
+            arguments[built] = PyLong_FromLong(arg->value);
+        if (!arguments[built])
+            break;
+    }
+    if (built == call->count)
+        result = PyObject_Vectorcall(functions[call->number], arguments,
+                                     (size_t)built | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    while (built)
+        Py_DECREF(arguments[--built]);
+    if (result) {
+        value = PyLong_AsLong(result);
+        if (value < 0 && !PyErr_Occurred())
+            PyErr_Format(PyExc_SystemError, "the result is %ld: errors are raised, not returned", value);
+        Py_DECREF(result);
+    }
+    return LIKELY(value >= 0) ? value : failure(call, escaped, escaped_arg);
+}
+
+static long runtime_call(const struct madfs_call *call, char escaped[MADFS_PATH_MAX], int *escaped_arg)
+{
+    int errno_before = errno, cancel_before;
+    long result = -EIO;
+
+    if (call->number < 0 || call->number >= function_count || call->count < 0 || call->count > 6)
+        return -ENOSYS;
+    if (!LIKELY(*same_process) && !adopt_child())
+        return -EIO;
+    if (broken)
+        return -EIO;
+    /* Cancelling a thread would unwind the interpreter's frames. */
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_before);
+    if (LIKELY(enter())) {
+        result = invoke(call, escaped, escaped_arg);
+        leave();
+    } else {
+        result = -ENOMEM;
+    }
+    pthread_setcancelstate(cancel_before, NULL);
+    errno = errno_before; /* the application's; the result says what happened */
+    return result;
+}
+
+static void runtime_exiting(void)
+{
+    if (broken || !*same_process || !enter())
+        return;
+    PyObject *done = PyObject_CallMethod(syscalls, "exiting", NULL);
+    if (!done)
+        log_exception("ending");
+    Py_XDECREF(done);
+    leave();
+}
+
+/* --- the module _shim: what Python asks of the shim ---------------------------------------------------------------- */
+
+typedef PyObject *const *arguments_t;
+
+static int expect(const char *function, Py_ssize_t count, Py_ssize_t expected)
+{
+    if (count != expected)
+        PyErr_Format(PyExc_TypeError, "_shim.%s takes %zd arguments, not %zd", function, expected, count);
+    return count == expected;
+}
+
+static PyObject *raise_errno(int code)
+{
+    errno = code;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* Integers of 64 bits, signed or not; sets an exception when one is not an integer. */
+static int integers(arguments_t args, Py_ssize_t count, int64_t *values)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        values[i] = (int64_t)PyLong_AsUnsignedLongLongMask(args[i]);
+        if (values[i] == -1 && PyErr_Occurred())
+            return 0;
+    }
+    return 1;
+}
+
+/* The first page is never the application's; other addresses are taken as they come. */
+static int reachable(int64_t address)
+{
+    if (address < 0 || address >= 4096)
+        return 1;
+    raise_errno(EFAULT);
+    return 0;
+}
+
+/* open_fd(flags, record, path, cloexec) -> descriptor */
+static PyObject *shim_open_fd(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t flags, cloexec;
+    char *record, *path;
+    Py_ssize_t record_length, path_length;
+
+    (void)module;
+    if (!expect("open_fd", count, 4) || !integers(args, 1, &flags) || !integers(args + 3, 1, &cloexec) ||
+        PyBytes_AsStringAndSize(args[1], &record, &record_length) < 0 ||
+        PyBytes_AsStringAndSize(args[2], &path, &path_length) < 0)
+        return NULL;
+    if (record_length > RECORD_MAX)
+        return PyErr_Format(PyExc_ValueError, "a record of %zd bytes is longer than %d", record_length, RECORD_MAX);
+    if (path_length >= MADFS_PATH_MAX)
+        return raise_errno(ENAMETOOLONG);
+    int fd = host->open_fd((uint32_t)flags, record, (size_t)record_length, path, (size_t)path_length, cloexec != 0);
+    return fd < 0 ? raise_errno(-fd) : PyLong_FromLong(fd);
+}
+
+/* slot(handle) -> (flags, record, path) */
+static PyObject *shim_slot(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t handle;
+    uint32_t flags;
+    char record[RECORD_MAX], path[MADFS_PATH_MAX];
+    size_t record_length = sizeof record, path_length = sizeof path;
+
+    (void)module;
+    if (!expect("slot", count, 1) || !integers(args, 1, &handle))
+        return NULL;
+    int code = host->slot_read((uint64_t)handle, &flags, record, &record_length, path, &path_length);
+    if (code < 0)
+        return raise_errno(-code);
+    return Py_BuildValue("(Iy#y#)", flags, record, (Py_ssize_t)record_length, path, (Py_ssize_t)path_length);
+}
+
+/* offset(handle) -> bytes */
+static PyObject *shim_offset(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t handle;
+
+    (void)module;
+    if (!expect("offset", count, 1) || !integers(args, 1, &handle))
+        return NULL;
+    int64_t value = host->offset_get((uint64_t)handle);
+    return value < 0 ? raise_errno((int)-value) : PyLong_FromLongLong(value);
+}
+
+/* offset_set(handle, bytes) */
+static PyObject *shim_offset_set(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[2];
+
+    (void)module;
+    if (!expect("offset_set", count, 2) || !integers(args, 2, values))
+        return NULL;
+    host->offset_set((uint64_t)values[0], values[1]);
+    Py_RETURN_NONE;
+}
+
+/* offset_cas(handle, old, new) -> whether it was `old` and is `new` now */
+static PyObject *shim_offset_cas(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[3];
+
+    (void)module;
+    if (!expect("offset_cas", count, 3) || !integers(args, 3, values))
+        return NULL;
+    return PyBool_FromLong(host->offset_cas((uint64_t)values[0], values[1], values[2]));
+}
+
+/* offset_add(handle, bytes) -> the value before */
+static PyObject *shim_offset_add(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[2];
+
+    (void)module;
+    if (!expect("offset_add", count, 2) || !integers(args, 2, values))
+        return NULL;
+    int64_t value = host->offset_add((uint64_t)values[0], values[1]);
+    return value < 0 ? raise_errno((int)-value) : PyLong_FromLongLong(value);
+}
+
+/* load(address, length) -> bytes */
+static PyObject *shim_load(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[2];
+
+    (void)module;
+    if (!expect("load", count, 2) || !integers(args, 2, values) || !reachable(values[0]))
+        return NULL;
+    return PyBytes_FromStringAndSize((const char *)(uintptr_t)values[0], (Py_ssize_t)values[1]);
+}
+
+/* store(address, bytes-like) */
+static PyObject *shim_store(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t address;
+    Py_buffer data;
+
+    (void)module;
+    if (!expect("store", count, 2) || !integers(args, 1, &address) || !reachable(address) ||
+        PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
+        return NULL;
+    memcpy((void *)(uintptr_t)address, data.buf, (size_t)data.len);
+    PyBuffer_Release(&data);
+    Py_RETURN_NONE;
+}
+
+/* set_cwd(path) */
+static PyObject *shim_set_cwd(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    char *path;
+    Py_ssize_t length;
+
+    (void)module;
+    if (!expect("set_cwd", count, 1) || PyBytes_AsStringAndSize(args[0], &path, &length) < 0)
+        return NULL;
+    if (length >= MADFS_PATH_MAX)
+        return raise_errno(ENAMETOOLONG);
+    host->set_cwd(path, (size_t)length);
+    Py_RETURN_NONE;
+}
+
+/* umask() -> mode bits */
+static PyObject *shim_umask(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    (void)module;
+    (void)args;
+    return expect("umask", count, 0) ? PyLong_FromUnsignedLong(host->umask()) : NULL;
+}
+
+/* anonymous(address, length, prot, flags) -> address of a private mapping without a file; MAP_FIXED and the like are kept */
+static PyObject *shim_anonymous(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[4];
+
+    (void)module;
+    if (!expect("anonymous", count, 4) || !integers(args, 4, values))
+        return NULL;
+    long flags = ((long)values[3] & ~(long)MAP_TYPE) | MAP_PRIVATE | MAP_ANONYMOUS;
+    long address = syscall(SYS_mmap, values[0], values[1], values[2], flags, -1L, 0L);
+    return address == -1 ? raise_errno(errno) : PyLong_FromLong(address);
+}
+
+/* protect(address, length, prot) */
+static PyObject *shim_protect(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[3];
+
+    (void)module;
+    if (!expect("protect", count, 3) || !integers(args, 3, values))
+        return NULL;
+    if (syscall(SYS_mprotect, values[0], values[1], values[2]) < 0)
+        return raise_errno(errno);
+    Py_RETURN_NONE;
+}
+
+/* write(text) and flush(): sys.stderr is this module. */
+static PyObject *shim_write(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    Py_ssize_t length;
+
+    (void)module;
+    if (!expect("write", count, 1))
+        return NULL;
+    PyObject *bytes = PyUnicode_AsEncodedString(args[0], "utf-8", "backslashreplace");
+    if (!bytes)
+        return NULL;
+    length = PyBytes_GET_SIZE(bytes);
+    log_text(PyBytes_AS_STRING(bytes), (size_t)length);
+    Py_DECREF(bytes);
+    return PyLong_FromSsize_t(length);
+}
+
+static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    (void)module;
+    (void)args;
+    if (!expect("flush", count, 0))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+#define FUNCTION(name) {#name, (PyCFunction)(void (*)(void))shim_##name, METH_FASTCALL, NULL}
+static PyMethodDef shim_functions[] = {
+    FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
+    FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(set_cwd), FUNCTION(umask), FUNCTION(anonymous),
+    FUNCTION(protect), FUNCTION(write), FUNCTION(flush), {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef shim_module = {PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL};
+
+PyObject *madfs_init_shim(void)
+{
+    return PyModule_Create(&shim_module);
+}
+
+/* --- start -------------------------------------------------------------------------------------------------------- */
+
+/* The interpreter's standard streams would be the application's: it has none.  (The link wraps fileno().) */
+int __real_fileno(FILE *stream);
+int __wrap_fileno(FILE *stream);
+int __wrap_fileno(FILE *stream)
+{
+    if (stream == stdin || stream == stdout || stream == stderr) {
+        errno = EBADF;
+        return -1;
+    }
+    return __real_fileno(stream);
+}
+
+/* Settings of an interpreter that looks at nothing: no environment, no files, no signals, no locale. */
+static PyStatus configure(PyConfig *config)
+{
+    PyConfig_InitIsolatedConfig(config);
+    config->site_import = 0;
+    config->install_signal_handlers = 0;
+    config->pathconfig_warnings = 0;
+    config->write_bytecode = 0;
+    config->configure_c_stdio = 0;
+    config->use_frozen_modules = 1;
+    config->module_search_paths_set = 1;
+
+    wchar_t **const paths[] = {
+        &config->program_name, &config->home, &config->executable, &config->base_executable, &config->prefix,
+        &config->base_prefix, &config->exec_prefix, &config->base_exec_prefix, &config->stdlib_dir, &config->platlibdir,
+    };
+    PyStatus status = PyStatus_Ok();
+    for (size_t i = 0; i < sizeof paths / sizeof *paths && !PyStatus_Exception(status); i++)
+        status = PyConfig_SetString(config, paths[i], L"/madfs-runtime");
+    return status;
+}
+
+static int start_interpreter(char *error, size_t size)
+{
+    PyPreConfig before;
+    PyConfig config;
+
+    PyPreConfig_InitIsolatedConfig(&before);
+    before.utf8_mode = 1;
+    before.configure_locale = 0;
+    before.coerce_c_locale = 0;
+    PyStatus status = Py_PreInitialize(&before);
+    if (!PyStatus_Exception(status)) {
+        status = configure(&config);
+        if (!PyStatus_Exception(status)) {
+            PyImport_FrozenModules = madfs_frozen;
+            status = Py_InitializeFromConfig(&config);
+        }
+        PyConfig_Clear(&config);
+    }
+    if (PyStatus_Exception(status))
+        snprintf(error, size, "the interpreter: %s", status.err_msg ? status.err_msg : "cannot start");
+    return !PyStatus_Exception(status);
+}
+
+/* The cffi module is a built-in one; those are looked for at the top level only, so it is put in its package by hand. */
+static int import_binding(void)
+{
+    PyObject *package = PyImport_ImportModule("pymadfs");
+    PyObject *binding = package ? PyInit__ucx_cffi() : NULL;
+    int done = binding && PyDict_SetItemString(PyImport_GetModuleDict(), "pymadfs._ucx_cffi", binding) == 0 &&
+               PyObject_SetAttrString(package, "_ucx_cffi", binding) == 0;
+    Py_XDECREF(package);
+    Py_XDECREF(binding);
+    return done;
+}
+
+static int import_client(void)
+{
+    syscalls = PyImport_ImportModule("pymadfs.syscalls");
+    host_path = syscalls ? PyObject_GetAttrString(syscalls, "HostPath") : NULL;
+    PyObject *list = host_path ? PyObject_GetAttrString(syscalls, "CALLS") : NULL;
+    PyObject *calls = list ? PySequence_Tuple(list) : NULL; /* kept: it owns the functions */
+    Py_XDECREF(list);
+    if (!calls)
+        return 0;
+    function_count = PyTuple_GET_SIZE(calls);
+    if (function_count > CALLS_MAX) {
+        PyErr_Format(PyExc_SystemError, "%zd calls are more than %d", function_count, CALLS_MAX);
+        return 0;
+    }
+    for (Py_ssize_t i = 0; i < function_count; i++)
+        functions[i] = PyTuple_GET_ITEM(calls, i);
+    return 1;
+}
+
+/* What exists by now stays: the collector need not look at it again. */
+static int freeze_heap(void)
+{
+    PyObject *gc = PyImport_ImportModule("gc");
+    PyObject *done = gc ? PyObject_CallMethod(gc, "freeze", NULL) : NULL;
+    Py_XDECREF(done);
+    Py_XDECREF(gc);
+    PyGC_Enable();
+    return done != NULL;
+}
+
+static int watch_process(char *error, size_t size)
+{
+    void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int code = page == MAP_FAILED ? errno : pthread_key_create(&thread_key, thread_ends);
+    if (!code)
+        code = pthread_atfork(fork_begins, fork_ends_in_parent, fork_ends_in_child);
+    if (code) {
+        snprintf(error, size, "fork handlers: %s", strerror(code));
+        return 0;
+    }
+    /* Kernels before 4.14 lack it: there a clone() past libc is not noticed. */
+    (void)madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK);
+    same_process = page;
+    *same_process = 1;
+    return 1;
+}
+
+static long now_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* Everything that needs the GIL; one line in `error` when it fails. */
+static int start_modules(char *error, size_t size, long began_us)
+{
+    const char *stage = "the log";
+    long interpreter_us = now_us() - began_us;
+    PyObject *shim = PyImport_ImportModule("_shim");
+    int done = shim && PySys_SetObject("stderr", shim) == 0;
+
+    PyGC_Disable(); /* until the modules are there: what they make stays */
+    if (done) {
+        stage = "the UCX binding";
+        done = import_binding();
+    }
+    long binding_us = now_us() - began_us - interpreter_us;
+    if (done) {
+        stage = "the client";
+        done = import_client() && freeze_heap();
+    }
+    if (!done)
+        describe_exception(stage, error, size);
+    const char *debug = getenv("MADFS_DEBUG");
+    if (done && debug && *debug && *debug != '0') {
+        char line[128];
+        snprintf(line, sizeof line, "madfs: runtime started in %ld us: interpreter %ld, UCX binding %ld, client %ld",
+                 now_us() - began_us, interpreter_us, binding_us, now_us() - began_us - interpreter_us - binding_us);
+        log_line(line);
+    }
+    Py_XDECREF(shim);
+    return done;
+}
+
+static const struct madfs_runtime runtime = {runtime_call, runtime_exiting};
+
+__attribute__((visibility("default"))) const struct madfs_runtime *
+madfs_runtime_start(const struct madfs_host *given, char *error, size_t error_size)
+{
+    long began_us = now_us();
+    int errno_before = errno;
+
+    if (given->abi != MADFS_HOST_ABI) {
+        snprintf(error, error_size, "the two libraries are of different builds (ABI %u and %d): install them together",
+                 given->abi, MADFS_HOST_ABI);
+        return NULL;
+    }
+    host = given;
+    if (!start_interpreter(error, error_size))
+        return NULL;
+    int done = start_modules(error, error_size, began_us) && watch_process(error, error_size);
+    interpreter = PyInterpreterState_Get();
+    self.state = PyEval_SaveThread(); /* this thread keeps the first state */
+    if (done) {
+        threads = &self;
+        pthread_setspecific(thread_key, &self);
+    }
+    errno = errno_before;
+    return done ? &runtime : NULL;
+}

@@ -1,0 +1,596 @@
+// SPDX-License-Identifier: Apache-2.0
+// Descriptors, and the table of open files.
+//
+// Every descriptor of ours is a real one: open("/proc/self/fd/T") of the table T, a memfd that all processes of the
+// tree share, with 2^40 + slot as its kernel file offset.  The kernel carries it through dup, fork, exec and SCM_RIGHTS.
+//
+//   T := header, slots       header := magic, version, hint, one bit per slot
+//   slot := generation, state, flags, lengths, offset, record, path     (paths that do not fit lie behind the slots)
+//
+// A lock on byte `slot` of T, held by the placeholder's open file description, says that some process still has it:
+// the kernel releases it with the last copy, even when that process was killed.
+//
+// `known` caches by descriptor what the kernel would say.  It is cleared before the kernel closes and set after the
+// kernel has opened, so a number is never thought to be ours while it is somebody else's.  A child of vfork shares the
+// cache with its parent but not the descriptors: it always asks the kernel, and writes nothing.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include "intercept.h"
+
+enum {
+  SLOTS = 1 << 16,
+  RECORD_MAX = 128,
+  SLOT_BYTES = 512,
+  PATH_INLINE = SLOT_BYTES - 32 - RECORD_MAX,
+  HEADER_BYTES = 64 << 10,
+  KNOWN = 1 << 16,     // descriptors the cache can tell about
+  HIGH_MAX = 1024,     // where internal descriptors go: below this and below the limit; higher ones make fork slow
+  HIGH_ROOM = 128,
+  STATE_TEXT = 64,
+};
+
+enum { SLOT_FREE, SLOT_SETUP, SLOT_LIVE, SLOT_CLOSING };
+enum { KNOWN_NO = 0, KNOWN_INTERNAL = UINT32_MAX };  // else slot + 1
+
+#define TAG (1L << 40)
+#define MAGIC 0x454c42415446444dUL  // "MDFTABLE"
+
+struct slot {
+  _Atomic uint32_t generation, state, flags;
+  uint16_t record_length, path_length;
+  _Atomic int64_t offset;
+  _Atomic uint64_t owner;  // process that sets it up
+  uint8_t record[RECORD_MAX];
+  char path[PATH_INLINE];
+};
+_Static_assert(sizeof(struct slot) == SLOT_BYTES, "a slot is half a kilobyte");
+
+struct header {
+  uint64_t magic;
+  uint32_t version, slot_bytes;
+  _Atomic uint32_t hint;
+  _Atomic uint64_t used[SLOTS / 64];
+};
+_Static_assert(sizeof(struct header) <= HEADER_BYTES, "the header has its own pages");
+
+enum { TABLE_VERSION = 1 };
+#define TABLE_BYTES (HEADER_BYTES + (size_t)SLOTS * SLOT_BYTES)
+#define PATHS_AT ((long)TABLE_BYTES)  // file offset of the long paths: MADFS_PATH_MAX each
+
+static struct {
+  _Atomic int fd;  // -1: none yet
+  dev_t device;
+  ino_t inode;
+  struct header *header;
+  struct slot *slots;
+  char name[32];  // "/proc/self/fd/T"
+  struct madfs_lock lock;
+} table = {.fd = -1};
+
+static _Atomic uint32_t known[KNOWN];
+_Atomic int madfs_fds_top = -1;
+
+// --- the cache ------------------------------------------------------------------------------------------------------
+
+static void learn(int fd, uint32_t what) {
+  if (fd < 0 || fd >= KNOWN || madfs_in_vfork()) return;
+  atomic_store(&known[fd], what);
+  int top = atomic_load(&madfs_fds_top);
+  while (what && fd > top && !atomic_compare_exchange_weak(&madfs_fds_top, &top, fd)) continue;
+}
+
+// What the kernel says about a descriptor: its slot, FD_HOST or FD_INTERNAL.
+static int ask(int fd) {
+  struct stat file;
+  if (atomic_load(&table.fd) < 0 || madfs_failed(RAW(SYS_fstat, fd, &file))) return FD_HOST;
+  if (file.st_ino != table.inode || file.st_dev != table.device) return FD_HOST;
+  long at = RAW(SYS_lseek, fd, 0, 1) - TAG;
+  return at >= 0 && at < SLOTS ? (int)at : FD_INTERNAL;
+}
+
+bool madfs_fd_concerns(int fd) {
+  if (fd < 0) return false;
+  if (MADFS_UNLIKELY(fd >= KNOWN || madfs_local.vfork_depth)) return atomic_load(&madfs_fds_top) >= 0 && madfs_fd_slot(fd) != FD_HOST;
+  return atomic_load_explicit(&known[fd], memory_order_relaxed) != KNOWN_NO;
+}
+
+int madfs_fd_slot(int fd) {
+  if (fd < 0) return FD_HOST;
+  if (fd >= KNOWN) return ask(fd);
+  uint32_t what = atomic_load(&known[fd]);
+  if (madfs_in_vfork()) return what == KNOWN_INTERNAL ? FD_INTERNAL : ask(fd);
+  return what == KNOWN_NO ? FD_HOST : what == KNOWN_INTERNAL ? FD_INTERNAL : (int)(what - 1);
+}
+
+// --- descriptors out of the way -------------------------------------------------------------------------------------
+
+// The lowest number that internal descriptors may get.
+static int high_from(void) {
+  struct rlimit limit = {HIGH_MAX, HIGH_MAX};
+  RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &limit);
+  long top = limit.rlim_cur < HIGH_MAX ? (long)limit.rlim_cur : HIGH_MAX;
+  return (int)(top > 2 * HIGH_ROOM ? top - HIGH_ROOM : top / 2);
+}
+
+// Moves `fd` up with close-on-exec as told; the new number, or `fd` when there is no room.
+static int move_up(int fd, bool cloexec) {
+  long high = RAW(SYS_fcntl, fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, high_from());
+  if (madfs_failed(high)) return fd;
+  RAW(SYS_close, fd);
+  return (int)high;
+}
+
+long madfs_fds_hide(long fd) {
+  if (madfs_failed(fd)) return fd;
+  int high = high_from();
+  if (fd < high) fd = move_up((int)fd, (RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC) != 0);
+  learn((int)fd, KNOWN_INTERNAL);
+  return fd;
+}
+
+void madfs_fds_forget(int fd) { learn(fd, KNOWN_NO); }
+
+void madfs_fds_close_internal(int fd) {
+  madfs_fds_forget(fd);
+  RAW(SYS_close, fd);
+}
+
+// --- the table ------------------------------------------------------------------------------------------------------
+
+static void table_rename(int fd) {
+  char number[24];
+  size_t n = madfs_copy(table.name, sizeof table.name, "/proc/self/fd/");
+  madfs_copy(table.name + n, sizeof table.name - n, madfs_decimal(number, (unsigned long)fd));
+  atomic_store(&table.fd, fd);
+  learn(fd, KNOWN_INTERNAL);
+}
+
+static long table_map(int fd) {
+  struct stat file;
+  long result = RAW(SYS_fstat, fd, &file);
+  if (madfs_failed(result)) return result;
+  result = RAW(SYS_mmap, 0, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  if (madfs_failed(result)) return result;
+  table.header = (struct header *)result;
+  table.slots = (struct slot *)(result + HEADER_BYTES);
+  table.device = file.st_dev;
+  table.inode = file.st_ino;
+  return 0;
+}
+
+static long table_make(void) {
+  long fd = RAW(SYS_memfd_create, "madfs", 0);  // open across exec: the next program finds it by MADFS_STATE
+  if (madfs_failed(fd)) return fd;
+  fd = move_up((int)fd, false);
+  long result = RAW(SYS_ftruncate, fd, TABLE_BYTES + (size_t)SLOTS * MADFS_PATH_MAX);
+  if (!madfs_failed(result)) result = table_map((int)fd);
+  if (madfs_failed(result)) {
+    RAW(SYS_close, fd);
+    return result;
+  }
+  table.header->version = TABLE_VERSION;
+  table.header->slot_bytes = SLOT_BYTES;
+  table.header->magic = MAGIC;
+  table_rename((int)fd);
+  return 0;
+}
+
+static long table_need(void) {
+  if (atomic_load(&table.fd) >= 0) return 0;
+  madfs_lock(&table.lock);
+  long result = atomic_load(&table.fd) >= 0 ? 0 : table_make();
+  madfs_unlock(&table.lock);
+  return result;
+}
+
+// --- slots ----------------------------------------------------------------------------------------------------------
+
+// Whether any process still has a descriptor of the slot.
+static bool held(int slot) {
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = 0, .l_start = slot, .l_len = 1};
+  long result = RAW(SYS_fcntl, atomic_load(&table.fd), F_OFD_GETLK, &lock);
+  return madfs_failed(result) || lock.l_type != F_UNLCK;
+}
+
+static void slot_free(int slot) {
+  struct slot *s = &table.slots[slot];
+  atomic_fetch_add(&s->generation, 1);
+  atomic_store(&s->state, SLOT_FREE);
+  atomic_fetch_and(&table.header->used[slot / 64], ~(1UL << slot % 64));
+}
+
+// Slots whose processes were killed.
+static void collect_garbage(void) {
+  for (int slot = 0; slot < SLOTS; slot++) {
+    struct slot *s = &table.slots[slot];
+    uint32_t state = atomic_load(&s->state);
+    bool orphan = state == SLOT_SETUP && RAW(SYS_kill, atomic_load(&s->owner), 0) == -ESRCH;
+    if (!orphan && !((state == SLOT_LIVE || state == SLOT_CLOSING) && !held(slot))) continue;
+    if (atomic_compare_exchange_strong(&s->state, &state, SLOT_FREE)) slot_free(slot);
+  }
+}
+
+static int slot_take(void) {
+  for (int round = 0; round < 2; round++) {
+    uint32_t hint = atomic_load(&table.header->hint);
+    for (unsigned i = 0; i < SLOTS / 64; i++) {
+      unsigned word = (hint / 64 + i) % (SLOTS / 64);
+      uint64_t used = atomic_load(&table.header->used[word]);
+      while (~used) {
+        unsigned bit = (unsigned)__builtin_ctzl(~used);
+        if (!atomic_compare_exchange_weak(&table.header->used[word], &used, used | 1UL << bit)) continue;
+        atomic_store(&table.header->hint, word * 64);
+        return (int)(word * 64 + bit);
+      }
+    }
+    collect_garbage();
+  }
+  return -ENFILE;
+}
+
+uint64_t madfs_fd_handle(int slot) { return (uint64_t)slot | (uint64_t)atomic_load(&table.slots[slot].generation) << 20; }
+
+// The slot of a handle that is still what the handle means; NULL otherwise.
+static struct slot *of_handle(uint64_t handle) {
+  unsigned slot = handle & (SLOTS - 1);
+  if (atomic_load(&table.fd) < 0 || (handle & 0xfffff) >= SLOTS) return NULL;
+  return madfs_fd_handle((int)slot) == handle ? &table.slots[slot] : NULL;
+}
+
+uint32_t madfs_slot_flags(int slot) { return atomic_load(&table.slots[slot].flags); }
+
+void madfs_slot_set_flags(int slot, uint32_t flags) { atomic_store(&table.slots[slot].flags, flags); }
+
+static size_t path_read(int slot, char *path) {
+  struct slot *s = &table.slots[slot];
+  size_t length = s->path_length < MADFS_PATH_MAX ? s->path_length : MADFS_PATH_MAX - 1;
+  if (length < PATH_INLINE) memcpy(path, s->path, length);
+  else if (RAW(SYS_pread64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX) != (long)length) length = 0;
+  path[length] = 0;
+  return length;
+}
+
+size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]) { return path_read(slot, path); }
+
+long madfs_slot_seek(int slot, long offset, int whence) {
+  struct slot *s = &table.slots[slot];
+  int64_t now = atomic_load(&s->offset), then;
+  do {
+    if (__builtin_add_overflow(whence == 0 ? 0 : now, offset, &then)) return -EOVERFLOW;
+    if (then < 0) return -EINVAL;
+  } while (!atomic_compare_exchange_weak(&s->offset, &now, then));
+  return then;
+}
+
+static long slot_fill(int slot, uint32_t flags, const void *record, size_t record_length, const char *path, size_t length) {
+  struct slot *s = &table.slots[slot];
+  atomic_store(&s->owner, (uint64_t)RAW(SYS_getpid));
+  atomic_store(&s->state, SLOT_SETUP);
+  atomic_store(&s->flags, flags);
+  atomic_store(&s->offset, 0);
+  memcpy(s->record, record, record_length);
+  s->record_length = (uint16_t)record_length;
+  s->path_length = (uint16_t)length;
+  if (length < PATH_INLINE) {
+    memcpy(s->path, path, length);
+    s->path[length] = 0;
+    return 0;
+  }
+  long n = RAW(SYS_pwrite64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX);
+  return n == (long)length ? 0 : madfs_failed(n) ? n : -EIO;
+}
+
+// A descriptor for the slot, tagged and locked.
+static long placeholder(int slot, bool cloexec) {
+  long fd = RAW(SYS_openat, AT_FDCWD, table.name, O_RDONLY | (cloexec ? O_CLOEXEC : 0), 0);
+  if (madfs_failed(fd)) return fd;
+  struct flock lock = {.l_type = F_RDLCK, .l_whence = 0, .l_start = slot, .l_len = 1};
+  long result = RAW(SYS_lseek, fd, TAG + slot, 0);
+  if (!madfs_failed(result)) result = RAW(SYS_fcntl, fd, F_OFD_SETLK, &lock);
+  if (!madfs_failed(result)) return fd;
+  RAW(SYS_close, fd);
+  return result;
+}
+
+int madfs_fds_open(uint32_t flags, const void *record, size_t record_length, const char *path, size_t path_length,
+                   int cloexec) {
+  if (record_length > RECORD_MAX) return -EINVAL;
+  if (path_length >= MADFS_PATH_MAX) return -ENAMETOOLONG;
+  long result = table_need();
+  if (madfs_failed(result)) return (int)result;
+  int slot = slot_take();
+  if (slot < 0) return slot;
+  result = slot_fill(slot, flags, record, record_length, path, path_length);
+  if (!madfs_failed(result)) result = placeholder(slot, cloexec != 0);
+  if (madfs_failed(result)) {
+    slot_free(slot);
+    return (int)result;
+  }
+  atomic_store(&table.slots[slot].state, SLOT_LIVE);
+  learn((int)result, (uint32_t)slot + 1);
+  return (int)result;
+}
+
+int madfs_fds_slot_read(uint64_t handle, uint32_t *flags, void *record, size_t *record_length, char *path,
+                        size_t *path_length) {
+  struct slot *s = of_handle(handle);
+  if (!s) return -EBADF;
+  *flags = atomic_load(&s->flags);
+  *record_length = s->record_length;
+  memcpy(record, s->record, s->record_length < RECORD_MAX ? s->record_length : RECORD_MAX);
+  *path_length = path_read((int)(s - table.slots), path);
+  return 0;
+}
+
+int64_t madfs_fds_offset_get(uint64_t handle) {
+  struct slot *s = of_handle(handle);
+  return s ? atomic_load(&s->offset) : -EBADF;
+}
+
+void madfs_fds_offset_set(uint64_t handle, int64_t value) {
+  struct slot *s = of_handle(handle);
+  if (s) atomic_store(&s->offset, value);
+}
+
+int madfs_fds_offset_cas(uint64_t handle, int64_t old, int64_t new_) {
+  struct slot *s = of_handle(handle);
+  return s && atomic_compare_exchange_strong(&s->offset, &old, new_);
+}
+
+int64_t madfs_fds_offset_add(uint64_t handle, int64_t n) {
+  struct slot *s = of_handle(handle);
+  return s ? atomic_fetch_add(&s->offset, n) : -EBADF;
+}
+
+// A descriptor of the slot went away: when it was the last one anywhere, the open file ends.
+static void dropped(int slot) {
+  if (madfs_in_vfork() || held(slot)) return;
+  uint32_t live = SLOT_LIVE;
+  if (!atomic_compare_exchange_strong(&table.slots[slot].state, &live, SLOT_CLOSING)) return;
+  struct madfs_call call = {.number = CALL_release, .count = 1};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+  int ignored;
+  if (madfs_runtime_loaded()) madfs_runtime_call(&call, &ignored);
+  slot_free(slot);
+}
+
+// --- close, dup, fcntl ----------------------------------------------------------------------------------------------
+
+static enum madfs_verdict answer(struct madfs_frame *f, long result) {
+  f->number = result;
+  return MADFS_DONE;
+}
+
+static bool first_concerns(struct madfs_frame *f) { return madfs_fd_concerns((int)f->argument[0]); }
+
+static enum madfs_verdict close_work(struct madfs_frame *f) {
+  int fd = (int)f->argument[0], slot = madfs_fd_slot(fd);
+  if (slot == FD_INTERNAL) return answer(f, -EBADF);
+  if (slot == FD_HOST) return MADFS_PASS;
+  learn(fd, KNOWN_NO);
+  long result = RAW(SYS_close, fd);
+  dropped(slot);
+  return answer(f, result);
+}
+
+const struct madfs_shim madfs_shim_close = {first_concerns, close_work};
+
+// Runs a call of the kernel's that makes a copy of descriptor `old`; the copy is what `old` is.
+static enum madfs_verdict copy(struct madfs_frame *f, int old, long result) {
+  int slot = madfs_fd_slot(old);
+  if (!madfs_failed(result) && slot >= 0) learn((int)result, (uint32_t)slot + 1);
+  return answer(f, result);
+}
+
+static enum madfs_verdict dup_work(struct madfs_frame *f) {
+  int old = (int)f->argument[0];
+  if (madfs_fd_slot(old) == FD_INTERNAL) return answer(f, -EBADF);
+  return copy(f, old, RAW(SYS_dup, old));
+}
+
+const struct madfs_shim madfs_shim_dup = {first_concerns, dup_work};
+
+static bool either_concerns(struct madfs_frame *f) {
+  return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[1]);
+}
+
+// Makes room when somebody wants the table's own number.  Another internal descriptor's number stays taken: the
+// runtime has it in its memory.  EBUSY is what the kernel says when a number is being taken by somebody else.
+static bool make_room(int fd) {
+  if (madfs_fd_slot(fd) != FD_INTERNAL) return true;
+  if (fd != atomic_load(&table.fd) || madfs_in_vfork()) return false;
+  madfs_lock(&table.lock);
+  long high = RAW(SYS_fcntl, fd, F_DUPFD, high_from());
+  if (!madfs_failed(high)) {
+    table_rename((int)high);
+    learn(fd, KNOWN_NO);
+  }
+  madfs_unlock(&table.lock);
+  return !madfs_failed(high);
+}
+
+static enum madfs_verdict replace(struct madfs_frame *f, int flags) {
+  int old = (int)f->argument[0], new = (int)f->argument[1];
+  if (madfs_fd_slot(old) == FD_INTERNAL) return answer(f, -EBADF);
+  if (!make_room(new)) return answer(f, -EBUSY);
+  if (old == new) return MADFS_PASS;
+  int lost = madfs_fd_slot(new);
+  if (lost >= 0) learn(new, KNOWN_NO);
+  long result = RAW(SYS_dup3, old, new, flags);
+  if (madfs_failed(result)) {
+    if (lost >= 0) learn(new, (uint32_t)lost + 1);
+    return answer(f, result);
+  }
+  copy(f, old, result);
+  if (lost >= 0) dropped(lost);
+  return MADFS_DONE;
+}
+
+static enum madfs_verdict dup2_work(struct madfs_frame *f) { return replace(f, 0); }
+static enum madfs_verdict dup3_work(struct madfs_frame *f) { return replace(f, (int)f->argument[2]); }
+
+const struct madfs_shim madfs_shim_dup2 = {either_concerns, dup2_work};
+const struct madfs_shim madfs_shim_dup3 = {either_concerns, dup3_work};
+
+static bool range_concerns(struct madfs_frame *f) {
+  int top = atomic_load(&madfs_fds_top);
+  return top >= 0 && (unsigned)f->argument[0] <= (unsigned)top && !((unsigned)f->argument[2] & CLOSE_RANGE_CLOEXEC);
+}
+
+// close_range is cut around our own descriptors.  In a process without any, and for CLOSE_RANGE_CLOEXEC (execve takes
+// care of the table), the kernel does it alone.
+static enum madfs_verdict range_work(struct madfs_frame *f) {
+  unsigned first = (unsigned)f->argument[0], last = (unsigned)f->argument[1], flags = (unsigned)f->argument[2];
+  unsigned top = (unsigned)atomic_load(&madfs_fds_top);
+  long result = 0;
+  if (first > last) return MADFS_PASS;
+  for (unsigned fd = first; fd <= last && fd <= top; fd++) {
+    int slot = madfs_fd_slot((int)fd);
+    if (slot == FD_HOST) continue;
+    if (fd > first) result = RAW(SYS_close_range, first, fd - 1, flags);
+    if (madfs_failed(result)) return answer(f, result);
+    first = fd + 1;
+    if (slot == FD_INTERNAL) continue;
+    learn((int)fd, KNOWN_NO);
+    RAW(SYS_close, fd);
+    dropped(slot);
+  }
+  if (first && first <= last) result = RAW(SYS_close_range, first, last, flags);
+  return answer(f, result);
+}
+
+const struct madfs_shim madfs_shim_close_range = {range_concerns, range_work};
+
+static long record_lock(int slot, int command, unsigned long pointer) {
+  struct madfs_call call = {.number = CALL_fcntl_lock, .count = 3};
+  int ignored;
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = command};
+  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)pointer};
+  return madfs_runtime_call(&call, &ignored);
+}
+
+static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
+  enum { CHANGEABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC };
+  int fd = (int)f->argument[0], command = (int)f->argument[1], slot = madfs_fd_slot(fd);
+  if (slot == FD_HOST) return MADFS_PASS;
+  // F_GETFD tells the truth about internal descriptors, so that a program that looks for a free number finds another.
+  if (slot == FD_INTERNAL) return command == F_GETFD ? MADFS_PASS : answer(f, -EBADF);
+  uint32_t flags = madfs_slot_flags(slot);
+  switch (command) {
+    case F_DUPFD:
+    case F_DUPFD_CLOEXEC:
+      return copy(f, fd, RAW(SYS_fcntl, fd, command, f->argument[2]));
+    case F_GETFD:
+    case F_SETFD:
+    case F_GETOWN:
+    case F_SETOWN:
+    case F_GETOWN_EX:
+    case F_SETOWN_EX:
+    case F_GETSIG:
+    case F_SETSIG:
+      return flags & O_PATH && command != F_GETFD && command != F_SETFD ? answer(f, -EBADF) : MADFS_PASS;
+    case F_GETFL:
+      return answer(f, flags);
+    case F_SETFL:
+      if (flags & O_PATH) return answer(f, -EBADF);
+      madfs_slot_set_flags(slot, (flags & ~(uint32_t)CHANGEABLE) | ((uint32_t)f->argument[2] & CHANGEABLE));
+      return answer(f, 0);
+    case F_GETLK:
+    case F_SETLK:
+    case F_SETLKW:
+      return answer(f, flags & O_PATH ? -EBADF : record_lock(slot, command, f->argument[2]));
+    case F_GETPIPE_SZ:
+    case F_SETPIPE_SZ:
+      return answer(f, -EBADF);
+    default:  // leases, seals, notification, locks of open file descriptions
+      return answer(f, -EINVAL);
+  }
+}
+
+const struct madfs_shim madfs_shim_fcntl = {first_concerns, fcntl_work};
+
+// --- across exec ----------------------------------------------------------------------------------------------------
+
+bool madfs_fds_state(char *text, size_t size) {
+  char number[24];
+  int fd = atomic_load(&table.fd);
+  if (fd < 0) return false;
+  RAW(SYS_fcntl, fd, F_SETFD, 0);  // a loop over all descriptors may have set close-on-exec
+  size_t n = madfs_copy(text, size, "MADFS_STATE=");
+  n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)fd));
+  n += madfs_copy(text + n, size - n, ":");
+  madfs_copy(text + n, size - n, madfs_decimal(number, table.inode));
+  return true;
+}
+
+struct directory_entry {
+  uint64_t inode;
+  int64_t next;
+  uint16_t length;
+  uint8_t type;
+  char name[];
+};
+
+// Which of the inherited descriptors are ours.
+static void learn_inherited(void) {
+  _Alignas(8) char block[4096];
+  unsigned long fd;
+  long n, directory = RAW(SYS_openat, AT_FDCWD, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  if (madfs_failed(directory)) return;
+  while ((n = RAW(SYS_getdents64, directory, block, sizeof block)) > 0)
+    for (long at = 0; at < n;) {
+      const struct directory_entry *entry = (const struct directory_entry *)(block + at);
+      at += entry->length;
+      if (!madfs_number(entry->name, 10, &fd)) continue;
+      int slot = ask((int)fd);
+      if (slot >= 0) learn((int)fd, (uint32_t)slot + 1);
+    }
+  RAW(SYS_close, directory);
+}
+
+void madfs_fds_adopt(const char *state) {
+  unsigned long fd, inode;
+  struct stat file;
+  if (!state || !(state = madfs_number(state, 10, &fd)) || *state != ':' || !madfs_number(state + 1, 10, &inode)) return;
+  if (madfs_failed(RAW(SYS_fstat, fd, &file)) || file.st_ino != inode || file.st_size < (long)TABLE_BYTES) return;
+  if (madfs_failed(table_map((int)fd))) return;
+  if (table.header->magic != MAGIC || table.header->version != TABLE_VERSION || table.header->slot_bytes != SLOT_BYTES) {
+    RAW(SYS_munmap, table.header, TABLE_BYTES);
+    return;
+  }
+  table_rename((int)fd);
+  learn_inherited();
+}
+
+// --- inside the runtime ---------------------------------------------------------------------------------------------
+
+static void hide_pair(int *pair) {
+  pair[0] = (int)madfs_fds_hide(pair[0]);
+  pair[1] = (int)madfs_fds_hide(pair[1]);
+}
+
+// The call was made by the runtime itself: the kernel does it, and descriptors it makes go out of the way.
+enum madfs_verdict madfs_fds_inside(struct madfs_frame *f) {
+  unsigned long *a = f->argument;
+  long number = f->number;
+  if (number == SYS_close) {
+    madfs_fds_forget((int)a[0]);
+    return MADFS_PASS;
+  }
+  if (number == SYS_fcntl && (int)a[1] != F_DUPFD && (int)a[1] != F_DUPFD_CLOEXEC) return MADFS_PASS;
+  if (number >= MADFS_CLASSES || !(madfs_classes[number] & CLASS_CREATES)) return MADFS_PASS;
+  long result = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+  if (!madfs_failed(result)) {
+    if (number == SYS_pipe2 || ARCH_IS_PIPE(number)) hide_pair((int *)a[0]);
+    else if (number == SYS_socketpair) hide_pair((int *)a[3]);
+    else if (number == SYS_dup3 || ARCH_IS_DUP2(number)) learn((int)result, KNOWN_INTERNAL);
+    else result = madfs_fds_hide(result);
+  }
+  return answer(f, result);
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the shim (libmadfs_intercept.so) and the runtime (libmadfs_runtime.so) are to each other: two tables of
+// functions, exchanged once when the runtime starts.  Nothing else crosses between the two libraries.
+#ifndef MADFS_HOST_H
+#define MADFS_HOST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define MADFS_HOST_ABI 1
+#define MADFS_PATH_MAX 4096
+
+enum { MADFS_ARG_INT, MADFS_ARG_FD, MADFS_ARG_PATH, MADFS_ARG_STR };
+
+// One argument of a canonical call.  FD: `value` is the handle of an open file (slot | generation << 20).
+// PATH: `text` is an absolute host path, e.g. "/madfs/a/b/"; a trailing slash is kept, ".." is not collapsed.
+// STR: `text` as the application gave it.
+struct madfs_arg {
+  int kind;
+  long value;
+  const char *text;
+  size_t length;
+};
+
+// `number` is the index in ops.canonical_calls().
+struct madfs_call {
+  int number;
+  int count;
+  struct madfs_arg arg[6];
+};
+
+// What the runtime may ask of the shim.  All of it may be called from any thread that is inside the runtime.
+struct madfs_host {
+  uint32_t abi;
+  const char *version;
+  // A new open file: its descriptor, or -errno.  `flags` are open(2)'s, with O_DIRECTORY when it is a directory.
+  int (*open_fd)(uint32_t flags, const void *record, size_t record_length, const char *path, size_t path_length,
+                 int cloexec);
+  // 0 or -EBADF; `record` has room for 128 bytes, `path` for MADFS_PATH_MAX.
+  int (*slot_read)(uint64_t handle, uint32_t *flags, void *record, size_t *record_length, char *path,
+                   size_t *path_length);
+  // The shared file offset.  offset_get: -EBADF when the handle is stale.  offset_add returns the value before.
+  int64_t (*offset_get)(uint64_t handle);
+  void (*offset_set)(uint64_t handle, int64_t value);
+  int (*offset_cas)(uint64_t handle, int64_t old, int64_t new_);
+  int64_t (*offset_add)(uint64_t handle, int64_t n);
+  void (*set_cwd)(const char *path, size_t length);  // a path in the mount
+  unsigned (*umask)(void);
+  void (*close_runtime_fd)(int fd);
+};
+
+// The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original
+// call on the kernel with `escaped` in place of the path of argument `*escaped_arg`.
+#define MADFS_HOST_PATH (-5000L)
+
+struct madfs_runtime {
+  long (*call)(const struct madfs_call *, char escaped[MADFS_PATH_MAX], int *escaped_arg);
+  void (*exiting)(void);  // before exit_group: flush what is pending; must not block longer than 200 ms
+};
+
+// The one symbol the runtime exports.  NULL: the message is in `error`.
+const struct madfs_runtime *madfs_runtime_start(const struct madfs_host *host, char *error, size_t error_size);
+
+#endif

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// Internal types of the shim, in the order of the story: a site is found (scan), rewritten (patch), entered (entry.S),
+// judged (dispatch) and answered (fds, path, process, runtime) with nothing but raw system calls (raw).
+//
+// Everything here is compiled for general registers only, so the application's vector registers stay as they are;
+// what may touch them (the runtime, the dynamic loader) is called through arch_preserve().
+#ifndef MADFS_INTERCEPT_H
+#define MADFS_INTERCEPT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+
+#include "host.h"
+
+#define MADFS_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
+enum {
+  MADFS_ROWS = 512,                      // system call numbers with a row; higher ones go to the kernel
+  MADFS_CLASSES = 1 << 16,               // what the stubs index with 16 bits of the number
+  MADFS_HOOK_STACK_BYTES = 256 << 10,    // stack of a call that is ours
+  MADFS_POINTER_MIN = 64 << 10,          // lower addresses are never mapped: the kernel says EFAULT
+  MADFS_VFORK_DEPTH = 4,                 // vfork in a child of vfork in ...
+};
+
+// --- a rewritten system call instruction ----------------------------------------------------------------------------
+
+// The entry code reads the first two by offset.
+struct madfs_site {
+  const void *pass;     // where the intact system call instruction is: jump there and the kernel does it
+  const void *after;    // what follows it: jump there with the result in place
+  const void *address;  // where the instruction was in the object
+};
+
+// The registers at a site, saved by entry.S on the application's stack.
+struct madfs_frame {
+  long number;  // of the system call; the result when the call was answered
+  unsigned long argument[6];
+  const struct madfs_site *site;
+};
+
+// --- what each system call means ------------------------------------------------------------------------------------
+
+enum madfs_verdict { MADFS_PASS, MADFS_DONE };
+
+enum { ROW_NONE, ROW_CALL, ROW_REFUSE, ROW_SHIM };
+enum { ROUTE_NAMES, ROUTE_FD };  // FD: parameter 0 is the only one that can make the call ours
+enum { PARAMETER_NONE, PARAMETER_AT, PARAMETER_FD, PARAMETER_STR, PARAMETER_INT, PARAMETER_CONSTANT };
+
+struct madfs_parameter {
+  uint8_t kind;
+  int8_t directory;  // AT: argument with the directory's descriptor, -1 for AT_FDCWD
+  int8_t argument;
+  int32_t value;  // CONSTANT
+};
+
+// A call that C answers.  `concerns` runs on the application's stack and must be quick; `work` on the hook stack.
+struct madfs_shim {
+  bool (*concerns)(struct madfs_frame *);
+  enum madfs_verdict (*work)(struct madfs_frame *);
+};
+
+struct madfs_row {
+  uint8_t kind, route, count, empty_count;
+  uint8_t flags;  // 1 + argument that may hold AT_EMPTY_PATH
+  uint8_t null;   // a NULL path alone means the empty call
+  int16_t refuse, call, empty_call;
+  const struct madfs_shim *shim;
+  struct madfs_parameter parameter[6], empty_parameter[6];
+};
+
+enum {
+#define CALL(name, number) CALL_##name = number,
+#include "syscalls.def"
+#undef CALL
+};
+
+#define SHIM(name) extern const struct madfs_shim madfs_shim_##name;
+#include "syscalls.def"
+#undef SHIM
+
+extern const struct madfs_row madfs_rows[MADFS_ROWS];
+extern uint8_t madfs_classes[MADFS_CLASSES];  // != 0: the stubs ask madfs_filter()
+enum { CLASS_ROW = 1, CLASS_CREATES = 2 };    // has a row; makes a descriptor (of interest inside the runtime)
+
+// --- threads --------------------------------------------------------------------------------------------------------
+
+// Lives at the top of the thread's hook stack.
+struct madfs_thread {
+  struct madfs_thread *self;
+  int vfork_parent[MADFS_VFORK_DEPTH];
+  bool registered;   // the thread-exit destructor knows this stack
+  bool cwd_virtual;  // in a child of vfork: its own working directory, because memory is the parent's
+  bool cwd_changed;
+  size_t cwd_length;
+  char *exec_area;  // environment of the next execve
+  size_t exec_size;
+  bool exec_busy;
+  struct madfs_frame *exec_frame;  // execve to be done once the application's stack and signals are back
+  unsigned long exec_argument[5];
+  char path[2][MADFS_PATH_MAX];
+  char escaped[MADFS_PATH_MAX];
+  char scratch[MADFS_PATH_MAX];
+  char cwd[MADFS_PATH_MAX];
+};
+
+// Initial-exec, because this library is there when the program starts; one instruction to read.
+struct madfs_local {
+  int inside;       // in the runtime, or in our own work: system calls go to the kernel
+  int vfork_depth;  // children of vfork that this thread runs as, or has run as
+  struct madfs_thread *thread;
+};
+extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial-exec")));
+
+// The thread's hook stack, made on first use; NULL when there is no memory.  REQUIRES: signals are blocked.
+struct madfs_thread *madfs_thread(void);
+
+// --- init.c ---------------------------------------------------------------------------------------------------------
+
+extern const char madfs_version[];
+
+struct madfs_settings {
+  char mount[MADFS_PATH_MAX];  // absolute, no trailing slash
+  size_t mount_length;
+  char library[MADFS_PATH_MAX];  // this library's own file
+  char cluster[MADFS_PATH_MAX];  // MADFS_CLUSTER as it was, for programs that are executed
+  bool debug, strict;
+  bool in_cluster, in_version;  // the variables were there
+};
+extern struct madfs_settings madfs_settings;
+
+// --- scan.c ---------------------------------------------------------------------------------------------------------
+
+struct madfs_census {
+  unsigned sites, patched, idle, left, objects;  // idle: need no rewriting; left: could not be rewritten
+};
+extern struct madfs_census madfs_census;
+
+void madfs_scan_process(void);  // every object mapped now
+void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection);
+
+// --- patch.c --------------------------------------------------------------------------------------------------------
+
+struct madfs_plan;  // arch.h
+struct madfs_code;
+
+// Rewrites the planned sites of one mapping.  Number of sites rewritten: all or none.
+unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, unsigned count, int protection);
+
+// --- dispatch.c -----------------------------------------------------------------------------------------------------
+
+enum madfs_verdict madfs_filter(struct madfs_frame *frame);  // called by entry.S
+void madfs_classes_fill(void);
+
+// --- fds.c: descriptors and the table of open files -----------------------------------------------------------------
+
+enum { FD_HOST = -1, FD_INTERNAL = -2 };
+
+extern _Atomic int madfs_fds_top;  // no descriptor above it was ever ours or internal; -1: none at all
+
+bool madfs_fd_concerns(int fd);  // quick: ours or internal, perhaps
+int madfs_fd_slot(int fd);       // its slot, FD_HOST or FD_INTERNAL
+uint64_t madfs_fd_handle(int slot);
+uint32_t madfs_slot_flags(int slot);
+void madfs_slot_set_flags(int slot, uint32_t flags);
+size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
+long madfs_slot_seek(int slot, long offset, int whence);      // SEEK_SET and SEEK_CUR
+
+int madfs_fds_open(uint32_t flags, const void *record, size_t record_length, const char *path, size_t path_length,
+                   int cloexec);
+int madfs_fds_slot_read(uint64_t handle, uint32_t *flags, void *record, size_t *record_length, char *path,
+                        size_t *path_length);
+int64_t madfs_fds_offset_get(uint64_t handle);
+void madfs_fds_offset_set(uint64_t handle, int64_t value);
+int madfs_fds_offset_cas(uint64_t handle, int64_t old, int64_t new_);
+int64_t madfs_fds_offset_add(uint64_t handle, int64_t n);
+void madfs_fds_close_internal(int fd);
+
+void madfs_fds_adopt(const char *state);           // MADFS_STATE of the program that executed this one
+bool madfs_fds_state(char *text, size_t size);     // MADFS_STATE for a program to be executed
+long madfs_fds_hide(long fd);                      // moves a descriptor of the runtime out of the way; its new number
+void madfs_fds_forget(int fd);                     // the runtime closed it
+enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
+
+// --- path.c: which paths are ours, and the working directory --------------------------------------------------------
+
+enum { PATH_HOST, PATH_OURS };
+
+bool madfs_path_concerns(int directory, const char *path);  // quick: perhaps ours
+// PATH_OURS with the absolute path in `out`, PATH_HOST, or -errno.
+int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length);
+int madfs_path_magic(const char *path);  // "/proc/self/fd/N", "/dev/fd/N", "/dev/stdin", ...: N when it is ours, or -1
+
+bool madfs_cwd_virtual(void);
+size_t madfs_cwd_get(char out[MADFS_PATH_MAX]);  // its length; 0 when the working directory is the kernel's
+void madfs_cwd_set(const char *path, size_t length);
+void madfs_cwd_clear(void);
+
+// --- process.c ------------------------------------------------------------------------------------------------------
+
+bool madfs_in_vfork(void);  // this is a child that runs on its parent's memory
+int madfs_memory_owner(void);  // the process whose memory this is
+unsigned madfs_umask(void);
+long madfs_exec_finish(struct madfs_thread *t);  // the execve that process.c prepared
+
+// --- runtime.c ------------------------------------------------------------------------------------------------------
+
+bool madfs_runtime_loaded(void);
+// Result of a canonical call; starts the runtime when it does not run yet.  REQUIRES: on the hook stack.
+long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument);
+void madfs_runtime_exiting(void);
+void madfs_thread_register(struct madfs_thread *t);
+void madfs_thread_key(void);
+
+// --- raw.c: what stands in for libc ---------------------------------------------------------------------------------
+
+void madfs_say(const char *first, ...) __attribute__((sentinel));           // one line to standard error
+void madfs_die(int status, const char *first, ...) __attribute__((sentinel, noreturn));
+char *madfs_decimal(char buffer[24], unsigned long value);                   // the digits, inside `buffer`
+const char *madfs_number(const char *text, int base, unsigned long *value);  // the first character after it, or NULL
+bool madfs_starts(const char *text, const char *prefix);
+size_t madfs_copy(char *out, size_t room, const char *text);  // its length; text that does not fit is cut
+
+struct madfs_lock {
+  _Atomic int owner;  // the holding process: a copy made by fork that shows another one is nobody's
+};
+void madfs_lock(struct madfs_lock *lock);
+void madfs_unlock(struct madfs_lock *lock);
+
+size_t strlen(const char *text);
+int strcmp(const char *a, const char *b);
+void *memcpy(void *restrict out, const void *restrict in, size_t size);
+void *memmove(void *out, const void *in, size_t size);
+void *memset(void *out, int byte, size_t size);
+int memcmp(const void *a, const void *b, size_t size);
+
+#include "arch.h"
+
+#define RAW(...) RAW_CHOOSE(__VA_ARGS__, RAW6, RAW5, RAW4, RAW3, RAW2, RAW1, RAW0)(__VA_ARGS__)
+#define RAW_CHOOSE(n, a, b, c, d, e, f, name, ...) name
+#define RAW0(n) arch_syscall(n, 0, 0, 0, 0, 0, 0)
+#define RAW1(n, a) arch_syscall(n, (long)(a), 0, 0, 0, 0, 0)
+#define RAW2(n, a, b) arch_syscall(n, (long)(a), (long)(b), 0, 0, 0, 0)
+#define RAW3(n, a, b, c) arch_syscall(n, (long)(a), (long)(b), (long)(c), 0, 0, 0)
+#define RAW4(n, a, b, c, d) arch_syscall(n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
+#define RAW5(n, a, b, c, d, e) arch_syscall(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+#define RAW6(n, a, b, c, d, e, f) arch_syscall(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+static inline bool madfs_failed(long result) { return (unsigned long)result > -4096UL; }
+
+#endif

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each architecture provides, under the same names in each (aarch64/ has the twin of this file).
+//
+//   arch_syscall()      the kernel's entry, from here: never rewritten, because this library is not scanned
+//   arch_start()        once, before anything else: what the processor can save
+//   arch_next_hit()     the next bytes that look like a system call instruction
+//   arch_survey()       decodes a function and says what stands around one such instruction
+//   arch_crossings()    branches from anywhere else in the object into what a plan would overwrite
+//   arch_choose()       how to rewrite the site (the tiers below)
+//   arch_stub_size(), arch_stub_write(), arch_site_write()    do it
+//   arch_on_stack()     calls a function on another stack
+//   arch_preserve()     calls a function that may touch vector registers, and puts these back
+//   madfs_entry         where stubs jump: saves registers, asks madfs_filter(), goes back
+#ifndef MADFS_ARCH_H
+#define MADFS_ARCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define ARCH_ELF_MACHINE EM_X86_64
+#define ARCH_POINTER_MAX 0x7ffffffff000UL  // end of the addresses a program can have
+
+#define ARCH_IS_PIPE(number) ((number) == SYS_pipe)
+#define ARCH_IS_DUP2(number) ((number) == SYS_dup2)
+
+static inline void arch_flush(const void *code, size_t size) { (void)code, (void)size; }  // caches are coherent
+
+static inline long arch_syscall(long number, long a, long b, long c, long d, long e, long f) {
+  long result;
+  register long r10 __asm__("r10") = d;
+  register long r8 __asm__("r8") = e;
+  register long r9 __asm__("r9") = f;
+  __asm__ volatile("syscall"
+                   : "=a"(result)
+                   : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                   : "rcx", "r11", "memory");
+  return result;
+}
+
+static inline void arch_pause(void) { __asm__ volatile("pause"); }
+
+static inline unsigned long arch_thread_pointer(void) {
+  unsigned long value;
+  __asm__("mov %%fs:0, %0" : "=r"(value));
+  return value;
+}
+
+// --- decode.c -------------------------------------------------------------------------------------------------------
+
+enum arch_kind {
+  ARCH_PLAIN,     // may be executed elsewhere (after its rip-relative displacement was corrected)
+  ARCH_JUMP,      // jmp rel8, rel32
+  ARCH_BRANCH,    // jcc rel8, rel32
+  ARCH_LOOP,      // loop, jrcxz: rel8 only
+  ARCH_CALL,      // call rel32, and every indirect call
+  ARCH_INDIRECT,  // jmp *: a switch, perhaps
+  ARCH_RETURN,
+  ARCH_SYSCALL,
+  ARCH_MARK,  // endbr64: must stay where it is
+  ARCH_STOP,  // hlt, ud2, int3
+  ARCH_INVALID,
+};
+
+struct arch_instruction {
+  const uint8_t *address;
+  uint8_t length;
+  uint8_t kind;
+  uint8_t displacement;    // offset of a rip-relative disp32 in the instruction; 0: none
+  uint8_t condition;       // BRANCH: low four bits of its opcode
+  bool address_of;         // lea
+  const uint8_t *target;   // JUMP, BRANCH, LOOP, direct CALL; what a rip-relative operand names
+};
+
+// Length and kind of the instruction at `at`, of which `room` bytes can be read.  INVALID: length is 0.
+void arch_decode(const uint8_t *at, size_t room, struct arch_instruction *out);
+
+// --- rewrite.c ------------------------------------------------------------------------------------------------------
+
+enum { ARCH_BEFORE_MAX = 5, ARCH_NEXT_MAX = 4, ARCH_WINDOW = 32, ARCH_PADS_MAX = 2, ARCH_SITE_BYTES = 2 };
+
+// Unused bytes between two functions.
+struct arch_pad {
+  const uint8_t *start;
+  size_t length;
+};
+
+// The function around a site: where it begins and ends, and the padding on both sides of it.
+struct madfs_code {
+  const uint8_t *text, *text_end;    // the mapping
+  const uint8_t *start, *end;        // the function
+  const uint8_t *padding_end;        // the next function
+  struct arch_pad pads[ARCH_PADS_MAX];  // after it and before it
+  const uint8_t *pad_taken;             // start of the padding that was used last
+  const void *(*table)(const struct madfs_code *, const uint8_t *address, size_t *room);  // read-only data of the object
+  const void *image;
+};
+
+enum arch_tier {
+  ARCH_NONE,      // not decided
+  ARCH_IN_PLACE,  // A: what stands before makes room; the instruction stays
+  ARCH_BEFORE,    // B: before and the instruction itself
+  ARCH_AFTER,     // C: the instruction and what follows (and what stands before)
+  ARCH_RELOCATE,  // D: as C, and a branch among it is encoded anew
+  ARCH_SHORT,     // E: a short jump to padding, which has room
+  ARCH_IDLE,      // its number is known and never ours: nothing to do
+  ARCH_LEFT,      // cannot be rewritten
+  ARCH_NO_SITE,   // the bytes are no instruction
+};
+
+struct madfs_plan {
+  const uint8_t *site;
+  uint64_t targets;  // bit i: something jumps to site - ARCH_WINDOW + i
+  uint8_t tier, befores, nexts;
+  uint8_t overwritten_before, overwritten_after;  // bytes on both sides of the site that change or are displaced
+  uint8_t first;                                  // in before[], of what is displaced
+  uint8_t displaced;                              // instructions after the site that are
+  int number;                                     // of the system call; -1 not known
+  struct arch_instruction before[ARCH_BEFORE_MAX], next[ARCH_NEXT_MAX];  // before[]: the last `befores` ones in order
+  struct arch_pad pad;
+  uint8_t *stub;
+  const struct madfs_site *record;
+};
+
+const uint8_t *arch_next_hit(const uint8_t *from, const uint8_t *end);
+bool arch_is_sigreturn(const uint8_t *site, const uint8_t *text);
+// Fills plans[0..count), whose sites lie in code's function in ascending order.
+void arch_survey(const struct madfs_code *code, struct madfs_plan *plans, unsigned count);
+void arch_choose(const struct madfs_code *code, struct madfs_plan *plan);
+// Calls found() for each direct branch in [text, end) whose target is marked; `marked` has a bit per 16 bytes of text.
+void arch_crossings(const uint8_t *text, const uint8_t *end, const uint8_t *marked,
+                    void (*found)(void *context, const uint8_t *branch, const uint8_t *target), void *context);
+
+// As arch_crossings(), for one plan about which nothing else is known: everything in [from, to) that looks like a branch.
+void arch_suspect(struct madfs_plan *plan, const uint8_t *from, const uint8_t *to);
+// Whether `at` is an instruction that only fills space, and which.
+bool arch_is_padding(const uint8_t *at, size_t room, struct arch_instruction *out);
+
+enum { ARCH_STUB_MAX = 160 };
+// Writes the stub of plan->stub and fills the record; its size, or 0 when an operand cannot be reached from there.
+size_t arch_stub_write(const struct madfs_plan *plan, uint8_t *stub, struct madfs_site *record);
+void arch_site_write(const struct madfs_plan *plan);  // REQUIRES: the text is writable
+
+// --- entry.S --------------------------------------------------------------------------------------------------------
+
+void arch_start(void);
+void madfs_entry(void);
+long arch_on_stack(void *top, long (*function)(void *), void *argument);
+long arch_preserve(long (*function)(void *), void *argument);
+
+#endif

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``madfs``: run a program on servers of its own, or keep servers standing on this node."""
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+
+from . import __version__, keeper, launch
+from .config import SETTINGS
+from .launch import CommandError, LaunchError
+
+EPILOG = """settings are environment variables:
+""" + "\n".join(f"  {setting.variable:18} {setting.doc}" for setting in SETTINGS)
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse that says in one line what is wrong and what to do."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def parser():
+    """The whole command line."""
+    top = Parser(prog="madfs", description="A file system for the time of a job: madfs run -- PROGRAM", epilog=EPILOG,
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"madfs {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    run = commands.add_parser("run", help="run a program on MadFS; its servers live as long as it does",
+                              usage="madfs run [options] -- PROGRAM [ARGUMENT...]", allow_abbrev=False)
+    add_run_options(run)
+    run.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.set_defaults(function=command_run, parser=run)
+
+    up = commands.add_parser("up", help="start servers that stay, and print the path of their cluster file",
+                             allow_abbrev=False)
+    add_server_options(up)
+    add_cluster_option(up)
+    up.add_argument("--port", type=port, default=0, metavar="P",
+                    help="server 0 listens on P, server 1 on P+1, ... (any free one)")
+    up.set_defaults(function=command_up, parser=up)
+
+    down = commands.add_parser("down", help="end the servers of `madfs up`", allow_abbrev=False)
+    add_cluster_option(down)
+    down.set_defaults(function=command_down, parser=down)
+
+    status = commands.add_parser("status", help="say what each server does", allow_abbrev=False)
+    add_cluster_option(status)
+    status.add_argument("--json", action="store_true", help="one JSON object per server and line")
+    status.set_defaults(function=command_status, parser=status)
+    return top
+
+
+def add_run_options(options, prefix="--"):
+    """Options of a job; ``prefix`` sets them apart from those of mpirun."""
+    add_server_options(options, prefix)
+    add_cluster_option(options, prefix, "use the servers described in FILE (MADFS_CLUSTER) instead of starting some")
+    options.add_argument(f"{prefix}chunk-size", dest="chunk_size", type=checked(launch.check_chunk_size), metavar="B",
+                         help="bytes in a chunk of a new file, as 470080 or 1M (512K)")
+    options.add_argument(f"{prefix}summary", dest="summary", action="store_true",
+                         help="say at the end what the servers did")
+
+
+def add_server_options(options, prefix="--"):
+    options.add_argument(f"{prefix}servers", dest="servers", type=count, metavar="N",
+                         help="how many servers to start (half of the cores, at most 4)")
+    options.add_argument(f"{prefix}mount", dest="mount", type=checked(launch.check_mount), metavar="PATH",
+                         help="where the file system appears (MADFS_MOUNT or /madfs)")
+    options.add_argument(f"{prefix}store", dest="store", metavar="DIR",
+                         help="keep the data in DIR and find it there again (a directory in TMPDIR, removed at the "
+                              "end)")
+
+
+def add_cluster_option(options, prefix="--",
+                       text="the cluster file (MADFS_CLUSTER, or one in XDG_RUNTIME_DIR or ~/.madfs)"):
+    options.add_argument(f"{prefix}cluster", dest="cluster", metavar="FILE", help=text)
+
+
+def count(text):
+    if not text.isdigit() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of servers from 1 to 4096")
+    return int(text)
+
+
+def port(text):
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
+
+
+def checked(check):
+    """``check`` as an argparse type: its LaunchError becomes the message."""
+    def convert(text):
+        try:
+            return check(text)
+        except LaunchError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return convert
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def command_run(options):
+    argv = options.program
+    if not argv:
+        raise LaunchError("there is no program to run; say `madfs run -- PROGRAM [ARGUMENT...]`")
+    if argv[0].startswith("-"):
+        raise LaunchError(f"unknown option {argv[0]}; see `madfs run --help`")
+    if warning := launch.preload_warning(launch.find_program(argv[0], os.environ)):
+        keeper.say(f"madfs run: warning: {warning}")
+
+    def prepare(cluster, mount):
+        return argv, {**os.environ, **launch.preload_variables(cluster, mount, os.environ, options.chunk_size)}
+
+    return run_job(options, prepare)
+
+
+def run_job(options, prepare):
+    """Run what ``prepare(cluster file, mount)`` returns, ``(argv, environment)``, on the servers ``options`` ask for.
+
+    With a cluster file, given or in MADFS_CLUSTER, its servers are used and left running; else they are started and
+    ended. Returns the exit status, or ends this process by the signal that ended the program.
+    """
+    config = launch.configuration()
+    launch.check_library()
+    own = options.servers or options.store
+    path = options.cluster or ("" if own else config.cluster)
+    if not path:
+        with launch.start(options.mount or config.mount, servers=options.servers, store=options.store) as running:
+            status = watch_job(*prepare(running.cluster, running.plan.mount), running.cluster, options.summary)
+        return launch.end_like(status)
+    if own or options.mount:
+        raise LaunchError("--cluster names servers that run: leave out --servers, --store and --mount")
+    job = prepare(path, launch.read_cluster(path).mount)
+    if options.summary:
+        return launch.end_like(watch_job(*job, path, True))
+    return launch.execute(*job)
+
+
+def watch_job(argv, environment, cluster, summary):
+    """Run ``argv`` to its end on the servers in the file ``cluster``; returns its wait status."""
+    started = time.monotonic()
+    status = launch.run(argv, environment)
+    if summary:
+        print_summary(launch.read_cluster(cluster), time.monotonic() - started)
+    return status
+
+
+def preload_environment(cluster):
+    """Variables to add to the environment of a program that shall use the servers of the file ``cluster``.
+
+    Raises LaunchError when the file or the preload library cannot be used.
+    """
+    return launch.preload_variables(cluster, launch.read_cluster(cluster).mount, os.environ)
+
+
+def command_up(options):
+    path = os.path.abspath(options.cluster or launch.default_cluster(os.environ))
+    if launch.standing(path) is None:
+        launch.start_standing(path, options.mount or launch.configuration().mount, servers=options.servers,
+                              store=options.store,
+                              port=options.port)
+    else:
+        check_same(options, launch.read_cluster(path))
+        launch.heal_standing(path)
+    servers = launch.read_cluster(path).servers
+    print(path)
+    keeper.say(f"madfs: {len(servers)} servers run; use them with `madfs run --cluster {path} -- PROGRAM`, "
+               f"end them with `madfs down --cluster {path}`")
+    return 0
+
+
+def check_same(options, cluster):
+    """That ``options`` ask for nothing that the running ``cluster`` is not.  Raises LaunchError."""
+    stores = [os.path.dirname(server.store) for server in cluster.servers]
+    for option, asked, running in (("--servers", options.servers, len(stores)),
+                                   ("--mount", options.mount, cluster.mount),
+                                   ("--store", options.store and os.path.abspath(options.store), stores[0]),
+                                   ("--port", options.port or None, cluster.servers[0].port)):
+        if asked is not None and asked != running:
+            raise LaunchError(f"servers run already with {option} {running}, not {asked}; end them first with "
+                              f"`madfs down --cluster {cluster.path}`")
+
+
+def command_down(options):
+    path = os.path.abspath(options.cluster or launch.default_cluster(os.environ))
+    launch.stop_standing(path)
+    return 0
+
+
+def command_status(options):
+    cluster = launch.read_cluster(options.cluster or launch.default_cluster(os.environ))
+    answers = launch.statistics(cluster)
+    for server, answer in zip(cluster.servers, answers, strict=True):
+        row = {"server": server.number, "alive": answer is not None, "host": server.host, "port": server.port,
+               "pid": server.pid,
+               "store": server.store, **(answer or {})}
+        print(json.dumps(row) if options.json else status_line(row))
+    return 0 if all(answer is not None for answer in answers) else 1
+
+
+def status_line(row):
+    head = f"server {row['server']}  {row['host']}:{row['port']}  pid {row['pid']}"
+    if not row["alive"]:
+        return f"{head}  does not answer"
+    return (f"{head}  up {row['uptime_s']:.0f} s  {row['files']} files  {mib(row['bytes']):.1f} MiB  {row['ops']} "
+            "operations  "
+            f"{row['store']}")
+
+
+def print_summary(cluster, seconds):
+    """What the servers did, for the end of a job."""
+    answers = [answer for answer in launch.statistics(cluster) if answer is not None]
+    files, stored, operations = (sum(answer[key] for answer in answers) for key in ("files", "bytes", "ops"))
+    read, written = (sum(answer[key] for answer in answers) for key in ("bytes_read", "bytes_written"))
+    keeper.say(f"madfs: {len(answers)} of {len(cluster.servers)} servers answered {operations} operations in "
+               f"{seconds:.1f} s "
+               f"({operations / seconds:.0f}/s)")
+    keeper.say(f"madfs: {mib(written):.1f} MiB written, {mib(read):.1f} MiB read; {files} files with {mib(stored):.1f} "
+               "MiB remain")
+
+
+def mib(count_bytes):
+    return count_bytes / (1 << 20)
+
+
+def guard(name, function):
+    """Run ``function`` and turn its errors into one line and an exit status; returns the status."""
+    try:
+        return function()
+    except LaunchError as error:
+        keeper.say(f"{name}: {error}")
+        return 2
+    except CommandError as error:
+        keeper.say(f"{name}: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        return launch.end_like(signal.SIGINT)
+
+
+def main(argv=None):
+    """Entry point of ``madfs``; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    split = argv.index("--") if "--" in argv else len(argv)
+    options, unknown = parser().parse_known_args(argv[:split])
+    if unknown:
+        options.parser.error(f"unknown argument {unknown[0]}")
+    if argv[split:] and options.command != "run":
+        options.parser.error("only `madfs run` takes a program after --")
+    if options.command == "run":
+        options.program += argv[split if options.program else split + 1:]
+    return guard(f"madfs {options.command}", lambda: options.function(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

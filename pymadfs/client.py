@@ -1,0 +1,694 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file system over many servers: where each name, inode and chunk is, and what is asked of whom.
+
+Paths are relative to the mount: ``b"/"`` is its root, ``b"/a/b"`` a file.  Bulk data is named by its address in memory, so
+that it goes from and into the program's own buffers.  Every method raises OSError; methods that take a path also raise
+:class:`HostPath` when it leads out of the mount.
+"""
+import errno
+import posix
+
+from .abi import DT_DIR, F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_MAX, RENAME_NOREPLACE
+from .errors import Restart, fail
+from .layout import chunk_server, home, join, owner, parent, split
+from .ops import (
+    ATTR,
+    DIRENT,
+    EXTEND,
+    FLAG_REMOTE,
+    FSYNC,
+    GETATTR,
+    LOCK,
+    LOOKUP,
+    MKDIR,
+    OPEN,
+    READ,
+    READDIR,
+    RELEASE,
+    RENAME,
+    REOPEN,
+    RESERVE,
+    RMDIR,
+    ROOT_INO,
+    SET_LINK,
+    SET_SIZE,
+    SETATTR,
+    STATFS,
+    SYMLINK,
+    UNLINK,
+    WRITE,
+)
+
+LINKS_MAX = 40  # symbolic links followed in one path, as in Linux
+MAX_PARALLEL = 64  # data requests of one call in flight at once
+RELEASES_MAX = 64  # openings that ended and wait to be told in one message
+PAGE_BYTES = 64 << 10  # one page of a directory from one server
+REPLACED_MAX = 8  # times a path is looked up again because the file it led to was replaced
+RENAME_TRIES = 8  # a rename starts again when a directory above became a link meanwhile
+
+S_IFMT, S_IFDIR, S_IFLNK, S_IFREG = 0o170000, 0o040000, 0o120000, 0o100000
+R_OK, W_OK, X_OK = 4, 2, 1
+
+# How a path ends: all but the first demand a directory.
+PLAIN, SLASH, DOT, DOTDOT = range(4)
+
+
+class HostPath(Exception):
+    """The path leads out of the mount to the host's ``path`` (bytes); ``index`` is the call's argument that named it."""
+
+    def __init__(self, path, index=0):
+        super().__init__(path, index)
+        self.path, self.index = path, index
+
+
+class File:
+    """An open file.  ``size`` is the last size seen, a hint; ``dirty`` the servers written to since the last fsync, or None
+    when another process may have written through the same opening."""
+
+    __slots__ = ("chunk_size", "dirty", "flags", "ino", "listing", "mode", "path", "readable", "size", "writable")
+
+    def __init__(self, ino, mode, path, chunk_size, size=0, flags=posix.O_RDWR, dirty=True):
+        self.ino, self.mode, self.path, self.chunk_size, self.size, self.flags = ino, mode, path, chunk_size, size, flags
+        self.dirty = set() if dirty else None
+        self.listing = None
+        access = flags & posix.O_ACCMODE
+        self.readable = access in (posix.O_RDONLY, posix.O_RDWR) and not flags & posix.O_PATH
+        self.writable = access in (posix.O_WRONLY, posix.O_RDWR) and not flags & posix.O_PATH
+
+    @property
+    def directory(self):
+        return self.mode & S_IFMT == S_IFDIR
+
+
+def pieces(offset, segments, chunk_size):
+    """Cut memory at chunk borders: yields ``(chunk, offset in it, length, source)``.
+
+    ``segments`` are ``(source, length)`` in the order of the file from ``offset`` on; a source is an address or bytes.
+    """
+    for source, length in segments:
+        at = 0
+        for chunk, within, piece in split(offset, length, chunk_size):
+            if isinstance(source, int):
+                yield chunk, within, piece, source + at
+            else:
+                yield chunk, within, piece, source[at:at + piece]
+            at += piece
+        offset += length
+
+
+def clipped(segments, room):
+    """The leading part of ``segments`` that has at most ``room`` bytes."""
+    kept = []
+    for source, length in segments:
+        if room <= 0:
+            break
+        kept.append((source, min(length, room)))
+        room -= length
+    return kept
+
+
+def windows(items, limit=MAX_PARALLEL):
+    """Cut an iterable into lists of at most ``limit``."""
+    window = []
+    for item in items:
+        window.append(item)
+        if len(window) == limit:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def allowed(attr, uid, gid, mask):
+    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to a user."""
+    if uid == 0:
+        return not mask & X_OK or attr.mode & S_IFMT == S_IFDIR or bool(attr.mode & 0o111)
+    shift = 6 if uid == attr.uid else 3 if gid == attr.gid else 0
+    return (attr.mode >> shift) & mask == mask
+
+
+class FileSystem:
+    """The operations of a mounted file system.
+
+    ``rpc`` is an rpc.Client, ``config`` a Config, ``mount`` the absolute path (bytes) of the mount, ``store(address, data)``
+    a function that writes to memory.
+    """
+
+    def __init__(self, rpc, config, mount, store):
+        self.rpc, self.config, self.store = rpc, config, store
+        self.mount = mount.rstrip(b"/")
+        self._prefix = self.mount + b"/"
+        self.servers = rpc.servers
+        self._ended = []
+        self._call = rpc.call
+
+    # --- paths ------------------------------------------------------------------------------------------------------
+
+    def inside(self, host):
+        """``b"/madfs/a"`` -> ``b"/a"``; raises HostPath when the absolute path ``host`` is not in the mount."""
+        size = len(self.mount)
+        if host.startswith(self._prefix):
+            return host[size:]
+        if not host.startswith(self.mount) or host[size:size + 1] not in (b"", b"/"):
+            shorter = b"/" + b"/".join(part for part in host.split(b"/") if part not in (b"", b"."))
+            if not shorter.startswith(self.mount) or shorter[size:size + 1] not in (b"", b"/"):
+                raise HostPath(host)
+            if host.endswith((b"/", b"/.")):
+                shorter += b"/"
+            host = shorter
+        return host[size:] or b"/"
+
+    def clean(self, path, real=b"/"):
+        """``(path, ending)`` without ``.``, ``..``, empty names and trailing slashes.
+
+        A step up is taken from where the links before it lead; ``real`` is a leading part known to hold no links.
+        """
+        if len(path) > NAME_MAX and (len(path) >= PATH_MAX or max(map(len, path.split(b"/"))) > NAME_MAX):
+            raise fail(errno.ENAMETOOLONG, path)
+        if b"/." not in path and b"//" not in path and (path[-1:] != b"/" or path == b"/"):
+            return path, PLAIN
+        names, ending = [], PLAIN
+        checked = len(real.split(b"/")) - 1 if real != b"/" else 0
+        parts = path.split(b"/")
+        for index, part in enumerate(parts):
+            if part == b"..":
+                if len(names) > checked:
+                    names = [name for name in self.directory(b"/" + b"/".join(names)).split(b"/") if name]
+                if not names:
+                    return self._above(parts[index + 1:])
+                names.pop()
+                checked, ending = len(names), DOTDOT
+            elif part == b".":
+                ending = DOT
+            elif part:
+                names.append(part)
+                ending = PLAIN
+        if ending == PLAIN and path[-1:] == b"/" and names:
+            ending = SLASH
+        return b"/" + b"/".join(names), ending
+
+    def _above(self, parts):
+        """The path ``parts`` starts in the directory that holds the mount: on the host, or back in the mount."""
+        host = self.mount[:self.mount.rindex(b"/")] + b"/" + b"/".join(parts)
+        return self.clean(self.inside(host))
+
+    def redirect(self, path, prefix, target):
+        """``(path, ending)`` with the link that ``path[:prefix]`` names replaced by its ``target``."""
+        rest = path[prefix:]
+        if target[:1] == b"/":
+            return self.clean(self.inside(target + rest))
+        base = parent(path[:prefix])
+        return self.clean(join(base, target + rest), base)
+
+    def _resolve(self, op, path, ending, follow, fields=()):
+        """Ask ``op`` (LOOKUP, OPEN or SETATTR by path) of the name's owner until no link is in the way.
+
+        Returns ``(path, attr, target)``; ``target`` is that of a link not followed, else empty.
+        """
+        for tries in range(LINKS_MAX + 1):
+            try:
+                reply, target = self._call(owner(path, self.servers), op, path, *fields)
+            except Restart as restart:
+                path, end = self.redirect(path, restart.prefix, restart.target)
+            else:
+                attr = ATTR.unpack(reply.attr)
+                link = attr.mode & S_IFMT == S_IFLNK
+                if attr.flags & FLAG_REMOTE and not (link and (follow or ending)):
+                    try:
+                        attr = self._remote(op, path, attr, fields)
+                    except OSError as error:
+                        if error.errno != errno.ENOENT or tries >= REPLACED_MAX:
+                            raise
+                        continue  # another file took the name in between
+                if not link:
+                    if ending and attr.mode & S_IFMT != S_IFDIR:
+                        raise fail(errno.ENOTDIR, path)
+                    return path, attr, b""
+                if not (follow or ending):
+                    return path, attr, target
+                path, end = self.redirect(path, len(path), target)
+            if end and not ending:
+                ending = end
+                if op is OPEN:
+                    fields = (self._directory_flags(fields[0]), *fields[1:])
+        raise fail(errno.ELOOP, path)
+
+    def _remote(self, op, path, pointer, fields):
+        """Continue where the inode of a renamed file lives; returns its attributes."""
+        ino, link = pointer.ino, pointer.mode & S_IFMT == S_IFLNK
+        if op is OPEN and not link:
+            return ATTR.unpack(self._call(home(ino), REOPEN, path, ino, fields[0])[0].attr)
+        if op is not SETATTR or link and not fields[1] & SET_LINK:
+            return self._getattr(ino, path)
+        if fields[1] & SET_SIZE:  # the server takes who has the number for somebody who opened the file
+            found = self._getattr(ino, path)
+            if not allowed(found, self.rpc.uid, self.rpc.gid, W_OK):
+                raise fail(errno.EACCES, path)
+        return ATTR.unpack(self._call(home(ino), SETATTR, path, ino, *fields[1:])[0].attr)
+
+    def _getattr(self, ino, hint):
+        return ATTR.unpack(self._call(home(ino), GETATTR, hint, ino)[0].attr)
+
+    def lookup(self, path, follow=True):
+        """``(path, attr, target)``: the path without links, its attributes, and a link's target when not followed."""
+        path, ending = self.clean(path)
+        return self._resolve(LOOKUP, path, ending, follow)
+
+    def directory(self, path):
+        """The path of the existing directory ``path`` without links."""
+        path, attr, _ = self.lookup(path)
+        if attr.mode & S_IFMT != S_IFDIR:
+            raise fail(errno.ENOTDIR, path)
+        return path
+
+    def _named(self, op, path, fields=(), suffix=b"", sized=False):
+        """Ask ``op`` about the name ``path``: links above it are followed, one at its end is not."""
+        for _ in range(LINKS_MAX + 1):
+            try:
+                return self._call(owner(path, self.servers), op, path + suffix, *((len(path),) if sized else fields))
+            except Restart as restart:
+                path, _ = self.redirect(path, restart.prefix, restart.target)
+        raise fail(errno.ELOOP, path)
+
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _directory_flags(flags):
+        if flags & posix.O_CREAT:
+            raise fail(errno.EISDIR)
+        return flags | posix.O_DIRECTORY
+
+    def open(self, path, flags, mode):
+        """Open or create; ``mode`` without the umask's bits.  Returns ``(path, attr)``; the opening is counted."""
+        path, ending = self.clean(path)
+        if ending > SLASH and flags & posix.O_CREAT:
+            self.directory(path)  # ENOENT and ENOTDIR come first
+            raise fail(errno.EEXIST if flags & posix.O_EXCL else errno.EISDIR, path)
+        if ending:
+            flags = self._directory_flags(flags)
+        if flags & posix.O_CREAT and flags & posix.O_DIRECTORY:
+            raise fail(errno.EINVAL, path)
+        exclusive = flags & posix.O_CREAT and flags & posix.O_EXCL
+        follow = not (exclusive or flags & posix.O_NOFOLLOW)
+        path, attr, target = self._resolve(OPEN, path, ending, follow, (flags & 0xFFFFFFFF, mode, self.config.chunk_size))
+        if target:
+            raise fail(errno.EEXIST if exclusive else errno.ENOTDIR if flags & posix.O_DIRECTORY else errno.ELOOP, path)
+        return path, attr
+
+    def reopen(self, file):
+        """Count an opening that another process began and this one goes on with.  Never raises: the file works without,
+        but may be removed under this process when the other one ends and its name is gone."""
+        try:
+            self._call(home(file.ino), REOPEN, file.path, file.ino, file.flags & posix.O_ACCMODE)
+        except OSError:
+            return
+
+    def ended(self, ino):
+        """An opening of ``ino`` ended; servers are told in batches."""
+        self._ended.append(ino)
+        if len(self._ended) >= RELEASES_MAX:
+            self.flush()
+
+    def flush(self):
+        """Tell the servers of all openings that ended.  Never raises: a server that died has forgotten them anyway."""
+        batches = {}
+        while self._ended:
+            try:
+                ino = self._ended.pop()
+            except IndexError:  # another thread was faster
+                break
+            batches.setdefault(home(ino), []).append(ino.to_bytes(8, "little"))
+        for server, inos in batches.items():
+            try:
+                self.rpc.notify(server, RELEASE, b"".join(inos))
+            except OSError:
+                continue
+
+    def mkdir(self, path, mode):
+        """Make a directory; ``mode`` without the umask's bits."""
+        path, ending = self.clean(path)
+        if ending > SLASH or path == b"/":
+            self.directory(path)
+            raise fail(errno.EEXIST, path)
+        self._named(MKDIR, path, (mode,))
+
+    def mknod(self, path, mode):
+        """Make an empty regular file; EEXIST when the name exists."""
+        path, ending = self.clean(path)
+        if ending:
+            self.lookup(path, follow=False)  # ENOENT
+            raise fail(errno.EEXIST, path)
+        _, attr = self.open(path, posix.O_CREAT | posix.O_EXCL, mode)
+        self.ended(attr.ino)
+
+    def symlink(self, target, path):
+        """Make the link ``path`` that points to ``target``."""
+        path, ending = self.clean(path)
+        if ending:
+            self.lookup(path, follow=False)  # ENOENT
+            raise fail(errno.EEXIST, path)
+        self._named(SYMLINK, path, suffix=target, sized=True)
+
+    def unlink(self, path):
+        """Remove the name of a file or link."""
+        path, ending = self.clean(path)
+        if ending:
+            _, attr, _ = self.lookup(path, follow=False)
+            raise fail(errno.EISDIR if attr.mode & S_IFMT == S_IFDIR else errno.ENOTDIR, path)
+        if self._ended:
+            self.flush()  # so that a closed file goes at once instead of waiting for a batch
+        self._named(UNLINK, path)
+
+    def rmdir(self, path):
+        """Remove an empty directory."""
+        path, ending = self.clean(path)
+        if ending > SLASH:
+            self.directory(path)
+            raise fail(errno.EINVAL if ending == DOT else errno.ENOTEMPTY, path)
+        if path == b"/":
+            raise fail(errno.EBUSY, path)
+        self._named(RMDIR, path)
+
+    def rename(self, old, new, flags=0):
+        """Move a name, replacing what is at ``new``; ``flags`` is 0 or RENAME_NOREPLACE."""
+        if flags & ~RENAME_NOREPLACE:
+            raise fail(errno.EINVAL, old)
+        old, old_ending = self.clean(old)
+        new, new_ending = self.clean(new)
+        if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
+            raise fail(errno.EBUSY, old)
+        if old_ending or new_ending:
+            _, attr, _ = self.lookup(old, follow=False)
+            if attr.mode & S_IFMT != S_IFDIR:
+                raise fail(errno.ENOTDIR, old)
+        for _ in range(RENAME_TRIES):
+            try:
+                self._call(owner(old, self.servers), RENAME, old + new, flags, len(old))
+                return
+            except Restart:  # of one of the two: rare enough to resolve both
+                old, new = self.real_name(old), self.real_name(new)
+        raise fail(errno.ELOOP, old)
+
+    def name(self, path):
+        """The name ``path`` without links above it; the last component need not exist."""
+        return self.real_name(self.clean(path)[0])
+
+    def real_name(self, path):
+        """As name, of a clean path."""
+        return join(self.directory(parent(path)), path[path.rindex(b"/") + 1:])
+
+    def readdir(self, path):
+        """Entries ``(name, ino, type)`` of a directory, ``.`` and ``..`` first, then by name; ``path`` holds no links."""
+        entries = []
+        cursors = dict.fromkeys(range(self.servers), b"")
+        above = parent(path)
+        while cursors:
+            servers = list(cursors)
+            calls = [(server, READDIR, path + cursors[server], (PAGE_BYTES, len(path)), None, None) for server in servers]
+            if not entries:
+                calls += [(owner(name, self.servers), LOOKUP, name, (), None, None) for name in (path, above)]
+            results = self._many(calls)
+            for server, (reply, page) in zip(servers, results):
+                cursors[server] = self._entries(page, entries)
+                if reply.done or not page:
+                    del cursors[server]
+            if len(results) > len(servers):
+                dots = [ATTR.unpack(reply.attr).ino for reply, _ in results[len(servers):]]
+                entries += [(b".", dots[0], DT_DIR), (b"..", dots[1], DT_DIR)]
+        entries.sort(key=lambda entry: (entry[0] not in (b".", b".."), entry[0]))
+        return entries
+
+    @staticmethod
+    def _entries(page, entries):
+        """Append a page's entries; returns the last name, where the next page goes on."""
+        at, name = 0, b""
+        while at < len(page):
+            ino, kind, length = DIRENT.unpack(page, at)
+            at += DIRENT.size
+            name = bytes(page[at:at + length])
+            entries.append((name, ino, kind))
+            at += length
+        return name
+
+    def _many(self, calls):
+        """Results of parallel calls; raises the first that failed."""
+        results = self.rpc.call_many(calls)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+    # --- attributes -------------------------------------------------------------------------------------------------
+
+    def getattr(self, file):
+        """Attributes of an open file.  Directories are asked by path: their names do not change."""
+        if file.ino == ROOT_INO:
+            return self.lookup(file.path)[1]
+        attr = self._getattr(file.ino, file.path)
+        file.size = attr.size
+        return attr
+
+    def setattr(self, path, valid, follow=True, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0):
+        """Change what ``valid`` (SET_*) names at a path; times in nanoseconds.  Returns the attributes afterwards."""
+        path, ending = self.clean(path)
+        if ending:  # what ends in a slash must be a directory before anything changes
+            path, _, _ = self.lookup(path + b"/")
+        if not valid:
+            return self._resolve(LOOKUP, path, PLAIN, follow)[1]
+        fields = (0, valid, mode, uid, gid, size, atime, mtime)
+        return self._resolve(SETATTR, path, PLAIN, follow, fields)[1]
+
+    def fsetattr(self, file, valid, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0):
+        """As setattr, of an open file."""
+        if not valid:
+            return self.getattr(file)
+        if file.ino == ROOT_INO:
+            return self.setattr(file.path, valid, True, mode, uid, gid, size, atime, mtime)
+        reply, _ = self._call(home(file.ino), SETATTR, file.path, file.ino, valid, mode, uid, gid, size, atime, mtime)
+        attr = ATTR.unpack(reply.attr)
+        file.size = attr.size
+        return attr
+
+    def statfs(self):
+        """``(block, blocks, free, available, files, files_free)`` summed over the servers, in units of ``block`` bytes."""
+        replies = [reply for reply, _ in self._many([(server, STATFS, b"", (), None, None) for server in range(self.servers)])]
+        block = max(replies[0].block, 1)
+        scaled = [sum(getattr(reply, name) * reply.block for reply in replies) // block for name in ("blocks", "free", "available")]
+        return (block, *scaled, sum(reply.files for reply in replies), sum(reply.files_free for reply in replies))
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def read(self, file, offset, segments):
+        """Fill ``segments`` of memory, ``(address, length)``, from ``offset`` on.  Returns the bytes read: fewer at the end
+        of the file, or before a piece that failed."""
+        if len(segments) == 1:  # most calls: one chunk of one buffer
+            address, total = segments[0]
+            chunk, within = divmod(offset, file.chunk_size)
+            if within + total <= file.chunk_size:
+                return self._read_window(file, offset, total, ((chunk, within, total, address),))
+        total = sum(length for _, length in segments)
+        if (offset + total - 1) // file.chunk_size > file.size // file.chunk_size + 1:
+            # Several pieces seem to lie beyond the end: look where it is rather than ask for all of them.
+            segments = clipped(segments, max(0, self.getattr(file).size - offset))
+        done = 0
+        for window in windows(pieces(offset, segments, file.chunk_size)):
+            asked = sum(piece[2] for piece in window)
+            try:
+                count = self._read_window(file, offset + done, asked, window)
+            except OSError:
+                if done:
+                    break
+                raise
+            done += count
+            if count < asked:
+                break
+        return done
+
+    def _read_window(self, file, offset, asked, window):
+        ino, servers = file.ino, self.servers
+        if len(window) == 1 and offset + asked <= file.size:
+            chunk, within, length, address = window[0]
+            reply, _ = self._call(chunk_server(ino, chunk, servers), READ, b"", ino, chunk, within, length,
+                                  recv=(address, length))
+            if reply.count == length:
+                return length
+            return self._settle(file, offset, window, [reply.count], self.getattr(file).size)
+        calls = [(chunk_server(ino, chunk, servers), READ, b"", (ino, chunk, within, length), None, (address, length))
+                 for chunk, within, length, address in window]
+        near_end = offset + asked > file.size
+        if near_end:  # most likely the end of the file is met: ask for it in the same round
+            calls.append((home(ino), GETATTR, file.path, (ino,), None, None))
+        results = self.rpc.call_many(calls)
+        size = None
+        if near_end:
+            result = results.pop()
+            if isinstance(result, BaseException):
+                raise result
+            size = file.size = ATTR.unpack(result[0].attr).size
+        counts = []
+        for result in results:
+            if isinstance(result, BaseException):
+                if not counts:
+                    raise result
+                break
+            counts.append(result[0].count)
+        if size is None and any(count < piece[2] for count, piece in zip(counts, window)):
+            size = self.getattr(file).size
+        return self._settle(file, offset, window, counts, size)
+
+    def _settle(self, file, offset, window, counts, size):
+        """Bytes read, given how much was stored of each piece: holes below ``size`` are filled, what is above is cut off."""
+        holes, done = [], 0
+        for count, (chunk, within, length, address) in zip(counts, window):
+            wanted = length if size is None else max(0, min(length, size - offset - done))
+            if count < wanted:
+                holes.append((chunk, within, wanted, address))
+            done += wanted
+            if wanted < length:
+                break
+        if holes:
+            self._fill(file, holes)
+        return done
+
+    def _fill(self, file, holes):
+        """Read again what was short although the file goes on: a write may have come between the data and the size.  What
+        is still not stored is a hole."""
+        calls = [(chunk_server(file.ino, chunk, self.servers), READ, b"", (file.ino, chunk, within, length), None, (address, length))
+                 for chunk, within, length, address in holes]
+        for (reply, _), (_, _, length, address) in zip(self._many(calls), holes):
+            if reply.count < length:
+                self.store(address + reply.count, bytes(length - reply.count))
+
+    def write(self, file, offset, segments, extend=True):
+        """Store ``segments``, ``(source, length)`` with an address or bytes as source, at ``offset``.
+
+        Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size was reserved before.
+        """
+        if len(segments) == 1:
+            source, total = segments[0]
+            chunk, within = divmod(offset, file.chunk_size)
+            if within + total <= file.chunk_size:
+                return self._write_window(file, ((chunk, within, total, source),), offset + total if extend else 0)
+        done = 0
+        for window in windows(pieces(offset, segments, file.chunk_size)):
+            asked = sum(piece[2] for piece in window)
+            try:
+                count = self._write_window(file, window, offset + done + asked if extend else 0)
+            except OSError:
+                if done:
+                    break
+                raise
+            done += count
+            if count < asked:
+                break
+        return done
+
+    def _write_window(self, file, window, end):
+        """``end`` is where the last piece ends, told to the file's home: with one of the pieces if it gets one."""
+        ino, servers, base = file.ino, self.servers, home(file.ino)
+        calls, bearer = [], None
+        for chunk, within, length, source in window:
+            server = chunk_server(ino, chunk, servers)
+            size, hint = (end, file.path) if end and bearer is None and server == base else (0, b"")
+            if size:
+                bearer = len(calls)
+            fields = (ino, chunk, within, length, size, len(hint))
+            if isinstance(source, int):
+                calls.append((server, WRITE, hint, fields, (source, length), None))
+            else:
+                calls.append((server, WRITE, hint + source, fields, None, None))
+        if end and bearer is None:
+            bearer = len(calls)
+            calls.append((base, EXTEND, file.path, (ino, end), None, None))
+        if len(calls) == 1:
+            server, _, tail, fields, send, _ = calls[0]
+            results = [self._call(server, WRITE, tail, *fields, send=send)]
+        else:
+            results = self.rpc.call_many(calls)
+        return self._written(file, window, end, calls, results, bearer)
+
+    def _written(self, file, window, end, calls, results, bearer):
+        """Bytes written before the first piece that failed; raises when that is the first, or the size cannot be set."""
+        done, error = 0, None
+        for piece, result, call in zip(window, results, calls):
+            if isinstance(result, BaseException):
+                error = error or result
+            else:
+                if file.dirty is not None:
+                    file.dirty.add(call[0])
+                if not error:
+                    done += piece[2]
+        if error and not done:
+            raise error
+        if bearer is not None:
+            if isinstance(results[bearer], BaseException):
+                self.extend(file, end - sum(piece[2] for piece in window) + done)  # what was written must be seen
+            else:
+                file.size = results[bearer][0].size
+        return done
+
+    def append(self, file, segments, length):
+        """Store ``segments`` of ``length`` bytes at the end of the file: ``(offset, bytes written)``."""
+        reply, _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
+        file.size = max(file.size, reply.offset + length)
+        return reply.offset, self.write(file, reply.offset, segments, extend=False)
+
+    def truncate(self, path, size):
+        """Set the size of the file at ``path``."""
+        self.setattr(path, SET_SIZE, size=size)
+
+    def ftruncate(self, file, size):
+        """Set the size of an open file."""
+        self.fsetattr(file, SET_SIZE, size=size)
+
+    def extend(self, file, end):
+        """Make an open file at least ``end`` bytes long."""
+        reply, _ = self._call(home(file.ino), EXTEND, file.path, file.ino, end)
+        file.size = reply.size
+
+    def fsync(self, file):
+        """Make durable what was written through this opening, on the servers it went to and at the file's home."""
+        if file.directory:  # its entries are everywhere
+            servers = set(range(self.servers))
+        elif file.dirty is None:
+            file.dirty = set()
+            servers = set(self._holders(file))
+        else:
+            servers = set()
+            while file.dirty:
+                try:
+                    servers.add(file.dirty.pop())
+                except KeyError:  # another thread was faster
+                    break
+        servers.add(home(file.ino))
+        calls = [(server, FSYNC, file.path, (file.ino,), None, None) for server in sorted(servers)]
+        try:
+            self._many(calls)
+        except OSError:
+            if file.dirty is not None:
+                file.dirty.update(servers)
+            raise
+
+    def _holders(self, file):
+        """Servers that may hold data of a file."""
+        chunks = -(-self.getattr(file).size // file.chunk_size)
+        return [chunk_server(file.ino, chunk, self.servers) for chunk in range(min(max(chunks, 1), self.servers))]
+
+    def lock(self, file, owner_id, kind, start, end, wait):
+        """POSIX record lock on [start, end); ``wait``: 0 try, 1 until granted, 2 ask only.  Returns LOCK's reply."""
+        while True:
+            try:
+                reply, _ = self._call(home(file.ino), LOCK, file.path, file.ino, owner_id, start, end, kind, wait)
+                return reply
+            except OSError as error:
+                # A server does not hold a request for ever: EAGAIN to a waiting one means ask again.
+                if error.errno != errno.EAGAIN or wait != 1 or kind == F_UNLCK:
+                    raise
+
+    def after_fork_child(self):
+        """In the child of a fork: connections and endings in hand belong to the parent."""
+        self._ended = []
+        self.rpc.forget_after_fork()
+
+
+LOCK_TO_END = OFFSET_MAX + 1

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cluster file: which servers there are, and the job's secret.
+
+Lines of ``key value``; ``#`` begins a comment::
+
+    madfs 1
+    mount /madfs
+    secret 9f2c...          (64 hexadecimal digits)
+    server 0 127.0.0.1 41873 PID STORE
+    server 1 127.0.0.1 41874 PID STORE
+
+The file is mode 0600, because whoever can read the secret can use the file system as anybody.
+"""
+import os
+from collections import namedtuple
+
+VERSION = "1"
+Server = namedtuple("Server", "number host port pid store")
+
+
+class ClusterError(Exception):
+    """The cluster file cannot be used; the message says why and what to do."""
+
+
+class Cluster:
+    """``mount`` (str), ``secret`` (bytes), ``servers`` (list of Server, by number)."""
+
+    def __init__(self, mount, secret, servers, path=None):
+        self.mount, self.secret, self.servers, self.path = mount, secret, servers, path
+
+    def write(self, path):
+        """Store the file at ``path``, whole or not at all, mode 0600."""
+        lines = [f"madfs {VERSION}", f"mount {self.mount}", f"secret {self.secret.hex()}"]
+        lines += ["server " + " ".join(str(field) for field in server) for server in self.servers]
+        temporary = f"{path}.{os.getpid()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(fd, ("\n".join(lines) + "\n").encode())
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+        self.path = path
+
+
+def read(path):
+    """Cluster described by the file at ``path``; raises ClusterError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ClusterError(f"cannot read the cluster file {path}: {error.strerror}; `madfs up` makes one") from None
+    try:
+        if os.fstat(fd).st_mode & 0o077:
+            raise ClusterError(f"the cluster file {path} is open to others: chmod 600 {path}")
+        data = b""
+        while block := os.read(fd, 1 << 20):
+            data += block
+    finally:
+        os.close(fd)
+    return parse(data.decode("utf-8", "surrogateescape"), path)
+
+
+def parse(text, path="the cluster file"):
+    mount = secret = version = None
+    servers = []
+    for number, line in enumerate(text.splitlines(), 1):
+        key, _, value = line.partition("#")[0].strip().partition(" ")
+        try:
+            if key == "madfs":
+                version = value
+            elif key == "mount":
+                mount = value
+            elif key == "secret":
+                secret = bytes.fromhex(value)
+            elif key == "server":
+                index, host, port, pid, store = value.split(" ", 4)
+                servers.append(Server(int(index), host, int(port), int(pid), store))
+            elif key:
+                raise ValueError
+        except ValueError:
+            raise ClusterError(f"{path}, line {number}: not understood: {line!r}") from None
+    if version != VERSION:
+        raise ClusterError(f"{path} is of version {version}, this is MadFS with version {VERSION}: make it anew with `madfs up`")
+    if not (mount and secret and servers) or [s.number for s in servers] != list(range(len(servers))):
+        raise ClusterError(f"{path} lacks a mount, a secret or servers numbered from 0: make it anew with `madfs up`")
+    return Cluster(mount, secret, servers, path)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The little of the ELF format that the launcher asks for: can a program be preloaded, and of which version is our
+library.
+
+Loading the preload library to ask it would rewrite the launcher itself, so its file is read instead.
+"""
+import os
+import struct
+
+_CLASS64, _LITTLE = 2, 1
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_SHT_DYNSYM = 11
+_PT_LOAD, _PT_INTERP = 1, 3
+_NAME_MAX = 64
+
+
+class Elf:
+    """A 64-bit little-endian ELF file that is read in place.
+
+    ``machine`` is e_machine of the header.  Raises OSError when the file cannot be read and ValueError when it is not
+    such a file.
+    """
+
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            self._data = file.read()
+        if len(self._data) < _HEADER.size or self._data[:4] != b"\x7fELF" or tuple(self._data[4:6]) != (_CLASS64,
+                                                                                                        _LITTLE):
+            raise ValueError(f"{path} is not a 64-bit little-endian ELF file")
+        header = _HEADER.unpack_from(self._data)
+        self.machine = header[2]
+        try:
+            self._segments = self._table(_SEGMENT, header[5], header[10])
+            self._sections = self._table(_SECTION, header[6], header[12])
+        except struct.error:
+            raise ValueError(f"{path} is a truncated ELF file") from None
+
+    def _table(self, record, offset, count):
+        return [record.unpack_from(self._data, offset + index * record.size) for index in range(count)]
+
+    def interpreted(self):
+        """Whether a dynamic loader starts the program; only then can it be preloaded."""
+        return any(segment[0] == _PT_INTERP for segment in self._segments)
+
+    def string(self, name):
+        """The NUL-terminated text that the exported variable ``name`` (bytes) holds, or None without such a
+        variable."""
+        for section in self._sections:
+            if section[1] == _SHT_DYNSYM:
+                names = self._sections[section[6]][4]
+                for symbol in self._table(_SYMBOL, section[4], section[5] // _SYMBOL.size):
+                    if symbol[3] and self._text(names + symbol[0]) == name:
+                        return self._text(self._file_offset(symbol[4]))
+        return None
+
+    def _text(self, offset):
+        return self._data[offset:offset + _NAME_MAX].partition(b"\0")[0]
+
+    def _file_offset(self, address):
+        for kind, _, offset, start, _, size, _, _ in self._segments:
+            if kind == _PT_LOAD and start <= address < start + size:
+                return offset + address - start
+        raise ValueError(f"no segment of the file is loaded at {address:#x}")
+
+
+def interpreter(path):
+    """What the ``#!`` line of the script at ``path`` names, or None when it is not a script.  Raises OSError."""
+    with open(path, "rb") as file:
+        line = file.readline(256)
+    words = line[2:].split() if line.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else None

@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting servers on this node, running a program under the preload, and ending both: what the commands are made
+of."""
+import errno
+import fcntl
+import os
+import platform
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import time
+
+from . import __version__, elf, keeper
+from . import cluster as clusters
+from .config import Config, size
+from .keeper import LaunchError
+
+SERVERS_MAX = 4
+CHUNK_MIN, CHUNK_MAX = 4 << 10, 1 << 30
+LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_lib", keeper.LIBRARY)
+FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+MACHINES = {"x86_64": 62, "aarch64": 183}
+STATUS_NOT_FOUND, STATUS_NOT_EXECUTABLE = 127, 126
+
+
+class CommandError(Exception):
+    """The program cannot be executed; ``status`` is what a shell would answer."""
+
+    def __init__(self, message, status):
+        super().__init__(message)
+        self.status = status
+
+
+# --- what the caller asked for --------------------------------------------------------------------------------------
+
+
+def default_servers():
+    """Servers on this node when nobody says: half of the usable cores, because the clients need the others, at most
+    4."""
+    return min(SERVERS_MAX, max(1, len(os.sched_getaffinity(0)) // 2))
+
+
+def configuration():
+    """The settings in the environment.  Raises LaunchError that names a wrong one."""
+    try:
+        return Config()
+    except ValueError as error:
+        raise LaunchError(str(error)) from None
+
+
+def check_mount(mount):
+    """``mount`` in its shortest form.  Raises LaunchError."""
+    if not mount.startswith("/") or re.search(r"[\x00-\x20#:]", mount):
+        raise LaunchError(f"the mount {mount!r} is not an absolute path without blanks, '#' and ':'; say "
+                          "--mount /madfs")
+    mount = "/" + os.path.normpath(mount).lstrip("/")
+    if mount == "/" or (LIBRARY + "/").startswith(mount + "/"):
+        raise LaunchError(f"the mount {mount} would hide the system or MadFS itself; choose a name of its "
+                          "own, as /madfs")
+    return mount
+
+
+def check_chunk_size(text):
+    """Bytes of a chunk.  Raises LaunchError."""
+    try:
+        value = size(text)
+    except ValueError:
+        value = 0
+    if not CHUNK_MIN <= value <= CHUNK_MAX:
+        raise LaunchError(f"the chunk size {text!r} is not between 4K and 1G; say for instance --chunk-size 512K")
+    return value
+
+
+def prepare_store(store, count):
+    """Make the directories of ``count`` servers (None: as many as there are, or the default) below the directory
+    ``store``.
+
+    Returns ``(absolute path, count)``.  A store keeps the number of its servers.  Raises LaunchError.
+    """
+    path = os.path.abspath(store)
+    if re.search(r"[\x00-\x1f#]", path):
+        raise LaunchError(f"the store {path!r} has a character in its name that the cluster file cannot "
+                          "hold; rename it")
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        there = sum(1 for name in os.listdir(path) if re.fullmatch(r"server-\d+", name))
+        if there and count and there != count:
+            raise LaunchError(f"the store {path} belongs to {there} servers, not {count}; say --servers {there} or "
+                              "leave it out")
+        count = there or count or default_servers()
+        for number in range(count):
+            directory = os.path.join(path, f"server-{number}")
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+    except OSError as error:
+        raise LaunchError(f"the store {path} cannot be written: {error.strerror}; choose another "
+                          "with --store") from None
+    return path, count
+
+
+def private_directory():
+    """A new directory that only we can enter, below TMPDIR.  Raises LaunchError."""
+    try:
+        return tempfile.mkdtemp(prefix="madfs-")
+    except OSError as error:
+        raise LaunchError(f"no temporary directory can be made: {error.strerror}; set TMPDIR to a "
+                          "place with room") from None
+
+
+def default_cluster(environment):
+    """Where a standing set of this node is described when nobody says: a place that belongs to the user and to the
+    node."""
+    if environment.get("MADFS_CLUSTER"):
+        return os.path.abspath(environment["MADFS_CLUSTER"])
+    if environment.get("XDG_RUNTIME_DIR"):
+        return os.path.join(environment["XDG_RUNTIME_DIR"], "madfs", "cluster")
+    return os.path.join(os.path.expanduser("~"), ".madfs", socket.gethostname(), "cluster")
+
+
+# --- servers --------------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """Servers that live as long as this object: ``cluster`` is the path of their cluster file."""
+
+    def __init__(self, plan, pid, control):
+        self.plan, self.cluster, self._pid, self._control = plan, plan.cluster, pid, control
+
+    def stop(self):
+        """End the servers and remove what is temporary; returns when that is done."""
+        if self._pid:
+            os.close(self._control)
+            _, status = os.waitpid(self._pid, 0)
+            self._pid = 0
+            if os.WIFSIGNALED(status):
+                keeper.say(f"madfs: the keeper of the servers was killed by signal {os.WTERMSIG(status)}, they "
+                           "ended with it")
+                shutil.rmtree(self.plan.temporary, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def start(mount, *, servers=None, store=None):
+    """Start servers for one job and wait until they serve; returns Running.  Raises LaunchError.
+
+    ``servers`` is how many, ``store`` a directory whose content is kept; without it everything is removed at the end.
+    """
+    mount = check_mount(mount)
+    private = private_directory()
+    try:
+        path, count = prepare_store(store or private, servers)
+        plan = keeper.Plan(count, mount, os.path.join(private, "cluster"), path, temporary=private)
+        pid, report, control = keeper.fork(plan)
+    except BaseException:
+        shutil.rmtree(private, ignore_errors=True)
+        raise
+    running = Running(plan, pid, control)
+    try:
+        _await_report(report, count)
+    except BaseException:
+        running.stop()
+        raise
+    return running
+
+
+def start_standing(cluster, mount, *, servers=None, store=None, port=0):
+    """Start servers that stay until ``stop_standing``; returns how many.  Raises LaunchError."""
+    mount = check_mount(mount)
+    try:
+        os.makedirs(os.path.dirname(cluster), mode=0o700, exist_ok=True)
+        lock = _lock(cluster)
+    except OSError as error:
+        raise LaunchError(f"cannot write beside the cluster file {cluster}: {error.strerror}; choose "
+                          "another --cluster") from None
+    private = None
+    try:
+        private = None if store else private_directory()
+        path, count = prepare_store(store or private, servers)
+        plan = keeper.Plan(count, mount, cluster, path, port, private, lock)
+        pid, report, _ = keeper.fork(plan, log=f"{cluster}.log")
+    except BaseException:
+        os.unlink(keeper.lock_path(cluster))
+        if private:
+            shutil.rmtree(private, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+    try:
+        _await_report(report, count)
+    except BaseException:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+    return count
+
+
+def standing(cluster):
+    """Process id of the keeper of a running standing set, 0 while it starts, or None."""
+    try:
+        fd = os.open(keeper.lock_path(cluster), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(fd, 32) or 0)
+    finally:
+        os.close(fd)
+    return None
+
+
+def stop_standing(cluster):
+    """End a standing set and wait until it has ended.  Raises LaunchError when none runs."""
+    _signal_keeper(cluster, signal.SIGTERM, keeper.STOP_S + 5)
+
+
+def heal_standing(cluster):
+    """Start the servers of a standing set that died, on their stores.  Raises LaunchError."""
+    before = os.stat(cluster)
+    _signal_keeper(cluster, signal.SIGHUP, 0)
+    deadline = time.monotonic() + keeper.START_S + keeper.STOP_S
+    while os.path.samestat(before, os.stat(cluster)):  # The keeper replaces the file when it is done.
+        if time.monotonic() > deadline:
+            raise LaunchError(f"the servers of {cluster} did not start again; see {cluster}.log")
+        time.sleep(0.01)
+    dead = [str(server.number) for server in read_cluster(cluster).servers if not server.pid]
+    if dead:
+        raise LaunchError(f"server {', '.join(dead)} of {cluster} did not start again; see {cluster}.log")
+
+
+def _signal_keeper(cluster, number, wait_s):
+    try:
+        pidfd = os.pidfd_open(standing(cluster) or -1)
+    except OSError:
+        raise LaunchError(f"no servers of `madfs up` run for the cluster file {cluster}; name theirs "
+                          "with --cluster") from None
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+        if wait_s:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            if not poller.poll(wait_s * 1000):
+                raise LaunchError(f"the servers of {cluster} did not stop within {wait_s} s; see {cluster}.log")
+    finally:
+        os.close(pidfd)
+
+
+def _lock(cluster):
+    path = keeper.lock_path(cluster)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise LaunchError(f"servers for the cluster file {cluster} run already; end them with "
+                              f"`madfs down --cluster {cluster}`") from None
+        except FileNotFoundError:
+            pass  # The last owner removed it between our open and our lock.
+        os.close(fd)
+
+
+def _await_report(report, count):
+    """Read what the keeper says until the servers serve.  Raises LaunchError with its reason when they do not."""
+    said = "error the process that starts the servers ended without a word"
+    with report:
+        for line in report:
+            said = line.rstrip("\n")
+            if said == "ready" or said.startswith("error "):
+                break
+            progress(f"madfs: {said} of {count} servers")
+    progress("")
+    if said != "ready":
+        raise LaunchError(said.removeprefix("error "))
+
+
+def progress(line):
+    """Show ``line`` in place of the last one, when somebody is watching; an empty one clears it."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+
+
+# --- the program ----------------------------------------------------------------------------------------------------
+
+
+def check_library(path=None):
+    """Path of the preload library, which has to be built and of our version.  Raises LaunchError."""
+    path = path or LIBRARY
+    try:
+        version = elf.Elf(path).string(b"madfs_version")
+    except FileNotFoundError:
+        raise LaunchError(f"the preload library {path} is missing; build it with `make build`") from None
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"the preload library {path} cannot be used: {error}; build it anew with "
+                          "`make build`") from None
+    if version != __version__.encode():
+        of = (version or b"an unknown version").decode(errors="replace")
+        raise LaunchError(f"the preload library {path} is {of}, this is {__version__}; build it anew with `make build`")
+    if re.search(r"[\s:]", path):
+        raise LaunchError(f"the preload library lies in {os.path.dirname(path)!r}: LD_PRELOAD cannot name a path "
+                          "with blanks or "
+                          "colons; install MadFS elsewhere")
+    return path
+
+
+def preload_variables(cluster, mount, environment, chunk_size=None):
+    """The variables that put a program on MadFS; libraries that ``environment`` preloads stay, behind ours.
+
+    ``cluster`` is the path of the cluster file, ``chunk_size`` bytes or None.  Raises LaunchError.
+    """
+    variables = {"LD_PRELOAD": ":".join([check_library(), *keeper.other_preloads(environment)]),
+                 "MADFS_CLUSTER": os.path.abspath(cluster), "MADFS_MOUNT": mount, "MADFS_VERSION": __version__}
+    if chunk_size:
+        variables["MADFS_CHUNK_SIZE"] = str(chunk_size)
+    return variables
+
+
+def find_program(name, environment):
+    """Path of the program ``name``.  Raises CommandError."""
+    path = shutil.which(name, path=environment.get("PATH", os.defpath))
+    if path:
+        return path
+    if os.path.exists(name):
+        raise CommandError(f"{name} is not an executable file", STATUS_NOT_EXECUTABLE)
+    raise CommandError(f"command not found: {name}", STATUS_NOT_FOUND)
+
+
+def preload_warning(path, scripts=4):
+    """Why the program at ``path`` would not be on MadFS, in one line, or None.  Follows ``#!`` lines."""
+    try:
+        program, status = elf.Elf(path), os.stat(path)
+    except OSError:
+        return None  # Not readable: nothing can be said.
+    except ValueError:
+        script = elf.interpreter(path)
+        return preload_warning(script, scripts - 1) if script and scripts else None
+    if program.machine != MACHINES.get(platform.machine()):
+        return f"{path} is built for another kind of processor; it cannot be preloaded and does not see the mount"
+    if not program.interpreted():
+        return f"{path} is statically linked; it cannot be preloaded and does not see the mount: link it dynamically"
+    if (status.st_mode & stat.S_ISUID and status.st_uid != os.getuid()) or (
+            status.st_mode & stat.S_ISGID and status.st_gid != os.getgid()):
+        return f"{path} runs with the rights of another user (setuid); the loader ignores the preload: run it as itself"
+    return None
+
+
+def execute(argv, environment):
+    """Replace this process by the program ``argv``.  Raises CommandError; does not return."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and that would be inherited.
+    try:
+        os.execve(find_program(argv[0], environment), argv, environment)
+    except OSError as error:
+        raise _not_executable(argv[0], error) from None
+
+
+def run(argv, environment):
+    """Run the program ``argv`` and pass on the signals that reach us; returns its wait status.  Raises CommandError.
+
+    What the terminal sends (si_code > 0) reaches the program by itself, since it is in our process group.
+    """
+    watched = FORWARDED | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    try:
+        try:
+            pid = os.posix_spawn(find_program(argv[0], environment), argv, environment, setsigmask=before,
+                                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        except OSError as error:
+            raise _not_executable(argv[0], error) from None
+        while True:
+            info = signal.sigwaitinfo(watched)
+            if info.si_signo != signal.SIGCHLD:
+                if info.si_code <= 0:
+                    os.kill(pid, info.si_signo)
+                continue
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return status
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _not_executable(name, error):
+    hint = "; it needs a first line such as #!/bin/sh" if error.errno == errno.ENOEXEC else ""
+    return CommandError(f"cannot execute {name}: {error.strerror}{hint}", STATUS_NOT_EXECUTABLE)
+
+
+def end_like(status):
+    """The exit status for a wait status; when a signal ended the program, this process ends by the same one."""
+    if not os.WIFSIGNALED(status):
+        return os.waitstatus_to_exitcode(status)
+    number = os.WTERMSIG(status)
+    sys.stdout.flush()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # The program's core file is the one of interest.
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    return 128 + number
+
+
+# --- what the servers say of themselves -----------------------------------------------------------------------------
+
+
+def statistics(cluster):
+    """What each server of ``cluster`` (a Cluster) answers to STATUS: a list of dictionaries, None for one that does
+    not."""
+    from flatbuffers import flexbuffers
+
+    from .ops import STATUS
+    from .rpc import Client
+
+    client = Client(cluster, configuration())
+    try:
+        answers = client.call_many([(server.number, STATUS, b"", (), None, None) for server in cluster.servers])
+        return [None if isinstance(answer, Exception) else flexbuffers.Loads(bytes(answer[1])) for answer in answers]
+    finally:
+        client.close()
+
+
+def read_cluster(path):
+    """The cluster described at ``path``.  Raises LaunchError."""
+    try:
+        return clusters.read(path)
+    except clusters.ClusterError as error:
+        raise LaunchError(str(error)) from None

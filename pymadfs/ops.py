@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operation MadFS knows, declared once.
+
+``ATTR`` is what an inode stores, ``OPS`` is what crosses the wire, ``SYSCALLS`` is what the shim answers.  Client and
+server read these tables directly; ``generate.py`` renders ``intercept/syscalls.def`` and ``docs/operations.md`` from
+them.  Records are little-endian and unpadded; the codes are those of :mod:`struct`.  Numbers are never reused: a
+retired one stays as a comment.
+"""
+import struct
+from collections import namedtuple
+
+OPS = {}
+SYSCALLS = {}
+
+PROTOCOL = 1
+"""Version of everything that crosses the wire.  Bump it when a record, a tag or the door changes."""
+
+_new_tuple = tuple.__new__
+
+
+class Record:
+    """A fixed little-endian layout with named fields: the only codec of the per-operation path.
+
+    ``layout`` is ``"name:code name:code"``.  ``pack`` takes the fields in order, ``unpack`` returns a named tuple read
+    in place from ``buffer`` at ``offset``; ``struct.error`` is raised when the buffer is too short.
+    """
+
+    __slots__ = ("_codec", "fields", "format", "name", "pack", "pack_into", "size", "type")
+
+    def __init__(self, name, layout):
+        fields = [field.split(":") for field in layout.split()]
+        self.format = "".join(code for _, code in fields)
+        self._codec = struct.Struct("<" + self.format)
+        self.name = name
+        self.fields = [field for field, _ in fields]
+        self.size = self._codec.size
+        self.pack = self._codec.pack
+        self.pack_into = self._codec.pack_into
+
+    def __getattr__(self, name):
+        """The named tuple is made at its first use: making all of them would be most of a client's start."""
+        if name != "type":
+            raise AttributeError(name)
+        self.type = namedtuple(self.name, self.fields)  # type: ignore[misc]  # the fields are not literals
+        return self.type
+
+    def unpack(self, buffer, offset=0):
+        return _new_tuple(self.type, self._codec.unpack_from(buffer, offset))  # _make without its checks: half the time
+
+
+class Op:
+    """One request and its reply: fixed fields, then a tail of bytes whose meaning ``doc`` gives.
+
+    ``data`` names the side that may carry bulk bytes as a message of its own ("request" or "reply"); ``retry`` says
+    that repeating the request is the same as sending it once; ``peer`` that only servers send it; ``oneway`` that
+    it has no reply.
+    """
+
+    def __init__(self, number, name, request, reply, *, data=None, retry=False, peer=False, oneway=False, doc=""):
+        if number in OPS:
+            raise ValueError(f"operation number {number} is taken by {OPS[number].name}")
+        self.number, self.name, self.doc = number, name, doc
+        self.data, self.retry, self.peer, self.oneway = data, retry, peer, oneway
+        self.request, self.reply = Record(name, request), Record(name + "_reply", reply)
+        OPS[number] = self
+
+    def __repr__(self):
+        return f"<Op {self.number} {self.name}>"
+
+
+# --- the frame around every operation -------------------------------------------------------------------------------
+
+# One eager message: REQUEST header, the operation's fields, its tail.  `bulk` is the size of the bulk message that
+# follows (data="request") or the room the caller has for one (data="reply"); 0 when the bytes travel in the tail.
+REQUEST = Record("Request", "op:H flags:H conn:I id:Q uid:I gid:I bulk:I length:I")
+assert REQUEST.size == 32
+
+# One eager message: REPLY header, the operation's reply fields (absent when status != 0), tail.  `bulk` is the size of
+# the bulk message sent separately.
+REPLY = Record("Reply", "id:Q status:i bulk:I")
+assert REPLY.size == 16
+
+# A 64-bit UCX tag is kind << 60 | low bits.  Requests carry the connection, replies and bulk the request id.
+TAG_SHIFT = 60
+TAG_REQUEST, TAG_FSYNC, TAG_REPLY, TAG_FSYNC_REPLY, TAG_BULK_IN, TAG_BULK_OUT = 1, 2, 3, 4, 5, 6
+
+# A status above every errno: the path goes through a symbolic link; the tail of the reply is RESTART and the target.
+STATUS_RESTART = 1000
+RESTART = Record("Restart", "prefix:H")  # length of the part of the path that names the link
+
+# --- what an inode stores -------------------------------------------------------------------------------------------
+
+ATTR = Record(
+    "Attr",
+    "ino:Q size:Q blocks:Q atime_ns:q mtime_ns:q ctime_ns:q mode:I nlink:I uid:I gid:I rdev:I chunk_size:I flags:I pad:I",
+)
+assert ATTR.size == 80
+
+# The server of a file's birth is in its inode number; chunk i lives on (home + i) mod N.
+INO_HOME_SHIFT = 44
+ROOT_INO = 1
+
+FLAG_REMOTE = 1  # this attribute record only points at `ino`, whose inode lives with server ino >> INO_HOME_SHIFT
+
+# Bits of SETATTR.valid.
+SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = (1 << i for i in range(8))
+SET_LINK = 1 << 8  # change a symbolic link itself (lchown, AT_SYMLINK_NOFOLLOW)
+
+DIRENT = Record("Dirent", "ino:Q type:B length:H")  # followed by `length` bytes of name; type is DT_* of dirent.h
+
+# --- what crosses the wire ------------------------------------------------------------------------------------------
+# "path" is an absolute path below the mount: b"/" is the root, b"/a/b" a file; never a trailing slash.
+# An operation on an open file names it by `ino` and carries the path of its birth or opening as a hint (the tail).
+
+_A = f"attr:{ATTR.size}s"
+
+LOOKUP = Op(1, "lookup", "", _A, retry=True,
+            doc="Attributes of the path in the tail; a symbolic link is not followed, its target is the reply's tail.")
+GETATTR = Op(2, "getattr", "ino:Q", _A, retry=True, doc="Attributes of an inode; tail: hint.")
+OPEN = Op(3, "open", "flags:I mode:I chunk_size:I", "created:B " + _A,
+          doc="Open or create the path in the tail (O_CREAT, O_EXCL, O_TRUNC, O_DIRECTORY) and count the opening. "
+              "A symbolic link is not opened: its attributes come back with its target as tail.")
+RELEASE = Op(4, "release", "", "", oneway=True, doc="Openings that ended; tail: their inode numbers, 8 bytes each.")
+MKDIR = Op(5, "mkdir", "mode:I", _A, doc="Make the directory in the tail.")
+UNLINK = Op(6, "unlink", "", "", doc="Remove the name in the tail; its chunks are removed behind the reply.")
+RMDIR = Op(7, "rmdir", "", "", doc="Remove the empty directory in the tail.")
+READDIR = Op(8, "readdir", "limit:I length:H", "done:B",
+             doc="One page of this server's entries of a directory. Tail: the directory's path (`length` bytes), then the "
+                 "last name of the previous page or nothing. Reply's tail: DIRENT records, `limit` bytes at most.",
+             retry=True)
+RENAME = Op(9, "rename", "flags:I length:H", "",
+            doc="Move the name `tail[:length]` to `tail[length:]`, replacing what is there (RENAME_NOREPLACE).")
+SETATTR = Op(10, "setattr", "ino:Q valid:I mode:I uid:I gid:I size:Q atime_ns:q mtime_ns:q", _A, retry=True,
+             doc="Change what `valid` names. Tail: the path when ino is 0, else the hint. A path that names a symbolic "
+                 "link changes only with SET_LINK; without it, its attributes come back with its target as tail.")
+SYMLINK = Op(11, "symlink", "length:H", _A, doc="Make the link `tail[:length]` that points to `tail[length:]`.")
+READ = Op(12, "read", "ino:Q chunk:Q offset:I length:I", "count:I", data="reply", retry=True,
+          doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole or the end of the file).")
+WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H", "size:Q", data="request", retry=True,
+           doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least `end` and the "
+               "times change. Tail: `hint` bytes of path, then the data when it is not a bulk message.")
+EXTEND = Op(14, "extend", "ino:Q end:Q", "size:Q", retry=True,
+            doc="The size becomes at least `end` and the times change; sent in parallel with the data. Tail: hint.")
+RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q",
+             doc="Extend the file by `length` bytes and say where they begin (O_APPEND). Tail: hint.")
+FSYNC = Op(16, "fsync", "ino:Q", "", retry=True,
+           doc="Durable when answered; travels under its own tags to the background sync thread. Tail: hint.")
+STATFS = Op(17, "statfs", "", "block:Q blocks:Q free:Q available:Q files:Q files_free:Q", retry=True,
+            doc="Space of this server's store, in units of `block` bytes.")
+STATUS = Op(18, "status", "", "", retry=True, doc="A FlexBuffer with this server's counters in the reply's tail.")
+SHUTDOWN = Op(19, "shutdown", "", "", doc="End the server after what it has in hand.")
+DIRINFO = Op(20, "dirinfo", "server:I", _A, peer=True, retry=True,
+             doc="Attributes of the directory in the tail, for `server` to keep until INVALIDATE; as LOOKUP otherwise.")
+INVALIDATE = Op(21, "invalidate", "", "", peer=True, retry=True, doc="Forget the directory in the tail, or all without one.")
+EMPTY = Op(22, "empty", "", "empty:B", peer=True, retry=True,
+           doc="Forget the directory in the tail and say whether this server has no entry in it.")
+INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I id:Q below:Q server:I " + _A, "", peer=True, retry=True,
+             doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, replacing what is "
+                 "there; the rest of the tail is a symbolic link's target. Renames before `below` are over. EAGAIN: the name "
+                 "is in use.")
+CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I", "", peer=True, retry=True,
+         doc="Drop stored bytes of a file from `size` on, on this server.")
+TOUCH = Op(25, "touch", "mtime_ns:q links:i", "", peer=True,
+           doc="Entries of the directory in the tail changed: set its times, add to its link count.")
+LOCK = Op(26, "lock", "ino:Q owner:Q start:Q end:Q type:H wait:H", "type:H start:Q end:Q owner:Q",
+          doc="POSIX record lock on [start, end): type F_RDLCK, F_WRLCK or F_UNLCK; wait 2 asks only (F_GETLK). Tail: hint.")
+REOPEN = Op(27, "reopen", "ino:Q flags:I", _A,
+            doc="Count an opening of an inode at its home, where OPEN's answer pointed (FLAG_REMOTE): access and O_TRUNC as "
+                "there. Tail: hint.")
+DROP = Op(28, "drop", "ino:Q", "", peer=True, retry=True,
+          doc="The last name of an inode that lives here is gone: remove it once nobody has it open.")
+
+# --- what the shim answers ------------------------------------------------------------------------------------------
+
+
+class Syscall:
+    """One system call.
+
+    ``call`` is the equivalent canonical call: ``at(dirfd, path)`` becomes an absolute path, ``fd(n)`` an open file of
+    ours, ``str(p)`` a string, anything else an integer.  The call is ours when one of its paths or descriptors is.
+    ``empty`` is what it means when the path is NULL or empty with AT_EMPTY_PATH in argument ``flags``; with ``null``
+    a NULL path means it whatever the flags are.
+    ``shim`` rows are answered in C by ``shim_<call>``; ``refuse`` rows fail with that errno when they are ours.
+    ``only`` fences a row to one architecture; ``note`` says what is not complete.
+    """
+
+    def __init__(self, name, call, *, empty=None, flags=None, null=False, shim=False, refuse=None, only=None,
+                 note="complete"):
+        if name in SYSCALLS:
+            raise ValueError(f"system call {name} is declared twice")
+        self.name, self.call, self.empty, self.flags, self.null = name, call, empty, flags, null
+        self.shim, self.refuse, self.only, self.note = shim, refuse, only, note
+        SYSCALLS[name] = self
+
+    @property
+    def target(self):
+        return self.call.partition("(")[0]
+
+
+def arguments(call):
+    """``"openat(at(a0, a1), a2, 0)"`` -> ``[("at", "a0", "a1"), ("int", "a2"), ("int", "0")]``."""
+    parsed, inner = [], call[call.index("(") + 1:call.rindex(")")]
+    while inner:
+        # A comma within parentheses belongs to the argument before it.
+        end = inner.index(")") if inner.startswith(("at(", "fd(", "str(")) else 0
+        text, _, rest = inner[end:].partition(",")
+        kind, _, value = (inner[:end] + text).strip().rstrip(")").rpartition("(")
+        parsed.append((kind or "int", *(part.strip() for part in value.split(","))))
+        inner = rest.strip()
+    return parsed
+
+
+X86 = "x86_64"
+
+Syscall("openat", "openat(at(a0, a1), a2, a3)")
+Syscall("open", "openat(at(AT_FDCWD, a0), a1, a2)", only=X86)
+Syscall("creat", "openat(at(AT_FDCWD, a0), O_CREAT|O_WRONLY|O_TRUNC, a1)", only=X86)
+Syscall("openat2", "openat2(at(a0, a1), a2, a3)", note="RESOLVE_* flags other than 0 are refused with EINVAL")
+
+Syscall("read", "read(fd(a0), a1, a2)")
+Syscall("write", "write(fd(a0), a1, a2)")
+Syscall("pread64", "pread(fd(a0), a1, a2, a3)")
+Syscall("pwrite64", "pwrite(fd(a0), a1, a2, a3)")
+Syscall("readv", "readv(fd(a0), a1, a2)")
+Syscall("writev", "writev(fd(a0), a1, a2)")
+Syscall("preadv", "preadv(fd(a0), a1, a2, a3)")
+Syscall("pwritev", "pwritev(fd(a0), a1, a2, a3)")
+Syscall("preadv2", "preadv2(fd(a0), a1, a2, a3, a5)", note="RWF_* flags other than RWF_HIPRI: EOPNOTSUPP")
+Syscall("pwritev2", "pwritev2(fd(a0), a1, a2, a3, a5)", note="RWF_DSYNC, RWF_SYNC, RWF_APPEND; others: EOPNOTSUPP")
+Syscall("lseek", "lseek(fd(a0), a1, a2)")
+Syscall("ftruncate", "ftruncate(fd(a0), a1)")
+Syscall("truncate", "truncate(at(AT_FDCWD, a0), a1)")
+Syscall("fallocate", "fallocate(fd(a0), a1, a2, a3)", note="mode 0 only; others: EOPNOTSUPP")
+Syscall("fsync", "fsync(fd(a0))")
+Syscall("fdatasync", "fsync(fd(a0))")
+Syscall("syncfs", "fsync(fd(a0))", note="syncs the file the descriptor names")
+Syscall("sync_file_range", "fsync(fd(a0))")
+Syscall("fadvise64", "advise(fd(a0))")
+Syscall("readahead", "advise(fd(a0))")
+Syscall("getdents64", "getdents64(fd(a0), a1, a2)")
+Syscall("getdents", "getdents(fd(a0), a1, a2)", refuse="EINVAL", only=X86, note="the record of Linux 2.4; libc uses getdents64")
+Syscall("mmap", "mmap(fd(a4), a0, a1, a2, a3, a5)", note="a copy of the file; MAP_SHARED with PROT_WRITE: ENODEV")
+Syscall("ioctl", "ioctl(fd(a0), a1, a2)", note="FIONREAD, FIOCLEX, FIONCLEX; others: ENOTTY")
+Syscall("flock", "flock(fd(a0), a1)", refuse="ENOLCK", note="not yet")
+
+Syscall("newfstatat", "newfstatat(at(a0, a1), a2, a3)", empty="fstat(fd(a0), a2)", flags="a3")
+Syscall("stat", "newfstatat(at(AT_FDCWD, a0), a1, 0)", only=X86)
+Syscall("lstat", "newfstatat(at(AT_FDCWD, a0), a1, AT_SYMLINK_NOFOLLOW)", only=X86)
+Syscall("fstat", "fstat(fd(a0), a1)")
+Syscall("statx", "statx(at(a0, a1), a2, a3, a4)", empty="fstatx(fd(a0), a3, a4)", flags="a2")
+Syscall("faccessat", "faccessat(at(a0, a1), a2, 0)")
+Syscall("faccessat2", "faccessat(at(a0, a1), a2, a3)", empty="faccess(fd(a0), a2)", flags="a3")
+Syscall("access", "faccessat(at(AT_FDCWD, a0), a1, 0)", only=X86)
+Syscall("readlinkat", "readlinkat(at(a0, a1), a2, a3)")
+Syscall("readlink", "readlinkat(at(AT_FDCWD, a0), a1, a2)", only=X86)
+Syscall("statfs", "statfs(at(AT_FDCWD, a0), a1)")
+Syscall("fstatfs", "fstatfs(fd(a0), a1)")
+
+Syscall("mkdirat", "mkdirat(at(a0, a1), a2)")
+Syscall("mkdir", "mkdirat(at(AT_FDCWD, a0), a1)", only=X86)
+Syscall("mknodat", "mknodat(at(a0, a1), a2, a3)", note="regular files; others: EPERM")
+Syscall("mknod", "mknodat(at(AT_FDCWD, a0), a1, a2)", only=X86, note="regular files; others: EPERM")
+Syscall("unlinkat", "unlinkat(at(a0, a1), a2)")
+Syscall("unlink", "unlinkat(at(AT_FDCWD, a0), 0)", only=X86)
+Syscall("rmdir", "unlinkat(at(AT_FDCWD, a0), AT_REMOVEDIR)", only=X86)
+Syscall("renameat2", "renameat2(at(a0, a1), at(a2, a3), a4)", note="directories: EXDEV; RENAME_EXCHANGE: EINVAL")
+Syscall("renameat", "renameat2(at(a0, a1), at(a2, a3), 0)", note="directories: EXDEV")
+Syscall("rename", "renameat2(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", only=X86, note="directories: EXDEV")
+Syscall("symlinkat", "symlinkat(str(a0), at(a1, a2))")
+Syscall("symlink", "symlinkat(str(a0), at(AT_FDCWD, a1))", only=X86)
+Syscall("linkat", "linkat(at(a0, a1), at(a2, a3), a4)", refuse="EPERM", note="hard links: not yet")
+Syscall("link", "linkat(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", refuse="EPERM", only=X86, note="hard links: not yet")
+
+Syscall("fchmodat", "fchmodat(at(a0, a1), a2, 0)")
+Syscall("fchmodat2", "fchmodat(at(a0, a1), a2, a3)", empty="fchmod(fd(a0), a2)", flags="a3")
+Syscall("chmod", "fchmodat(at(AT_FDCWD, a0), a1, 0)", only=X86)
+Syscall("fchmod", "fchmod(fd(a0), a1)")
+Syscall("fchownat", "fchownat(at(a0, a1), a2, a3, a4)", empty="fchown(fd(a0), a2, a3)", flags="a4")
+Syscall("chown", "fchownat(at(AT_FDCWD, a0), a1, a2, 0)", only=X86)
+Syscall("lchown", "fchownat(at(AT_FDCWD, a0), a1, a2, AT_SYMLINK_NOFOLLOW)", only=X86)
+Syscall("fchown", "fchown(fd(a0), a1, a2)")
+Syscall("utimensat", "utimensat(at(a0, a1), a2, a3)", empty="futimens(fd(a0), a2)", flags="a3", null=True)
+Syscall("futimesat", "futimesat(at(a0, a1), a2)", empty="futimes(fd(a0), a2)", flags="0", null=True, only=X86)
+Syscall("utimes", "futimesat(at(AT_FDCWD, a0), a1)", only=X86)
+Syscall("utime", "utime(at(AT_FDCWD, a0), a1)", only=X86)
+
+Syscall("copy_file_range", "copy_file_range(fd(a0), fd(a2))", refuse="EXDEV", note="callers fall back to read and write")
+Syscall("sendfile", "sendfile(fd(a0), fd(a1))", refuse="EINVAL", note="callers fall back to read and write")
+Syscall("splice", "splice(fd(a0), fd(a2))", refuse="EINVAL", note="callers fall back to read and write")
+Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
+
+for _name in ("setxattr", "lsetxattr", "getxattr", "lgetxattr", "listxattr", "llistxattr", "removexattr", "lremovexattr"):
+    Syscall(_name, f"{_name}(at(AT_FDCWD, a0))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
+for _name in ("fsetxattr", "fgetxattr", "flistxattr", "fremovexattr"):
+    Syscall(_name, f"{_name}(fd(a0))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
+Syscall("name_to_handle_at", "name_to_handle_at(at(a0, a1))", refuse="EOPNOTSUPP", note="no file handles")
+Syscall("inotify_add_watch", "inotify_add_watch(at(AT_FDCWD, a1))", refuse="EOPNOTSUPP", note="no notification")
+Syscall("fanotify_mark", "fanotify_mark(at(a3, a4))", refuse="EOPNOTSUPP", note="no notification")
+Syscall("chroot", "chroot(at(AT_FDCWD, a0))", refuse="EINVAL", note="the mount exists for intercepted calls only")
+Syscall("umount2", "umount2(at(AT_FDCWD, a0))", refuse="EINVAL", note="not a mount of the kernel's")
+Syscall("swapon", "swapon(at(AT_FDCWD, a0))", refuse="EINVAL", note="not a swap device")
+Syscall("acct", "acct(at(AT_FDCWD, a0))", refuse="EACCES", note="the kernel cannot write there")
+
+# Answered in C: the table of open files, the working directory and the life of the process.
+Syscall("close", "close(a0)", shim=True)
+Syscall("close_range", "close_range(a0, a1, a2)", shim=True)
+Syscall("dup", "dup(a0)", shim=True)
+Syscall("dup2", "dup2(a0, a1)", shim=True, only=X86)
+Syscall("dup3", "dup3(a0, a1, a2)", shim=True)
+Syscall("fcntl", "fcntl(a0, a1, a2)", shim=True, note="POSIX record locks through the server; OFD locks and leases: EINVAL")
+Syscall("chdir", "chdir(a0)", shim=True)
+Syscall("fchdir", "fchdir(a0)", shim=True)
+Syscall("getcwd", "getcwd(a0, a1)", shim=True)
+Syscall("umask", "umask(a0)", shim=True)
+Syscall("execve", "execve(a0, a1, a2)", shim=True, note="a program that lies on the mount: EACCES, not yet")
+Syscall("execveat", "execveat(a0, a1, a2, a3, a4)", shim=True, note="a program that lies on the mount: EACCES, not yet")
+Syscall("fork", "fork()", shim=True, only=X86)
+Syscall("vfork", "vfork()", shim=True, only=X86)
+Syscall("clone", "clone(a0, a1, a2, a3, a4)", shim=True)
+Syscall("clone3", "clone3(a0, a1)", shim=True)
+Syscall("exit_group", "exit_group(a0)", shim=True)
+
+# Calls that C makes of the rows above, never a system call of their own: argument kinds as in Syscall.call.
+EXTRA_CALLS = {
+    "chdir_path": "chdir_path(at(a0, a1))",  # -> resolved path is stored with shim.set_cwd
+    "chdir_fd": "chdir_fd(fd(a0))",
+    "fcntl_lock": "fcntl_lock(fd(a0), a1, a2)",
+    "release": "release(fd(a0))",  # the last descriptor of an open file went away
+}
+
+
+def _canonical_rows():
+    for row in SYSCALLS.values():
+        for call in (row.call, row.empty):
+            if call and not row.shim and not row.refuse:
+                yield row.name, call
+    yield from EXTRA_CALLS.items()
+
+
+def call_names():
+    """Names of the functions that ``syscalls.py`` has, in a stable order: a name's index is its call number."""
+    return list(dict.fromkeys(call.partition("(")[0] for _, call in _canonical_rows()))
+
+
+def canonical_calls():
+    """Name -> argument kinds of the functions of :func:`call_names`, in the same order."""
+    calls = {}
+    for row, call in _canonical_rows():
+        name, kinds = call.partition("(")[0], [kind for kind, *_ in arguments(call)]
+        if calls.setdefault(name, kinds) != kinds:
+            raise ValueError(f"{row}: {name} is used with other kinds of arguments elsewhere")
+    return calls

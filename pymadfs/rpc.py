@@ -1,0 +1,679 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remote procedure calls: ids, tags, deadlines, retries.  ``Client`` calls; ``Service`` is the serving twin.
+
+A call is one small message each way: REQUEST, the operation's fields, its tail; REPLY, the reply's fields, its tail.
+Data of more than ``eager_max`` bytes goes as a message of its own between the two memories.  Tags: a request carries
+the connection, a reply and bulk for the caller carry the request id, bulk for the server both::
+
+    kind << 60 | conn                               TAG_REQUEST, TAG_FSYNC
+    kind << 60 | request id                         TAG_REPLY, TAG_FSYNC_REPLY, TAG_BULK_OUT
+    kind << 60 | conn << 28 | low bits of the id    TAG_BULK_IN
+
+Request ids are ``32 random bits << 28 | counter``: unique in the job, so that a server can recognise a repetition.
+This module runs inside other people's programs: no asyncio at import.
+"""
+import errno
+import itertools
+import os
+import struct
+import time
+
+import _thread
+
+from . import door, ops
+from .errors import fail, from_status, to_status
+from .log import log
+from .ops import FSYNC, OPS, REPLY, REQUEST
+from .transport import HEAD_MAX, MESSAGE_MAX, TRANSFER
+
+ID_BITS, CONN_BITS = 28, 32
+EAGER_LIMIT = 32 << 10
+"""Bytes: a larger ``eager_max`` would not leave room for header and paths in a small message."""
+TAIL_MAX = 64 << 10
+"""Bytes of a tail, either way."""
+BLAME_S = 1.0
+"""Seconds for which a server that did not answer the door in time is not asked again."""
+
+_REQUEST, _FSYNC, _REPLY, _FSYNC_REPLY, _BULK_IN, _BULK_OUT = (
+    kind << ops.TAG_SHIFT
+    for kind in (ops.TAG_REQUEST, ops.TAG_FSYNC, ops.TAG_REPLY, ops.TAG_FSYNC_REPLY, ops.TAG_BULK_IN, ops.TAG_BULK_OUT))
+_LOW = (1 << ops.TAG_SHIFT) - 1
+_ID_LOW = (1 << ID_BITS) - 1
+_CONN_MASK = (1 << 64) - 1 ^ _ID_LOW  # kind and connection of a TAG_BULK_IN
+
+# Header and fields in one go.
+_REQUEST_CODECS = {op: struct.Struct("<" + REQUEST.format + op.request.format) for op in OPS.values()}
+_REPLY_CODECS = {op: struct.Struct("<" + REPLY.format + op.reply.format) for op in OPS.values()}
+assert all(codec.size <= HEAD_MAX for codec in (*_REQUEST_CODECS.values(), *_REPLY_CODECS.values()))
+_reply_header = struct.Struct("<" + REPLY.format).unpack_from
+_request_header = struct.Struct("<" + REQUEST.format).unpack_from
+
+
+def _bulk_in_tag(conn, request_id):
+    return _BULK_IN | conn << ID_BITS | request_id & _ID_LOW
+
+
+def _new_ids():
+    return itertools.count(int.from_bytes(os.urandom(4), "little") << ID_BITS)
+
+
+def _transport(config):
+    from .transport.ucx import Ucx  # not before it is needed: it initialises libucp
+    return Ucx(config)
+
+
+class _Peer:
+    """A server we have met: ``handle`` of the transport, ``conn`` (our id there), ``door`` (socket or None) and, in a
+    server, the event ``loop`` that watches it."""
+
+    __slots__ = ("conn", "door", "handle", "loop")
+
+    def __init__(self, handle, conn, door, loop=None):
+        self.handle, self.conn, self.door, self.loop = handle, conn, door, loop
+
+
+class Client:
+    """Calls servers; any thread may.  ``counters`` counts the requests made, by operation name.
+
+    ``uid`` and ``gid`` (settable) go along with each request.  The transport is opened at the first call.
+    """
+
+    def __init__(self, cluster, config, transport=None, uid=0, gid=0):
+        self.cluster, self.config, self.uid, self.gid = cluster, config, uid, gid
+        self.servers = len(cluster.servers)
+        self.counters = {op.name: 0 for op in OPS.values()}
+        self._eager_max = min(config.eager_max, EAGER_LIMIT)
+        self._timeout_us = config.timeout_ms * 1000
+        self._transport = transport
+        self._reset()
+
+    def _reset(self):
+        self._peers = [None] * self.servers
+        self._blamed = {}  # server -> time until which it is not asked again
+        self._mourned = set()  # servers whose death is in the log already
+        self._slots = []
+        self._ids = _new_ids()
+        self._lock = _thread.allocate_lock()  # connecting and disconnecting
+
+    def call(self, server, op, tail=b"", *fields, send=None, recv=None):
+        """Ask ``server`` (number) for ``op`` with ``fields``; -> (reply fields as a named tuple, tail as bytes).
+
+        ``send=(address, length)`` is data of the request, ``recv=(address, room)`` where data of the reply goes (the
+        tail is empty then); neither memory is touched after the return.  Raises what the server answered: OSError or
+        Restart; EIO when it is dead or does not answer within ``timeout_ms``.
+        """
+        request_id = next(self._ids) & _LOW
+        slot = self._slot()
+        try:
+            code = self._attempt(slot, server, op, request_id, tail, fields, send, recv)
+            if code < 0:
+                code = self._retry(code, slot, server, op, request_id, tail, fields, send, recv)
+            return _decode(slot.reply, op, code, recv)
+        finally:
+            self._slots.append(slot)
+
+    def call_many(self, calls):
+        """All of ``calls``, tuples (server, op, tail, fields, send, recv), at the same time.
+
+        Returns a list with, for each, (reply, tail) or the exception that :meth:`call` would have raised.
+        """
+        results, ready = [None] * len(calls), []
+        slots = []
+        try:
+            for index, (server, op, tail, fields, send, recv) in enumerate(calls):
+                request_id = next(self._ids) & _LOW
+                try:
+                    peer = self._peers[server] or self._connect(server)
+                    slot = self._slot()
+                    slots.append(slot)
+                    self._transport.prepare(*self._arguments(slot, peer, op, request_id, tail, fields, send, recv))
+                    ready.append((index, slot, request_id))
+                except OSError as error:
+                    results[index] = error
+            codes = self._transport.run([slot.handle for _, slot, _ in ready], self._timeout_us) if ready else ()
+            for (index, slot, request_id), code in zip(ready, codes):
+                server, op, tail, fields, send, recv = calls[index]
+                try:
+                    if code < 0:
+                        code = self._retry(code, slot, server, op, request_id, tail, fields, send, recv)
+                    results[index] = _decode(slot.reply, op, code, recv)
+                except Exception as error:  # every kind is a result here; the caller looks at each
+                    results[index] = error
+        finally:
+            self._slots += slots
+        return results
+
+    def notify(self, server, op, tail=b"", *fields):
+        """Send ``op``, which has no reply.  Raises OSError EIO when the server is dead; else it may yet get lost."""
+        slot = self._slot()
+        try:
+            request_id = next(self._ids) & _LOW
+            code = self._attempt(slot, server, op, request_id, tail, fields, None, None)
+            if code < 0:
+                self._retry(code, slot, server, op, request_id, tail, fields, None, None)
+        finally:
+            self._slots.append(slot)
+
+    def forget_after_fork(self):
+        """In the child: the parent's connections are not ours; make new ones at the next call."""
+        for peer in self._peers:
+            if peer is not None and peer.door is not None:
+                peer.door.close()  # else the server would take the child's copy for the parent's life
+        if self._transport is not None:
+            self._transport = self._transport.abandon()
+        self._reset()
+
+    def close(self):
+        """End all connections."""
+        for server, peer in enumerate(self._peers):
+            if peer is not None:
+                self._drop(server, peer)
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    # --- one attempt ------------------------------------------------------------------------------------------------
+
+    def _slot(self):
+        try:
+            return self._slots.pop()
+        except IndexError:
+            pass
+        if self._transport is None:
+            with self._lock:
+                if self._transport is None:
+                    self._transport = _transport(self.config)
+        return self._transport.slot()
+
+    def _attempt(self, slot, server, op, request_id, tail, fields, send, recv):
+        peer = self._peers[server] or self._connect(server)
+        return self._transport.call(*self._arguments(slot, peer, op, request_id, tail, fields, send, recv), self._timeout_us)
+
+    def _arguments(self, slot, peer, op, request_id, tail, fields, send, recv):
+        """What the transport's ``call`` takes; writes header and fields into the slot."""
+        codec = _REQUEST_CODECS[op]
+        conn, size, length, room = peer.conn, codec.size, len(tail), 0
+        address = sending = receiving = bulk_tag = bulk = 0
+        if send is not None:
+            address, sending = send
+            if sending > self._eager_max:
+                bulk, bulk_tag = sending, _bulk_in_tag(conn, request_id)
+            else:
+                length += sending
+        elif recv is not None:
+            receiving, room = recv
+            if room > self._eager_max:
+                bulk, bulk_tag = room, _BULK_OUT | request_id
+        if size + length > MESSAGE_MAX:
+            raise fail(errno.EMSGSIZE)
+        codec.pack_into(slot.head, 0, op.number, 0, conn, request_id, self.uid, self.gid, bulk, length, *fields)
+        self.counters[op.name] += 1
+        if op is FSYNC:
+            tag, reply_tag = _FSYNC | conn, _FSYNC_REPLY | request_id
+        else:
+            tag, reply_tag = _REQUEST | conn, 0 if op.oneway else _REPLY | request_id
+        return (slot.handle, peer.handle, tag, reply_tag, size, tail, len(tail), address, sending, receiving, room, bulk_tag,
+                REPLY.size + op.reply.size)
+
+    def _retry(self, code, slot, server, op, request_id, tail, fields, send, recv):
+        """After a failed attempt: once more where that is harmless.  -> length of the reply, or raises OSError EIO."""
+        if code in (-errno.ENOTCONN, -errno.ECONNRESET):
+            self._lose(server)
+            if code == -errno.ENOTCONN or op.retry:
+                code = self._attempt(slot, server, op, request_id, tail, fields, send, recv)
+                if code >= 0:
+                    return code
+                if code in (-errno.ENOTCONN, -errno.ECONNRESET):
+                    self._lose(server)
+        if code == -errno.ETIMEDOUT:
+            log(f"{self._name(server)} did not answer {op.name} within {self.config.timeout_ms} ms; look whether it hangs, or "
+                "raise MADFS_TIMEOUT_MS")
+        elif code not in (-errno.ENOTCONN, -errno.ECONNRESET):
+            log(f"{self._name(server)}: {op.name} failed in transport: {os.strerror(-code)}")
+        raise fail(errno.EIO)
+
+    # --- connections ------------------------------------------------------------------------------------------------
+
+    def _connect(self, server):
+        """The peer for ``server``, met now unless another thread has just done so.  Raises OSError EIO."""
+        with self._lock:
+            peer = self._peers[server]
+            if peer is not None:
+                return peer
+            if time.monotonic() < self._blamed.get(server, 0):
+                raise fail(errno.EIO)
+            if self._transport is None:
+                self._transport = _transport(self.config)
+            entry = self.cluster.servers[server]
+            try:
+                visit = self._transport.knock(entry, self.cluster.secret, door.KIND_CLIENT, self.config.connect_ms)
+                peer = self._meet(server, visit)
+            except OSError as error:
+                if error.errno == errno.ETIMEDOUT:
+                    self._blamed[server] = time.monotonic() + BLAME_S
+                self._mourn(server, f"cannot be reached: {error.strerror or error}")
+                raise fail(errno.EIO) from None
+            self._peers[server] = peer
+            self._mourned.discard(server)
+            return peer
+
+    def _meet(self, server, visit):
+        try:
+            if (visit.number, visit.servers) != (server, self.servers):
+                raise OSError(errno.EPROTO, f"it is server {visit.number} of {visit.servers}: the cluster file is stale")
+            handle = self._transport.connect(visit.address, visit.door.fileno() if visit.door else -1)
+        except OSError:
+            if visit.door:
+                visit.door.close()
+            raise
+        return _Peer(handle, visit.conn, visit.door)
+
+    def _lose(self, server):
+        peer = self._peers[server]
+        if peer is not None and not self._transport.alive(peer.handle):
+            self._drop(server, peer)
+            self._mourn(server, "died")
+
+    def _drop(self, server, peer):
+        with self._lock:
+            if self._peers[server] is not peer:
+                return  # another thread was faster
+            self._peers[server] = None
+            self._transport.disconnect(peer.handle)
+            if peer.door is not None:
+                peer.door.close()
+
+    def _mourn(self, server, what):
+        """One line for each death of a server, not one for each call that notices."""
+        if server not in self._mourned:
+            self._mourned.add(server)
+            log(f"{self._name(server)} {what}; start it again on the same store, calls then go on")
+
+    def _name(self, server):
+        entry = self.cluster.servers[server]
+        return f"server {server} ({entry.host}:{entry.port})"
+
+
+def _decode(buffer, op, length, recv):
+    """The reply of ``length`` bytes in ``buffer`` -> (fields, tail); raises what it says."""
+    if op.oneway:
+        return op.reply.type(), b""
+    if length < REPLY.size:
+        raise fail(errno.EPROTO)
+    status = _reply_header(buffer)[1]
+    if status:
+        raise from_status(status, bytes(buffer[REPLY.size:length]))
+    end = REPLY.size + op.reply.size
+    if length < end:
+        raise fail(errno.EPROTO)
+    return op.reply.unpack(buffer, REPLY.size), bytes(buffer[end:length]) if length > end and recv is None else b""
+
+
+# --- the serving twin -----------------------------------------------------------------------------------------------
+
+
+class Request:
+    """What a caller asks: ``op`` (Op), ``fields`` (named tuple), ``tail`` (bytes); ``id``, ``conn``, ``uid``, ``gid``;
+    ``bulk``: bytes that follow as a message of their own, or the room for such a message; ``fsync``: came under fsync's tags.
+    """
+
+    __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "id", "op", "tail", "uid", "unread")
+
+    def __init__(self, op, request_id, conn, uid, gid, fields, tail, bulk, fsync):
+        self.op, self.id, self.conn, self.uid, self.gid = op, request_id, conn, uid, gid
+        self.fields, self.tail, self.bulk, self.fsync = fields, tail, bulk, fsync
+        self.unread = bulk and op.data == "request"  # bulk that the caller sends and nobody has received yet
+
+    def __repr__(self):
+        return f"<{self.op.name} {self.id & _ID_LOW} of {self.conn}: {self.fields}>"
+
+
+class _Conn:
+    """A visitor let in: transport ``handle``, ``kind`` (door.KIND_*), tokens of its ``transfers``."""
+
+    __slots__ = ("handle", "kind", "transfers")
+
+    def __init__(self, handle, kind):
+        self.handle, self.kind, self.transfers = handle, kind, set()
+
+
+class _Lost(Exception):
+    """Another server died while it had our call."""
+
+
+class _ServerPeer:
+    """Another server as we call it: ``peer`` (_Peer) once met, ``meeting`` (Future) until then, ``calls`` under way."""
+
+    __slots__ = ("calls", "meeting", "peer")
+
+    def __init__(self):
+        self.calls, self.meeting, self.peer = set(), None, None
+
+
+class Service:
+    """The serving side of one server, on its event loop's thread.
+
+    ``address`` is the transport's address; ``counters`` counts requests by operation name, and ``"garbage"``.
+    """
+
+    def __init__(self, cluster, number, config, transport=None):
+        self.cluster, self.number, self.config = cluster, number, config
+        self.secret, self.servers = cluster.secret, len(cluster.servers)
+        self._transport = transport = transport or _transport(config)
+        self.address = transport.address
+        self.counters = {op.name: 0 for op in OPS.values()}
+        self.counters["garbage"] = 0
+        self._eager_max = min(config.eager_max, EAGER_LIMIT)
+        self._conns = {}
+        self._numbers = itertools.count(1)
+        self._transfers = {}  # token -> (conn id, Future or None, what has to stay in memory, expected length)
+        self._ids = _new_ids()
+        self._calls = {}  # request id -> (Future, server number, Op, timer)
+        self._peers = {}  # server number -> _ServerPeer
+        self._limit_s = config.timeout_ms / 1000
+
+    # --- event loop -------------------------------------------------------------------------------------------------
+
+    def fileno(self):
+        """Descriptor that becomes readable when there is something to poll for, once :meth:`arm` said True."""
+        return self._transport.fileno()
+
+    def arm(self):
+        """True: sleep on ``fileno()``; False: poll again first."""
+        return self._transport.arm()
+
+    @property
+    def pending(self):
+        """Transfers and calls of other servers under way."""
+        return len(self._transfers) + len(self._calls)
+
+    def poll(self, spin_us=0, limit=64):
+        """Requests that came, at most ``limit``; waits up to ``spin_us`` for one.  Ends transfers and calls of peers.
+
+        Never raises because of what was received: garbage is counted, and answered with EPROTO where that is possible.
+        """
+        requests = []
+        transport = self._transport
+        events = transport.poll(spin_us, limit)
+        arena = transport.arena
+        for tag, offset, length, status, what in events:
+            if what == TRANSFER:
+                self._transferred(tag, length, status)
+                continue
+            kind = tag >> ops.TAG_SHIFT
+            if status or length < REPLY.size:
+                self.counters["garbage"] += 1
+            elif kind == ops.TAG_REQUEST or kind == ops.TAG_FSYNC:
+                request = self._parse(arena, offset, length, tag & _LOW, kind == ops.TAG_FSYNC)
+                if request is not None:
+                    requests.append(request)
+            elif kind == ops.TAG_REPLY:
+                self._answered(arena, offset, length)
+            else:
+                self.counters["garbage"] += 1
+        return requests
+
+    def _parse(self, arena, offset, length, tag_conn, fsync):
+        if length < REQUEST.size:
+            self.counters["garbage"] += 1
+            return None
+        number, _, conn_id, request_id, uid, gid, bulk, tail_length = _request_header(arena, offset)
+        conn = self._conns.get(conn_id)
+        if conn is None or conn_id != tag_conn:
+            self.counters["garbage"] += 1
+            return None
+        op = OPS.get(number)
+        if op is None or REQUEST.size + op.request.size + tail_length != length:
+            return self._refuse(conn, request_id, fsync, errno.EPROTO)
+        if op.peer and conn.kind != door.KIND_SERVER:
+            return self._refuse(conn, request_id, fsync, errno.EPERM)
+        if bulk and op.data is None:
+            return self._refuse(conn, request_id, fsync, errno.EPROTO)
+        start = offset + REQUEST.size
+        end = start + op.request.size
+        tail = bytes(arena[end:offset + length]) if tail_length else b""
+        self.counters[op.name] += 1
+        return Request(op, request_id & _LOW, conn_id, uid, gid, op.request.unpack(arena, start), tail, bulk, fsync)
+
+    def _refuse(self, conn, request_id, fsync, code):
+        self.counters["garbage"] += 1
+        tag = (_FSYNC_REPLY if fsync else _REPLY) | request_id & _LOW
+        self._transport.send(conn.handle, tag, REPLY.pack(request_id, code, 0), b"")
+
+    # --- replies ----------------------------------------------------------------------------------------------------
+
+    def reply(self, request, fields=(), tail=b"", data=None):
+        """Answer with the reply's ``fields`` and ``tail`` (bytes); ``data`` (bytes-like) is what the caller reads.
+
+        ``data`` goes within the reply when it is small, else from its memory, kept until it is sent.  Raises
+        struct.error when the fields do not fit the operation, OSError EMSGSIZE when the tail is too long.
+        """
+        op, conn = request.op, self._conns.get(request.conn)
+        if request.unread:
+            self._discard(request)
+        if conn is None or op.oneway:
+            return
+        bulk = 0
+        if data is not None:
+            bulk = len(data)
+            if bulk <= self._eager_max or bulk > request.bulk:
+                tail, bulk = (tail + bytes(data) if tail else data), 0
+        head = _REPLY_CODECS[op].pack(request.id, 0, bulk, *fields)
+        if len(head) + len(tail) > MESSAGE_MAX:
+            raise fail(errno.EMSGSIZE)
+        if bulk:
+            self._send_bulk(conn, request, data)
+        self._transport.send(conn.handle, (_FSYNC_REPLY if request.fsync else _REPLY) | request.id, head, tail)
+
+    def fail(self, request, error):
+        """Answer with ``error``: OSError and Restart arrive as such, anything else is a defect: logged, and EIO there."""
+        status, tail = to_status(error)
+        if status == errno.EIO and not isinstance(error, OSError):
+            log(f"server {self.number}: {request!r} failed: {type(error).__name__}: {error}")
+        conn = self._conns.get(request.conn)
+        if request.unread:
+            self._discard(request)
+        if conn is not None and not request.op.oneway:
+            tag = (_FSYNC_REPLY if request.fsync else _REPLY) | request.id
+            self._transport.send(conn.handle, tag, REPLY.pack(request.id, status, 0), tail)
+
+    async def receive(self, request, view):
+        """Receive the ``request.bulk`` bytes that the caller sends into ``view`` (writable, at least that long).
+
+        Raises OSError ECONNRESET when the caller dies, EPROTO when it sends another length, ETIMEDOUT.
+        """
+        conn = self._conns.get(request.conn)
+        if conn is None:
+            raise fail(errno.ECONNRESET)
+        request.unread = 0
+        token = self._transport.receive_bulk(_bulk_in_tag(request.conn, request.id), view[:request.bulk])
+        if token < 0:
+            raise fail(-token)
+        if token == 0:
+            return
+        import asyncio
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        conn.transfers.add(token)
+        self._transfers[token] = (request.conn, future, view, request.bulk)
+        timer = loop.call_later(self._limit_s, self._transport.cancel, token)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            if not future.done() or future.cancelled():
+                self._transport.cancel(token)
+
+    def _send_bulk(self, conn, request, data):
+        token = self._transport.send_bulk(conn.handle, _BULK_OUT | request.id, data)
+        if token > 0:
+            conn.transfers.add(token)
+            self._transfers[token] = (request.conn, None, data, 0)
+
+    def _discard(self, request):
+        """Let the caller finish sending what nobody wants."""
+        request.unread = 0
+        conn = self._conns.get(request.conn)
+        if conn is not None:
+            token = self._transport.discard(_bulk_in_tag(request.conn, request.id))
+            if token > 0:
+                conn.transfers.add(token)
+                self._transfers[token] = (request.conn, None, None, 0)
+
+    def _transferred(self, token, length, status):
+        conn_id, future, _, expected = self._transfers.pop(token, (None, None, None, 0))
+        conn = self._conns.get(conn_id)
+        if conn is not None:
+            conn.transfers.discard(token)
+        if future is not None and not future.done():
+            if status == 0 and length == expected:
+                future.set_result(None)
+            else:
+                code = -status if status else errno.EPROTO
+                future.set_exception(fail((errno.ECONNRESET if conn is None else errno.ETIMEDOUT)
+                                          if code == errno.ECANCELED else code))
+
+    # --- visitors ---------------------------------------------------------------------------------------------------
+
+    def accept(self, kind, address):
+        """Let a visitor in whose transport is at ``address`` (bytes); -> its connection id.  Raises OSError."""
+        handle = self._transport.connect(address, -1)
+        conn_id = next(self._numbers)
+        self._conns[conn_id] = _Conn(handle, kind)
+        return conn_id
+
+    def forget(self, conn_id):
+        """The visitor is gone: end its transfers, release what it cost."""
+        conn = self._conns.pop(conn_id, None)
+        if conn is not None:
+            for token in conn.transfers:
+                self._transport.cancel(token)
+            self._transport.disconnect(conn.handle)
+            self._transport.purge(_bulk_in_tag(conn_id, 0), _CONN_MASK)
+
+    def close(self):
+        """End all connections; what is under way fails."""
+        for conn_id in list(self._conns):
+            self.forget(conn_id)
+        for server in list(self._peers):
+            self._lose(server, "this server stops")
+        self._transport.close()
+
+    # --- calls of other servers -------------------------------------------------------------------------------------
+
+    def call_peer(self, server, op, tail=b"", *fields):
+        """Ask another server; -> asyncio.Future of (reply fields, tail).
+
+        It fails with what the other answered, or OSError EIO when it is dead or silent; an operation that may be
+        repeated is tried once more after reconnecting.
+        """
+        import asyncio
+        return asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields))
+
+    async def _call_peer(self, server, op, tail, fields):
+        import asyncio
+        loop = asyncio.get_running_loop()
+        request_id = next(self._ids) & _LOW
+        for may_repeat in (op.retry, False):
+            state = await self._meet(loop, server)
+            try:
+                return await self._ask(loop, loop.create_future(), state, server, op, request_id, tail, fields)
+            except _Lost:
+                if not may_repeat:
+                    break
+        raise fail(errno.EIO)
+
+    def _ask(self, loop, future, state, server, op, request_id, tail, fields):
+        peer = state.peer
+        head = _REQUEST_CODECS[op].pack(op.number, 0, peer.conn, request_id, 0, 0, 0, len(tail), *fields)
+        if len(head) + len(tail) > MESSAGE_MAX:
+            raise fail(errno.EMSGSIZE)
+        timer = loop.call_later(self._limit_s, self._late, request_id)
+        self._calls[request_id] = (future, server, op, timer)
+        state.calls.add(request_id)
+        self._transport.send(peer.handle, _REQUEST | peer.conn, head, tail)
+        return future
+
+    async def _meet(self, loop, server):
+        """The state of ``server`` once it is met; knocking happens on a thread, for it may take a while."""
+        state = self._peers.setdefault(server, _ServerPeer())
+        if state.peer is not None:
+            return state
+        if state.meeting is None:
+            state.meeting = loop.create_task(self._knock(loop, server, state))
+        import asyncio
+        await asyncio.shield(state.meeting)
+        return state
+
+    async def _knock(self, loop, server, state):
+        entry = self.cluster.servers[server]
+        try:
+            visit = await loop.run_in_executor(None, self._transport.knock, entry, self.secret, door.KIND_SERVER,
+                                               self.config.connect_ms)
+            handle = self._transport.connect(visit.address, -1)
+        except OSError as error:
+            log(f"server {self.number}: server {server} ({entry.host}:{entry.port}) cannot be reached: {error.strerror or error}; "
+                "start it again on the same store")
+            raise fail(errno.EIO) from None
+        finally:
+            state.meeting = None
+        state.peer = _Peer(handle, visit.conn, visit.door, loop)
+        if visit.door is not None:
+            visit.door.setblocking(False)
+            loop.add_reader(visit.door.fileno(), self._door_speaks, server, visit.door)
+
+    def _door_speaks(self, server, visitor):
+        try:
+            if visitor.recv(4096):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # as good as end of file
+        self._lose(server, "it died")
+
+    def _lose(self, server, why):
+        state = self._peers.pop(server, None)
+        if state is None or state.peer is None:
+            return
+        peer = state.peer
+        entry = self.cluster.servers[server]
+        if state.calls:
+            log(f"server {self.number}: lost server {server} ({entry.host}:{entry.port}) with {len(state.calls)} calls under way: {why}")
+        for request_id in list(state.calls):
+            self._end(request_id, error=_Lost())
+        self._transport.disconnect(peer.handle)
+        if peer.door is not None:
+            peer.loop.remove_reader(peer.door.fileno())
+            peer.door.close()
+
+    def _late(self, request_id):
+        call = self._calls.get(request_id)
+        if call is not None:
+            log(f"server {self.number}: server {call[1]} did not answer {call[2].name} within {self.config.timeout_ms} ms")
+            self._end(request_id, error=fail(errno.EIO))
+
+    def _answered(self, arena, offset, length):
+        request_id = _reply_header(arena, offset)[0]
+        call = self._calls.get(request_id)
+        if call is None:
+            return  # it came too late
+        try:
+            result = _decode(arena[offset:offset + length], call[2], length, None)
+        except Exception as error:  # it is the callee's answer, or garbage; either way the caller's to see
+            self._end(request_id, error=error)
+        else:
+            self._end(request_id, result=result)
+
+    def _end(self, request_id, result=None, error=None):
+        future, server, _, timer = self._calls.pop(request_id)
+        timer.cancel()
+        state = self._peers.get(server)
+        if state is not None:
+            state.calls.discard(request_id)
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

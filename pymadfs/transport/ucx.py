@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real transport: libucp through ``_ucx.c``.  The interface is described in :mod:`pymadfs.transport`."""
+import errno
+import os
+import struct
+
+from .. import door
+from .._ucx_cffi import ffi, lib
+from ..ops import TAG_SHIFT
+from . import HEAD_MAX, MESSAGE_MAX, TRANSFER, Slot, Transport
+
+assert (lib.UX_HEAD_MAX, lib.UX_MESSAGE_MAX, lib.UX_TRANSFER) == (HEAD_MAX, MESSAGE_MAX, TRANSFER)
+
+ADDRESS_ROOM = 8192
+EVENTS = 64
+_KINDS_OF_A_SERVER = 0b1100 << TAG_SHIFT  # it is asked for requests, fsyncs and replies to it: kinds without these bits
+_events = struct.Struct("<QIIiI")
+assert _events.size == ffi.sizeof("ux_event_t")
+
+SETTINGS = {
+    # Shared memory tells of a dead peer too; without it UCX would use TCP on one node whenever that is asked for.
+    "POSIX_ERROR_HANDLING": "y",
+    "SYSV_ERROR_HANDLING": "y",
+}
+"""UCX settings that are not UCX's defaults, with the reason."""
+
+PURE_US = 4
+"""Microseconds to poll without giving the processor away."""
+SPIN_US = 50
+"""Microseconds to poll, giving the processor away in between, before sleeping: about what a sleep and a wake cost."""
+
+
+class Ucx(Transport):
+    """One UCX worker.  Raises OSError ENODEV that says why when UCX cannot be initialised."""
+
+    def __init__(self, config):
+        self._config = config
+        settings = dict(SETTINGS)
+        if config.transports:
+            settings["TLS"] = config.transports
+        strings = [ffi.new("char[]", text.encode()) for pair in settings.items() for text in pair]
+        message = ffi.new("char[]", 512)
+        self._u = lib.ux_open(ffi.new("char *[]", strings), len(settings), message, 512)
+        if not self._u:
+            raise OSError(errno.ENODEV, f"UCX cannot start: {ffi.string(message).decode(errors='replace')}; MADFS_UCX_TLS is "
+                                        f"{config.transports!r}, empty lets UCX choose")
+        spin_us = SPIN_US if config.spin_us < 0 else config.spin_us
+        lib.ux_patience(self._u, min(PURE_US, spin_us) * 1000, spin_us * 1000)
+        room = ffi.new("char[]", ADDRESS_ROOM)
+        length = lib.ux_address(self._u, room, ADDRESS_ROOM)
+        if length < 0:
+            raise OSError(-length, "UCX has no address")
+        self.address = ffi.buffer(room, length)[:]
+        self._arena = None
+        self._room = ffi.new("ux_event_t[]", EVENTS)
+        self._events = ffi.buffer(self._room)
+
+    # --- both sides -------------------------------------------------------------------------------------------------
+
+    def connect(self, address, door):
+        handle = lib.ux_connect(self._u, address, len(address), door)
+        if handle < 0:
+            raise OSError(-handle, f"no transport reaches it: {os.strerror(-handle)}; MADFS_UCX_TLS is "
+                                   f"{self._config.transports!r} here")
+        return handle
+
+    def disconnect(self, peer):
+        lib.ux_disconnect(self._u, peer)
+
+    def alive(self, peer):
+        return lib.ux_alive(self._u, peer)
+
+    def close(self):
+        if self._u:
+            lib.ux_close(self._u)
+            self._u = None
+
+    def abandon(self):
+        lib.ux_abandon(self._u)
+        self._u = None
+
+    # --- calling ----------------------------------------------------------------------------------------------------
+
+    def knock(self, server, secret, kind, timeout_ms):
+        return door.knock(server.host, server.port, secret, kind, self.address, timeout_ms)
+
+    def slot(self):
+        handle = lib.ux_call_new()
+        if not handle:
+            raise MemoryError
+        handle = ffi.gc(handle, lib.ux_call_free)
+        return Slot(handle, ffi.buffer(lib.ux_call_head(handle), HEAD_MAX), ffi.buffer(lib.ux_call_reply(handle), MESSAGE_MAX))
+
+    def call(self, *arguments):
+        return lib.ux_call(self._u, *arguments)
+
+    def prepare(self, *arguments):
+        lib.ux_prepare(*arguments)
+
+    def run(self, handles, timeout_us):
+        lib.ux_run(self._u, ffi.new("ux_call_t *[]", handles), len(handles), timeout_us)
+        return [lib.ux_result(handle) for handle in handles]
+
+    # --- serving ----------------------------------------------------------------------------------------------------
+
+    @property
+    def arena(self):
+        if self._arena is None:
+            memory = lib.ux_arena(self._u)
+            if not memory:
+                raise MemoryError
+            self._arena = ffi.buffer(memory, lib.UX_SLOTS * MESSAGE_MAX)
+        return self._arena
+
+    def fileno(self):
+        return lib.ux_fd(self._u)
+
+    def arm(self):
+        return lib.ux_arm(self._u) == 1
+
+    def poll(self, spin_us, limit):
+        count = lib.ux_poll(self._u, _KINDS_OF_A_SERVER, self._room, min(limit, EVENTS), spin_us)
+        if count <= 0:
+            return ()
+        return [(tag, slot * MESSAGE_MAX, length, status, what)
+                for tag, slot, length, status, what in _events.iter_unpack(self._events[:count * _events.size])]
+
+    def send(self, peer, tag, head, tail):
+        if type(tail) is not bytes:
+            tail = ffi.from_buffer(tail)
+        return lib.ux_send(self._u, peer, tag, head, len(head), tail, len(tail))
+
+    def send_bulk(self, peer, tag, data):
+        memory = ffi.from_buffer(data)
+        return lib.ux_transfer_send(self._u, peer, tag, int(ffi.cast("uintptr_t", memory)), len(memory))
+
+    def receive_bulk(self, tag, view):
+        memory = ffi.from_buffer(view, require_writable=True)
+        return lib.ux_transfer_receive(self._u, tag, int(ffi.cast("uintptr_t", memory)), len(memory))
+
+    def cancel(self, token):
+        lib.ux_transfer_cancel(self._u, token)
+
+    def discard(self, tag):
+        return lib.ux_transfer_receive(self._u, tag, 0, 0)
+
+    def purge(self, tag, mask):
+        lib.ux_purge(self._u, tag, mask)

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stored bytes of chunks: small files in the key-value store, all else in one sparse file per chunk.  Synchronous.
+
+    D ino                                   bytes of chunk 0 while they are few
+    data / <2 hex digits> / <ino>.<chunk>   chunk file (hexadecimal), sparse; exists when C ino chunk does
+
+Bookkeeping (keys, descriptors, what is dirty) belongs to one thread; only ``Piece.read``, ``Piece.write`` and
+``remove_files`` may run on others, on pieces that are pinned so that nobody closes their descriptor meanwhile.
+"""
+import errno
+import os
+from collections import OrderedDict
+
+from pymadfs.errors import fail
+
+from .meta import chunk_key, chunk_of, chunks_prefix, data_key
+
+OPEN_FILES_MAX = 512
+DIRTY_FILES_MAX = 1 << 16
+DIRECTORIES = 256
+CUT_PAGE = 1024
+HEADROOM_BYTES_MAX = 64 << 20
+HEADROOM_SHARE = 16  # at most one part in so many of the disk
+HEADROOM_CHECK_BYTES = 1 << 20
+
+
+class Piece:
+    """An open chunk file; ``key`` is its inode and chunk numbers, ``users`` counts transfers under way."""
+
+    __slots__ = ("fd", "key", "users")
+
+    def __init__(self, key, fd):
+        self.key, self.fd, self.users = key, fd, 0
+
+    def read(self, offset, length):
+        """Up to ``length`` stored bytes from ``offset``; fewer at the end of what is stored."""
+        return os.pread(self.fd, length, offset)
+
+    def write(self, offset, data):
+        """Store all of ``data`` (bytes-like) at ``offset``."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self.fd, view, offset)
+            offset += count
+            view = view[count:]
+
+
+class Chunks:
+    """The chunks of the store directory ``path`` (str) with the keys of ``kv``.
+
+    ``inline_max`` is how many bytes of a file stay in the key-value store.
+    """
+
+    def __init__(self, kv, path, inline_max):
+        self.kv, self.inline_max = kv, inline_max
+        os.makedirs(os.path.join(path, "data"), exist_ok=True)
+        self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._open = OrderedDict()
+        self._made = {int(name, 16) for name in os.listdir(os.path.join(path, "data")) if len(name) == 2}
+        self._unsynced_names = set()
+        self._dirty = {}
+        self._all_dirty = False
+        self._unchecked = HEADROOM_CHECK_BYTES
+        self._full = False
+
+    # --- reading and writing ----------------------------------------------------------------------------------------
+
+    def read_inline(self, ino, offset, length):
+        """Bytes of chunk 0 when the key-value store has them, else None."""
+        data = self.kv.get(data_key(ino))
+        return None if data is None else data[offset:offset + length]
+
+    def write_inline(self, ino, offset, data):
+        """Put ``data`` into chunk 0 within the key-value store, if the file is and stays small.  False: use a piece."""
+        end = offset + len(data)
+        if end > self.inline_max or self.kv.get(chunk_key(ino, 0)) is not None:
+            return False
+        key = data_key(ino)
+        old = self.kv.get(key)
+        if not old and not offset:
+            self.kv.put(key, bytes(data))
+        else:
+            old = old or b""
+            self.kv.put(key, b"%b%b%b" % (old[:offset].ljust(offset, b"\0"), data, old[end:]))
+        return True
+
+    def piece(self, ino, chunk):
+        """The open chunk file, or None when nothing is stored there."""
+        found = self._open.get((ino, chunk))
+        if found is not None:
+            self._open.move_to_end((ino, chunk))
+            return found
+        if self.kv.get(chunk_key(ino, chunk)) is None:
+            return None
+        try:
+            return self._opened(ino, chunk, os.O_RDWR)
+        except FileNotFoundError:  # a removal was cut short after the file and before the key
+            return None
+
+    def writable(self, ino, chunk, length):
+        """The open chunk file to store ``length`` bytes in; made, with what was inline, when it does not exist.
+
+        Raises ENOSPC while the disk is so full that removing files could fail for want of space.
+        """
+        self._check_space(length)
+        found = self.piece(ino, chunk)
+        if found is None:
+            found = self._make(ino, chunk)
+        self._mark_dirty(ino, chunk)
+        return found
+
+    def _make(self, ino, chunk):
+        number = directory_of(ino, chunk)
+        if number not in self._made:
+            try:
+                os.mkdir(f"data/{number:02x}", 0o700, dir_fd=self._directory)
+            except FileExistsError:
+                pass
+            self._made.add(number)
+            self._unsynced_names.add(None)  # the name of the directory itself
+        inline = self.kv.get(data_key(ino)) if not chunk else None
+        # What an earlier server left without its key was never acknowledged: start from nothing.
+        found = self._opened(ino, chunk, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._unsynced_names.add(number)
+        if inline is not None:
+            try:
+                found.write(0, inline)
+            except OSError:
+                self._drop((ino, chunk))
+                raise
+            self.kv.delete(data_key(ino))
+        self.kv.put(chunk_key(ino, chunk), b"")
+        return found
+
+    def _opened(self, ino, chunk, flags):
+        fd = os.open(name_of(ino, chunk), flags | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        found = self._open[ino, chunk] = Piece((ino, chunk), fd)
+        self._close_some()
+        return found
+
+    def rolled_back(self):
+        """The last batch was not written: chunk files that it would have made known do not exist."""
+        for key in [key for key in self._open if self.kv.get(chunk_key(*key)) is None]:
+            self._drop(key)
+
+    def pin(self, piece):
+        piece.users += 1
+
+    def unpin(self, piece):
+        """The transfer ended; a piece that was dropped meanwhile is closed."""
+        piece.users -= 1
+        if not piece.users and self._open.get(piece.key) is not piece:
+            os.close(piece.fd)
+
+    def _close_some(self):
+        excess = len(self._open) - OPEN_FILES_MAX
+        if excess <= 0:
+            return
+        newest = next(reversed(self._open))
+        idle = [key for key, piece in self._open.items() if not piece.users and key != newest]
+        for key in idle[:excess]:
+            os.close(self._open.pop(key).fd)
+
+    def _drop(self, key):
+        piece = self._open.pop(key, None)
+        if piece is not None and not piece.users:
+            os.close(piece.fd)
+
+    def _check_space(self, length):
+        """Keep room for the key-value store: the disk may be full for data, but never for removing some."""
+        self._unchecked += length
+        if self._unchecked >= HEADROOM_CHECK_BYTES or self._full:
+            self._unchecked = 0
+            room = os.statvfs(self._directory)
+            headroom = min(HEADROOM_BYTES_MAX, room.f_blocks * room.f_frsize // HEADROOM_SHARE)
+            self._full = room.f_bavail * room.f_frsize < headroom + length
+        if self._full:
+            raise fail(errno.ENOSPC)
+
+    # --- removing ---------------------------------------------------------------------------------------------------
+
+    def single(self, ino, size, chunk_size):
+        """Whether nothing of a file of ``size`` bytes is stored but what the key-value store has inline here."""
+        return size <= chunk_size and self.kv.get(chunk_key(ino, 0)) is None
+
+    def cut_inline(self, ino, size):
+        """Drop inline bytes from ``size`` on."""
+        key = data_key(ino)
+        data = self.kv.get(key)
+        if data is not None and len(data) > size:
+            if size:
+                self.kv.put(key, data[:size])
+            else:
+                self.kv.delete(key)
+
+    def cut_plan(self, ino, size, chunk_size):
+        """Chunk files of ``ino`` with bytes from ``size`` on, a page of them: ``(work, more)``.
+
+        ``work`` is a list of ``(chunk, bytes to keep)`` for ``remove_files`` and then ``cut_done``; keys go last, so that
+        what is cut short by a crash is found again.  ``chunk_size`` may be 0 when ``size`` is.  REQUIRES: nothing pending.
+        """
+        first, within = divmod(size, chunk_size) if size else (0, 0)
+        prefix = chunks_prefix(ino)
+        after = chunk_key(ino, first - 1)[len(prefix):] if first else b""
+        found = [chunk_of(key) for key, _ in self.kv.scan(prefix, after, CUT_PAGE)]
+        work = [(chunk, within if chunk == first else 0) for chunk in found]
+        for chunk, kept in work:
+            if kept:
+                self._mark_dirty(ino, chunk)
+            else:
+                self._drop((ino, chunk))
+        return work, len(found) == CUT_PAGE
+
+    def cut_done(self, ino, work):
+        """The files are gone: forget their keys."""
+        dirty = self._dirty.get(ino, set())
+        for chunk, kept in work:
+            if not kept:
+                self._drop((ino, chunk))
+                self.kv.delete(chunk_key(ino, chunk))
+                dirty.discard(chunk)
+        if not dirty:
+            self._dirty.pop(ino, None)
+
+    def remove_files(self, ino, work):
+        """Cut or remove chunk files.  For any thread."""
+        for chunk, kept in work:
+            try:
+                if kept:
+                    self._shorten(name_of(ino, chunk), kept)
+                else:
+                    os.unlink(name_of(ino, chunk), dir_fd=self._directory)
+            except FileNotFoundError:
+                continue
+
+    def _shorten(self, name, size):
+        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+    # --- durability -------------------------------------------------------------------------------------------------
+
+    def _mark_dirty(self, ino, chunk):
+        chunks = self._dirty.get(ino)
+        if chunks is not None:
+            chunks.add(chunk)
+        elif len(self._dirty) < DIRTY_FILES_MAX:
+            self._dirty[ino] = {chunk}
+        else:
+            self._all_dirty = True
+
+    def sync_plan(self, ino):
+        """What to sync so that all acknowledged bytes of ``ino`` are on disk: ``(pieces, directories, everything)``.
+
+        Pieces come pinned; ``sync_done`` gives them back.  ``everything``: too many files were written to know which.
+        """
+        pieces = []
+        for chunk in self._dirty.pop(ino, ()):
+            piece = self.piece(ino, chunk)
+            if piece is not None:
+                self.pin(piece)
+                pieces.append(piece)
+        directories, self._unsynced_names = self._unsynced_names, set()
+        everything, self._all_dirty = self._all_dirty, False
+        return pieces, directories, everything
+
+    def sync_done(self, plan, failed):
+        pieces, directories, everything = plan
+        for piece in pieces:
+            if failed:
+                self._mark_dirty(*piece.key)
+            self.unpin(piece)
+        if failed:
+            self._unsynced_names |= directories
+            self._all_dirty |= everything
+
+    def sync_names(self, directories):
+        """fsync the directories ``directories`` (numbers; None is the one that holds them).  For any thread."""
+        for number in directories:
+            fd = os.open("data" if number is None else f"data/{number:02x}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                         dir_fd=self._directory)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def statvfs(self):
+        return os.statvfs(self._directory)
+
+    def fileno(self):
+        """Descriptor of the store's directory."""
+        return self._directory
+
+    def close(self):
+        for piece in self._open.values():
+            os.close(piece.fd)
+        self._open.clear()
+        os.close(self._directory)
+
+
+def directory_of(ino, chunk):
+    return (ino * 31 + chunk) % DIRECTORIES
+
+
+def name_of(ino, chunk):
+    return f"data/{directory_of(ino, chunk):02x}/{ino:x}.{chunk:x}"

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each operation on bytes does: reading, writing, sizes, durability, record locks."""
+import errno
+import time
+from fcntl import F_UNLCK
+
+from pymadfs.errors import fail
+from pymadfs.layout import home
+from pymadfs.ops import EXTEND, FSYNC, LOCK, READ, RESERVE, STATFS, WRITE
+
+from .dispatch import DEFERRED, serves
+from .locks import Lock
+from .meta import SIZE_MAX, inode_key, size_of, with_size, without_privileges
+
+CHUNK_BYTES_MAX = 64 << 20
+INLINE_IO_BYTES = 64 << 10  # more than this is read and written on a thread
+TRY, WAIT, ASK = 0, 1, 2
+
+
+@serves(READ)
+def read(server, request):
+    ino, chunk, offset, length = request.fields
+    if length > CHUNK_BYTES_MAX:
+        raise fail(errno.EINVAL)
+    data = server.chunks.read_inline(ino, offset, length) if not chunk else None
+    if data is None:
+        piece = server.chunks.piece(ino, chunk)
+        if piece is None:
+            return (0,), b"", b""
+        if length > INLINE_IO_BYTES:
+            return _read_later(server, piece, offset, length)
+        data = piece.read(offset, length)
+    server.bytes_out += len(data)
+    return (len(data),), b"", data
+
+
+async def _read_later(server, piece, offset, length):
+    server.chunks.pin(piece)
+    try:
+        data = await server.io(piece.read, offset, length)
+    finally:
+        server.chunks.unpin(piece)
+    server.bytes_out += len(data)
+    return (len(data),), b"", data
+
+
+@serves(WRITE)
+def write(server, request):
+    ino, chunk, offset, length, end, hint_length = request.fields
+    if offset + length > CHUNK_BYTES_MAX or end > SIZE_MAX:
+        raise fail(errno.EFBIG)
+    if end:
+        server.dirs.free(inode_key(ino))
+        server.meta.find(ino, request.tail[:hint_length])
+    if request.bulk:
+        return _write_bulk(server, request)
+    data = request.tail[hint_length:]
+    if len(data) != length:
+        raise fail(errno.EPROTO)
+    if chunk or not server.chunks.write_inline(ino, offset, data):
+        server.chunks.writable(ino, chunk, length).write(offset, data)
+    return _written(server, request)
+
+
+async def _write_bulk(server, request):
+    ino, chunk, offset, length, _, _ = request.fields
+    if request.bulk != length:
+        raise fail(errno.EPROTO)
+    buffer = server.buffer(length)
+    with memoryview(buffer) as whole, whole[:length] as view:
+        await server.rpc.receive(request, view)
+        if chunk or not server.chunks.write_inline(ino, offset, view):
+            piece = server.chunks.writable(ino, chunk, length)
+            if length <= INLINE_IO_BYTES:
+                piece.write(offset, view)
+            else:
+                server.chunks.pin(piece)
+                server.commit()
+                try:
+                    await server.io(piece.write, offset, view)
+                finally:
+                    server.chunks.unpin(piece)
+    server.recycle(buffer)  # not after an error: the transfer may still be writing into it
+    return _written(server, request)
+
+
+def _written(server, request):
+    """The bytes are stored; at the file's home, its size and times follow."""
+    ino, _, _, length, end, hint_length = request.fields
+    server.bytes_in += length
+    return ((_extended(server, request, ino, end, request.tail[:hint_length]) if end else 0),), b""
+
+
+def _extended(server, request, ino, end, hint):
+    """Make an inode at least ``end`` bytes long and modified now; -> its size."""
+    key, value = server.meta.find(ino, hint)
+    size = max(size_of(value), end)
+    server.kv.put(key, without_privileges(with_size(value, size, time.time_ns()), request.uid))
+    return size
+
+
+@serves(EXTEND)
+def extend(server, request):
+    ino, end = request.fields
+    if end > SIZE_MAX:
+        raise fail(errno.EFBIG)
+    server.dirs.free(inode_key(ino))
+    return (_extended(server, request, ino, end, request.tail),), b""
+
+
+@serves(RESERVE)
+def reserve(server, request):
+    ino, length = request.fields
+    server.dirs.free(inode_key(ino))
+    _, value = server.meta.find(ino, request.tail)
+    offset = size_of(value)
+    if offset + length > SIZE_MAX:
+        raise fail(errno.EFBIG)
+    _extended(server, request, ino, offset + length, request.tail)
+    return (offset,), b""
+
+
+@serves(FSYNC)
+def fsync(server, request):
+    server.commit(lazily=True)
+
+    def synced(error):
+        if error is None:
+            server.rpc.reply(request)
+        else:
+            server.rpc.fail(request, error)
+
+    server.syncer.request(request.fields.ino, synced)
+    return DEFERRED
+
+
+@serves(STATFS)
+def statfs(server, request):
+    room = server.chunks.statvfs()
+    return (room.f_frsize, room.f_blocks, room.f_bfree, room.f_bavail, room.f_files, room.f_ffree), b""
+
+
+# --- record locks ---------------------------------------------------------------------------------------------------
+
+
+class _Waiting:
+    """A LOCK request whose answer comes when the lock is granted, or EAGAIN after a while: the caller then asks again, so
+    that it can be interrupted and a server never keeps a request for longer than callers wait."""
+
+    def __init__(self, server, request, lock):
+        self._server, self._request, self._lock = server, request, lock
+        self._timer = server.loop.call_later(server.config.timeout_ms / 3000, self._late)
+
+    def granted(self):
+        self._timer.cancel()
+        self._server.finish(self._request, _lock_reply(self._lock))
+
+    def cancel(self):
+        self._timer.cancel()
+
+    def _late(self):
+        if self._server.locks.cancel(self):
+            self._server.rpc.fail(self._request, fail(errno.EAGAIN))
+
+
+def _lock_reply(lock):
+    return (lock.type, lock.start, lock.end, lock.owner[1]), b""
+
+
+@serves(LOCK)
+def lock(server, request):
+    ino, owner, start, end, kind, wait = request.fields
+    if home(ino) != server.number:
+        raise fail(errno.EINVAL)
+    wanted = Lock((request.conn, owner), kind, start, end)
+    if wait == ASK:
+        obstacle = server.locks.test(ino, wanted)
+        return _lock_reply(obstacle or wanted._replace(type=F_UNLCK))
+    waiting = _Waiting(server, request, wanted) if wait == WAIT else None
+    try:
+        granted = server.locks.set(ino, wanted, waiting)
+    except OSError:
+        if waiting:
+            waiting.cancel()
+        raise
+    if granted is None:
+        return DEFERRED
+    if waiting:
+        waiting.cancel()
+    for other in granted:
+        other.granted()
+    return _lock_reply(wanted)

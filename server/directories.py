@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coherent cache of directories above a server's entries, and the names that an operation under way holds.
+
+Who owns a directory's entry tells its attributes with DIRINFO and remembers who asked (the holders).  A holder keeps them
+until INVALIDATE, EMPTY, or the loss of its connection to the owner.  The owner changes mode or owner of a directory, or
+removes it, only after all holders have acknowledged that they forgot it; until then it holds the name, and DIRINFO for
+it waits.  A restarted owner does not know its holders: its first INVALIDATE goes to everybody, for all directories.
+
+A handler that meets a name that is held, or a directory that is not known here, raises Wait: it has changed nothing yet,
+and runs again from the start after what Wait names.
+"""
+import asyncio
+import errno
+from collections import namedtuple
+
+from pymadfs.errors import Restart, fail
+from pymadfs.layout import owner, parent
+from pymadfs.ops import ATTR, DIRINFO, INVALIDATE
+
+from . import meta
+from .meta import entry_key, is_directory, is_symlink, mode_of, target_of
+
+DIRECTORIES_MAX = 1 << 16
+FETCH_TRIES = 64  # asked again when an INVALIDATE overtook the answer
+
+Dir = namedtuple("Dir", "mode uid gid key")
+"""What parents are checked by; ``key`` is that of the entry when it lies here, else None."""
+
+
+class Wait(Exception):
+    """``make()`` gives an awaitable; run the handler again when it is done, or fail with what it raises."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+
+class Directories:
+    """Of server ``meta.number``; ``call_peer`` asks other servers (see rpc.Service.call_peer)."""
+
+    def __init__(self, store, call_peer):
+        self._meta, self._call_peer = store, call_peer
+        self._known = {}
+        self._fetching = {}  # path -> [waiting futures, overtaken by an INVALIDATE]
+        self._held = {}  # key -> Future, or None when what holds it is stuck
+        self._holders = {}  # path of a directory whose entry is here -> bits of server numbers
+        self._forgetful = not store.fresh
+
+    # --- names in use -----------------------------------------------------------------------------------------------
+
+    def free(self, key):
+        """Wait until nobody holds ``key``.  EIO when its holder cannot go on because another server is dead."""
+        if key in self._held:
+            future = self._held[key]
+            if future is None:
+                raise fail(errno.EIO)
+            raise Wait(lambda: asyncio.shield(future))
+
+    def hold(self, key):
+        """Let others wait for ``key`` until ``let_go``."""
+        self.free(key)
+        self._held[key] = asyncio.get_running_loop().create_future()
+
+    def let_go(self, key):
+        future = self._held.pop(key)
+        if future is not None:
+            future.set_result(None)
+
+    def stuck(self, key):
+        """What holds ``key`` cannot go on now: who waits, and whoever comes, gets EIO until ``let_go``."""
+        future, self._held[key] = self._held[key], None
+        if future is not None:
+            future.set_result(None)
+
+    def is_held(self, key):
+        return key in self._held
+
+    # --- entries ----------------------------------------------------------------------------------------------------
+
+    def entry(self, path, request):
+        """``(key, value)`` of an existing name, once nobody holds it, for a user who may search the way to it.
+
+        Raises OSError, Restart when the way leads through a symbolic link, or Wait.
+        """
+        if path[:1] != b"/" or len(path) > meta.PATH_BYTES_MAX:
+            raise fail(errno.ENAMETOOLONG if path[:1] == b"/" else errno.EINVAL)
+        key = entry_key(path)
+        if key in self._held:
+            self.free(key)
+        value = self._meta.kv.get(key)
+        if value is None or request.uid:
+            self.parent(path, request, meta.SEARCH)
+            if value is None:
+                raise fail(errno.ENOENT)
+        return key, value
+
+    # --- parents ----------------------------------------------------------------------------------------------------
+
+    def parent(self, path, request, want):
+        """The Dir above ``path``, which ``request.uid`` must have ``want`` permission on.
+
+        Raises OSError (ENOENT, ENOTDIR, EACCES), Restart, or Wait.
+        """
+        above = path[:path.rindex(b"/")] or b"/"
+        if request.uid:
+            return self._searched(above, request.uid, request.gid, want)
+        return self._known.get(above) or self.load(above)
+
+    def _searched(self, path, uid, gid, want):
+        """The Dir of ``path`` after the walk of a user other than root: search permission on all above, ``want`` on it."""
+        above, at = b"/", path.find(b"/", 1)
+        while path != b"/":
+            found = self._known.get(above) or self.load(above)
+            if not meta.allowed(found.mode, found.uid, found.gid, uid, gid, meta.SEARCH):
+                raise fail(errno.EACCES)
+            if at < 0:
+                break
+            above, at = path[:at], path.find(b"/", at + 1)
+        found = self._known.get(path) or self.load(path)
+        if not meta.allowed(found.mode, found.uid, found.gid, uid, gid, want):
+            raise fail(errno.EACCES)
+        return found
+
+    def load(self, path):
+        """The Dir of a path whose entry lies here, else Wait for its owner's answer."""
+        if owner(path, self._meta.servers) != self._meta.number:
+            raise Wait(lambda: self.fetch(path))
+        key = entry_key(path)
+        self.free(key)
+        value = self._meta.kv.get(key)
+        if value is None:
+            raise Wait(lambda: self.fetch(path))
+        return self._keep(path, value, key)
+
+    def _keep(self, path, value, key):
+        if is_symlink(value):
+            raise Restart(len(path), target_of(value))
+        if not is_directory(value):
+            raise fail(errno.ENOTDIR)
+        attr = ATTR.unpack(value)
+        if len(self._known) >= DIRECTORIES_MAX:
+            for old in list(self._known)[:DIRECTORIES_MAX // 4]:
+                del self._known[old]
+        found = self._known[path] = Dir(attr.mode, attr.uid, attr.gid, key)
+        return found
+
+    async def fetch(self, path):
+        """Make the directory ``path`` known here.  When it does not exist, the nearest existing name above tells why:
+        a directory means ENOENT, a file ENOTDIR, a link Restart."""
+        wanted = path
+        while True:
+            if path[:1] != b"/":
+                raise fail(errno.ENOENT)
+            value = await self._ask(path)
+            if value is not None:
+                break
+            if path == b"/":
+                raise OSError(errno.EIO, "the root directory is missing: server that owns it has another store")
+            path = parent(path)
+        if value is True:  # known or asked by another meanwhile: the handler looks again
+            return
+        here = owner(path, self._meta.servers) == self._meta.number
+        self._keep(path, value, entry_key(path) if here else None)
+        if path != wanted:
+            raise fail(errno.ENOENT)
+
+    async def _ask(self, path):
+        """Entry of ``path`` from its owner, None when there is none, True when somebody else has asked meanwhile."""
+        server = owner(path, self._meta.servers)
+        if server == self._meta.number:
+            key = entry_key(path)
+            while (held := self._held.get(key, key)) is not key:
+                if held is None:
+                    raise fail(errno.EIO)
+                await asyncio.shield(held)
+            return self._meta.kv.get(key)
+        if path in self._fetching:
+            future = asyncio.get_running_loop().create_future()
+            self._fetching[path][0].append(future)
+            await future
+            return True
+        state = self._fetching[path] = [[], False]
+        try:
+            for _ in range(FETCH_TRIES):
+                state[1] = False
+                reply, tail = await self._call_peer(server, DIRINFO, path, self._meta.number)
+                if not state[1]:
+                    return bytes(reply.attr) + bytes(tail)
+            raise fail(errno.EAGAIN)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            if error.errno == errno.EIO:
+                self.lost(server)
+            raise
+        finally:
+            del self._fetching[path]
+            for future in state[0]:
+                if not future.done():
+                    future.set_result(None)
+
+    # --- as a holder ------------------------------------------------------------------------------------------------
+
+    def forget(self, path):
+        """INVALIDATE or EMPTY came, or it changed here.  An answer about it that is on its way is void."""
+        self._known.pop(path, None)
+        if path in self._fetching:
+            self._fetching[path][1] = True
+
+    def forget_all(self):
+        self._known.clear()
+        for state in self._fetching.values():
+            state[1] = True
+
+    def lost(self, server):
+        """The connection to ``server`` is lost: what it told may be stale from now on."""
+        servers = self._meta.servers
+        for path in [path for path, each in self._known.items() if each.key is None and owner(path, servers) == server]:
+            del self._known[path]
+
+    # --- as the owner -----------------------------------------------------------------------------------------------
+
+    def told(self, path, server):
+        """``server`` keeps what DIRINFO answered about ``path``."""
+        self._holders[path] = self._holders.get(path, 0) | 1 << server
+
+    async def invalidate(self, path):
+        """Return when no other server keeps anything about the directory ``path``, whose name is held.
+
+        A server that does not answer is dead, and starts with nothing known.
+        """
+        holders = self._holders.pop(path, 0)
+        if self._forgetful:
+            await self._tell(range(self._meta.servers), b"")
+            self._forgetful = False
+        await self._tell([server for server in range(holders.bit_length()) if holders >> server & 1], path)
+
+    async def _tell(self, servers, path):
+        calls = [self._call_peer(server, INVALIDATE, path) for server in servers if server != self._meta.number]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, OSError):
+                raise result
+
+    def gone(self, path):
+        """The directory was removed, after EMPTY made everybody forget it."""
+        self._holders.pop(path, None)
+        self.forget(path)

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From requests to replies: runs handlers, batches their changes, and bounds what may wait.
+
+A handler is a function of ``(server, request)`` registered with ``@serves(OP)``.  It returns ``(fields, tail)`` or
+``(fields, tail, data)``; DEFERRED when somebody else will call ``Server.finish``; or a coroutine, which then is one of the
+few that may wait at a time.  It raises OSError, Restart, or Wait (see directories.py).
+
+Changes: a handler checks first and changes then, so that one that raises has changed nothing.  All changes of the
+requests of one poll are one batch of the key-value store, written before the first of their replies is sent.  When the
+batch cannot be written, all these requests fail with its error.  A coroutine calls ``commit`` before it waits.
+"""
+import asyncio
+import errno
+import os
+import random
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from inspect import iscoroutine
+
+from pymadfs.errors import fail
+from pymadfs.layout import owner
+from pymadfs.log import log
+from pymadfs.ops import TOUCH
+
+from .chunks import Chunks
+from .directories import Directories, Wait
+from .inodes import purge
+from .locks import Locks
+from .meta import Meta, with_times
+from .openings import Openings
+from .syncer import Syncer
+
+DEFERRED = object()
+HANDLERS = {}
+
+HANDLERS_AT_ONCE = 16  # coroutines of clients' requests, and as many of other servers'
+QUEUE_MAX = 1 << 16
+WAITS_MAX = 1000  # times one request may run again
+IO_THREADS = 8
+LAZY_S = 0.1
+TOUCH_S = 0.001
+RETRY_S = 1.0
+BUFFER_BYTES = 1 << 20
+BUFFERS_KEPT = 16
+
+
+def serves(op):
+    """Register the decorated function as the handler of ``op``."""
+    def register(handler):
+        if op in HANDLERS:
+            raise ValueError(f"{op} has two handlers")
+        HANDLERS[op] = handler
+        return handler
+    return register
+
+
+async def gather(calls):
+    """Results of calls to other servers; raises the first failure when all have ended."""
+    results = [await settled(call) for call in calls]
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+async def settled(call):
+    try:
+        return await call
+    except OSError as error:
+        return error
+
+
+class _Pool:
+    """Runs coroutines, HANDLERS_AT_ONCE at a time; the others wait in a line of at most ``line_max``."""
+
+    def __init__(self, line_max=QUEUE_MAX):
+        self._line_max = line_max
+        self._running = set()
+        self._line = deque()
+
+    def run(self, coroutine):
+        """Start or queue; OSError ENOMEM when the line is full."""
+        if len(self._running) < HANDLERS_AT_ONCE:
+            self._start(coroutine)
+        elif self._line_max is None or len(self._line) < self._line_max:
+            self._line.append(coroutine)
+        else:
+            coroutine.close()
+            raise fail(errno.ENOMEM)
+
+    def _start(self, coroutine):
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task):
+        self._running.discard(task)
+        if not task.cancelled() and task.exception():
+            log(f"a handler failed: {task.exception()!r}")
+        if self._line and len(self._running) < HANDLERS_AT_ONCE:
+            self._start(self._line.popleft())
+
+    async def stop(self):
+        while self._line:
+            self._line.popleft().close()
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+
+class Server:
+    """One shard: its state, and the way of a request through it.
+
+    ``rpc`` is an rpc.Service (or its twin in tests), ``kv`` a store of kv.py, ``path`` the directory of chunk files,
+    ``ended()`` is called when SHUTDOWN was asked.  Raises meta.StoreError and OSError.  Everything but ``Piece`` transfers
+    and sync rounds happens on the event loop's thread.
+    """
+
+    def __init__(self, rpc, kv, path, config, ended=lambda: None):
+        self.rpc, self.kv, self.config, self.ended = rpc, kv, config, ended
+        self.number, self.servers = rpc.number, rpc.servers
+        self.meta = Meta(kv, self.number, self.servers, os.getuid(), os.getgid())
+        self.chunks = Chunks(kv, path, config.inline_max)
+        self.dirs = Directories(self.meta, rpc.call_peer)
+        self.openings, self.locks = Openings(), Locks()
+        self.orphans = set()  # inodes without a name that somebody has open
+        self.intents = set()  # renames of ours whose second half is under way
+        self.applied = {}  # server -> renames of its installed here, oldest first
+        self.inode_owners = {}  # ino -> uid, answers for handlers that waited for them
+        self.bytes_in = self.bytes_out = 0
+        self.retry_s = RETRY_S
+        self.conns = set()
+        self.since_s = time.monotonic()
+        self._outbox = []
+        self._serving = self._flush_due = False
+        self._pools = _Pool(), _Pool()
+        self._removals = _Pool(line_max=None)
+        self._touches, self._touching = {}, set()
+        self._lazy_timer = None
+        self._buffers = []
+        self._background = set()
+        self.threads = ThreadPoolExecutor(IO_THREADS, "io")
+        self.loop = self.syncer = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def start(self):
+        """The event loop runs (see handlers.start)."""
+        self.loop = asyncio.get_running_loop()
+        self.syncer = Syncer(self.kv, self.chunks, self.loop.call_soon_threadsafe)
+
+    async def stop(self):
+        """End what is under way and close the store."""
+        for pool in (*self._pools, self._removals):
+            await pool.stop()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self.flush()
+        if self._lazy_timer:
+            self._lazy_timer.cancel()
+        if self.syncer:
+            self.syncer.stop()
+        self.threads.shutdown()
+        await asyncio.sleep(0)  # the last round's answers
+        self.kv.close()
+        self.chunks.close()
+
+    def remove(self, coroutine):
+        """Run a removal behind its reply, a few at a time.  What is not done at the end is taken up at the next start."""
+        self._removals.run(coroutine)
+
+    def spawn(self, coroutine):
+        """Run in the background until the end."""
+        task = self.loop.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # What door.guard asks of a service.
+
+    @property
+    def secret(self):
+        return self.rpc.secret
+
+    @property
+    def address(self):
+        return self.rpc.address
+
+    def accept(self, kind, address):
+        """Let a visitor in; -> its connection id.  Raises OSError."""
+        conn = self.rpc.accept(kind, address)
+        self.conns.add(conn)
+        return conn
+
+    def forget(self, conn):
+        """The connection is lost: so are its openings and locks."""
+        self.rpc.forget(conn)
+        self.conns.discard(conn)
+        for ino in self.openings.lost(conn):
+            self.closed(ino)
+        for token in self.locks.lost(conn):
+            token.granted()
+
+    def closed(self, ino):
+        """The last opening of ``ino`` ended."""
+        if ino in self.orphans:
+            self.orphans.discard(ino)
+            self.remove(purge(self, ino))
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def serve(self, requests):
+        """Handle what one poll gave, write the changes, answer."""
+        self._serving = True
+        kv, rpc, outbox = self.kv, self.rpc, self._outbox
+        for request in requests:
+            try:
+                result = HANDLERS[request.op](self, request)
+                if result.__class__ is tuple:
+                    if kv.pending:
+                        outbox.append((request, result))
+                    else:
+                        rpc.reply(request, *result)
+                elif result is not DEFERRED:
+                    self._pools[request.op.peer].run(self._run(request, result))
+            except Wait as wait:
+                self._queue(request, wait)
+            except Exception as error:
+                rpc.fail(request, error)
+        self._serving = False
+        if kv.pending or outbox:
+            self.flush()
+
+    def _queue(self, request, step):
+        try:
+            self._pools[request.op.peer].run(self._run(request, step))
+        except OSError as error:
+            self.rpc.fail(request, error)
+
+    async def _run(self, request, step):
+        """The rest of a request that has to wait: ``step`` is a coroutine of its handler, or a Wait."""
+        for _ in range(WAITS_MAX):
+            try:
+                if step.__class__ is Wait:
+                    await step.make()
+                    if request.conn not in self.conns:
+                        return  # nobody waits for it any more
+                    step = HANDLERS[request.op](self, request)
+                result = await step if iscoroutine(step) else step
+            except Wait as wait:
+                step = wait
+            except Exception as error:
+                self.rpc.fail(request, error)
+                return
+            else:
+                if result is not DEFERRED:
+                    self.finish(request, result)
+                return
+        self.rpc.fail(request, fail(errno.EAGAIN))
+
+    def finish(self, request, result):
+        """Answer a request once what is pending is written: very soon, together with others."""
+        self._outbox.append((request, result))
+        if not self._serving and not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self.flush)
+
+    def flush(self):
+        """Write the pending batch and send the replies that waited for it."""
+        self._flush_due = False
+        try:
+            self.commit()
+        except OSError:
+            return  # everybody concerned was told
+
+    def commit(self, lazily=False):
+        """As flush; for a handler that has more to do.  Raises OSError when the batch was refused and undone."""
+        outbox = self._outbox[:]
+        self._outbox.clear()
+        try:
+            self.kv.commit(lazily)
+        except OSError as error:
+            self.meta.rolled_back()
+            self.chunks.rolled_back()
+            self.dirs.forget_all()
+            for request, _ in outbox:
+                self.rpc.fail(request, error)
+            raise
+        for request, result in outbox:
+            try:
+                self.rpc.reply(request, *result)
+            except Exception as error:
+                self.rpc.fail(request, error)
+
+    async def io(self, function, *arguments):
+        """Run something that may block on a thread."""
+        return await self.loop.run_in_executor(self.threads, function, *arguments)
+
+    def buffer(self, length):
+        """Writable memory of at least ``length`` bytes; give it back with ``recycle``."""
+        if length <= BUFFER_BYTES:
+            return self._buffers.pop() if self._buffers else bytearray(BUFFER_BYTES)
+        return bytearray(length)
+
+    def recycle(self, buffer):
+        if len(buffer) == BUFFER_BYTES and len(self._buffers) < BUFFERS_KEPT:
+            self._buffers.append(buffer)
+
+    async def pause(self):
+        """Before trying again what depends on another server."""
+        await asyncio.sleep(self.retry_s * (0.5 + random.random()))
+
+    # --- times of directories ---------------------------------------------------------------------------------------
+
+    def touched(self, path, above, now):
+        """An entry ``path`` in the directory ``above`` (a Dir) came or went: the directory's times become ``now``, soon."""
+        if above.key is not None:
+            value = self.kv.get(above.key)
+            if value is not None:
+                self.kv.lazy(above.key, with_times(value, now))
+                if self._lazy_timer is None:
+                    self.write_lazily_soon()
+            return
+        directory = path[:path.rindex(b"/")] or b"/"
+        self._touches[directory] = now
+        if directory not in self._touching:
+            self._touching.add(directory)
+            self.loop.call_later(TOUCH_S, self._send_touch, directory)
+
+    def write_lazily_soon(self):
+        if self._lazy_timer is None:
+            self._lazy_timer = self.loop.call_later(LAZY_S, self._write_lazily)
+
+    def _write_lazily(self):
+        self._lazy_timer = None
+        try:
+            self.commit(lazily=True)
+        except OSError as error:
+            log(f"server {self.number}: times of directories could not be stored: {error}")
+
+    def _send_touch(self, directory):
+        now = self._touches.pop(directory)
+        future = self.rpc.call_peer(owner(directory, self.servers), TOUCH, directory, now, 0)
+        future.add_done_callback(lambda done: self._touch_sent(directory, done))
+
+    def _touch_sent(self, directory, future):
+        if not future.cancelled():
+            future.exception()  # its owner is dead or the directory is gone: nobody needs the times
+        if directory in self._touches:
+            self.loop.call_later(TOUCH_S, self._send_touch, directory)
+        else:
+            self._touching.discard(directory)

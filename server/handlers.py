@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each operation on names and attributes does; ``data.py``, ``rename.py`` and ``peers.py`` have the others.
+
+Errors come in the order in which Linux finds them: the way to the parent, the parent's permission, then the name.
+"""
+import errno
+import os
+import stat
+import time
+
+from pymadfs.errors import fail
+from pymadfs.layout import owner, parent
+from pymadfs.ops import (ATTR, DIRENT, EMPTY, GETATTR, LOOKUP, MKDIR, OPEN, OPS, READDIR, RELEASE, REOPEN, RMDIR,
+                         SET_ATIME, SET_ATIME_NOW, SET_GID, SET_LINK, SET_MODE, SET_MTIME, SET_MTIME_NOW, SET_SIZE, SET_UID,
+                         SETATTR, SYMLINK, TOUCH, UNLINK)
+
+from . import data, peers, recovery, rename
+from .dispatch import HANDLERS, gather, serves
+from .inodes import drop, shrink, sticky
+from .meta import (PATH_BYTES_MAX, READ, SEARCH, SIZE_MAX, WRITE, changed, check_access, check_new_path, check_owner, entries_prefix,
+                   entry_key, inode_key, ino_of, is_directory, is_pointer, is_symlink, mode_of, new_attr,
+                   path_of, size_of, stripped, with_size, without_privileges)
+
+ATTR_SIZE = ATTR.size
+PAGE_BYTES_MAX = 64 << 10
+PAGE_ENTRIES = 256
+CHUNK_SIZE_MAX = 64 << 20
+O_PATH = getattr(os, "O_PATH", 0o10000000)
+TYPE_SHIFT = 12  # DT_* of dirent.h is the type in st_mode, shifted
+
+
+def start(server):
+    """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
+    unserved = [op.name for op in OPS.values() if op not in HANDLERS]
+    assert not unserved and data and peers and rename, f"operations without a handler: {unserved}"
+    server.start()
+    recovery.resume(server)
+
+
+def new_entry(server, path, request):
+    """``(key, parent's Dir)`` for a name that must not exist yet."""
+    check_new_path(path)
+    if owner(path, server.servers) != server.number:
+        raise fail(errno.EPROTO)
+    key = entry_key(path)
+    server.dirs.free(key)
+    exists = server.kv.get(key) is not None
+    above = server.dirs.parent(path, request, SEARCH if exists else WRITE | SEARCH)
+    if exists:
+        raise fail(errno.EEXIST)
+    return key, above
+
+
+def group_of(above, request):
+    """A new inode's group: the directory's where that is setgid."""
+    return above.gid if above.mode & stat.S_ISGID else request.gid
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+@serves(LOOKUP)
+def lookup(server, request):
+    key, value = server.dirs.entry(request.tail, request)
+    if is_pointer(value):
+        key, value = server.meta.resolve(key, value)
+    return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
+
+
+@serves(GETATTR)
+def getattr_(server, request):
+    _, value = server.meta.find(request.fields[0], request.tail)
+    return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
+
+
+@serves(READDIR)
+def readdir(server, request):
+    limit, length = request.fields
+    path, after = request.tail[:length], request.tail[length:]
+    server.commit()
+    prefix = entries_prefix(path)
+    limit = min(limit, PAGE_BYTES_MAX)
+    records, room = [], limit
+    while True:
+        page = server.kv.scan(prefix, after, PAGE_ENTRIES)
+        for key, value in page:
+            name = key[len(prefix):]
+            if not name:
+                continue  # the root itself
+            room -= DIRENT.size + len(name)
+            if room < 0:
+                if not records:
+                    raise fail(errno.EINVAL)  # what getdents answers to a buffer that is too small
+                return (0,), b"".join(records)
+            records.append(DIRENT.pack(ino_of(value), mode_of(value) >> TYPE_SHIFT, len(name)) + name)
+        if len(page) < PAGE_ENTRIES:
+            return (1,), b"".join(records)
+        after = page[-1][0][len(prefix):]
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+@serves(OPEN)
+def open_(server, request):
+    path = request.tail
+    flags = request.fields.flags
+    if not flags & os.O_CREAT or flags & O_PATH:
+        key, value = server.dirs.entry(path, request)
+        return opened(server, request, path, key, value, flags)
+    check_new_path(path)
+    key = entry_key(path)
+    server.dirs.free(key)
+    value = server.kv.get(key)
+    if value is None:
+        return created(server, request, path, key)
+    if request.uid:
+        server.dirs.parent(path, request, SEARCH)
+    if flags & os.O_EXCL:
+        raise fail(errno.EEXIST)
+    if is_directory(value):
+        raise fail(errno.EISDIR)
+    return opened(server, request, path, key, value, flags)
+
+
+def created(server, request, path, key):
+    """A new regular file, open."""
+    _, mode, chunk_size = request.fields
+    if not 0 < chunk_size <= CHUNK_SIZE_MAX:
+        raise fail(errno.EINVAL)
+    if owner(path, server.servers) != server.number:
+        raise fail(errno.EPROTO)
+    above = server.dirs.parent(path, request, WRITE | SEARCH)
+    now = time.time_ns()
+    ino = server.meta.serial()
+    value = new_attr(ino, stat.S_IFREG | mode & 0o7777, request.uid, group_of(above, request), now, chunk_size=chunk_size)
+    server.kv.put(key, value)
+    server.openings.add(request.conn, ino)
+    server.touched(path, above, now)
+    return (1, value), b""
+
+
+def opened(server, request, path, key, value, flags):
+    """An existing name: its attributes, and one more opening of it if it is a regular file."""
+    if is_symlink(value):
+        return (0, value[:ATTR_SIZE]), value[ATTR_SIZE:]
+    if is_pointer(value):
+        key, value = server.meta.resolve(key, value)
+        if is_pointer(value):
+            return (0, value[:ATTR_SIZE]), b""  # the caller goes on with REOPEN at its home
+    result = reopened(server, request, key, value, flags)
+    if result.__class__ is tuple:
+        return (0, *result[0]), result[1]
+    return _opened_later(result)
+
+
+async def _opened_later(truncation):
+    fields, tail = await truncation
+    return (0, *fields), tail
+
+
+@serves(REOPEN)
+def reopen(server, request):
+    ino, flags = request.fields
+    key, value = server.meta.find(ino, request.tail)
+    return reopened(server, request, key, value, flags)
+
+
+def reopened(server, request, key, value, flags):
+    """Access, count and truncate an inode that lives here."""
+    if flags & O_PATH:
+        return (value[:ATTR_SIZE],), b""
+    access = flags & os.O_ACCMODE
+    want = (READ if access != os.O_WRONLY else 0) | (WRITE if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
+    if is_directory(value):
+        if want & WRITE:
+            raise fail(errno.EISDIR)
+    elif flags & os.O_DIRECTORY:
+        raise fail(errno.ENOTDIR)
+    if request.uid:
+        check_access(ATTR.unpack(value), request.uid, request.gid, want)
+    if is_directory(value):
+        return (value[:ATTR_SIZE],), b""
+    ino = ino_of(value)
+    if flags & os.O_TRUNC:
+        server.dirs.free(inode_key(ino))
+        changes = resized(server, request, key, value, 0)
+        if changes is None:
+            return _emptied(server, request, ino, path_of(key))
+        value = changes
+        server.kv.put(key, value)
+    server.openings.add(request.conn, ino)
+    return (value[:ATTR_SIZE],), b""
+
+
+async def _emptied(server, request, ino, hint):
+    result = await shrunk(server, request, ino, hint, 0)
+    if request.conn in server.conns:
+        server.openings.add(request.conn, ino)
+    return result
+
+
+@serves(RELEASE)
+def release(server, request):
+    for at in range(0, len(request.tail) - 7, 8):
+        ino = int.from_bytes(request.tail[at:at + 8], "little")
+        if server.openings.release(request.conn, ino):
+            server.closed(ino)
+    return (), b""
+
+
+# --- making ---------------------------------------------------------------------------------------------------------
+
+
+@serves(MKDIR)
+def mkdir(server, request):
+    path = request.tail
+    key, above = new_entry(server, path, request)
+    now = time.time_ns()
+    mode = stat.S_IFDIR | request.fields.mode & 0o7777 | above.mode & stat.S_ISGID
+    value = new_attr(server.meta.serial(), mode, request.uid, group_of(above, request), now, nlink=2)
+    server.kv.put(key, value)
+    if above.key is None:
+        return linked(server, parent(path), now, 1, ((value,), b""))
+    link(server, above.key, now, 1)
+    return (value,), b""
+
+
+def link(server, key, now, links):
+    """A directory came or went in the directory whose entry is ``key``, here."""
+    value = server.kv.get(key)
+    if value is not None:
+        attr = ATTR.unpack(value)
+        server.kv.put(key, changed(value, nlink=max(2, attr.nlink + links), mtime_ns=max(now, attr.mtime_ns),
+                                   ctime_ns=max(now, attr.ctime_ns)))
+
+
+async def linked(server, directory, now, links, result):
+    """As ``link``, when the entry of ``directory`` lies elsewhere; the change itself is written first."""
+    server.commit()
+    try:
+        await server.rpc.call_peer(owner(directory, server.servers), TOUCH, directory, now, links)
+    except OSError:
+        # The directory was made or removed; a count that is off by one because a server died is fsck's to mend.
+        return result
+    return result
+
+
+@serves(SYMLINK)
+def symlink(server, request):
+    path, target = request.tail[:request.fields.length], request.tail[request.fields.length:]
+    if not target:
+        raise fail(errno.ENOENT)
+    if len(target) > PATH_BYTES_MAX or b"\0" in target:
+        raise fail(errno.ENAMETOOLONG if len(target) > PATH_BYTES_MAX else errno.EINVAL)
+    key, above = new_entry(server, path, request)
+    now = time.time_ns()
+    value = new_attr(server.meta.serial(), stat.S_IFLNK | 0o777, request.uid, group_of(above, request), now, size=len(target))
+    server.kv.put(key, value + target)
+    server.touched(path, above, now)
+    return (value,), b""
+
+
+# --- removing -------------------------------------------------------------------------------------------------------
+
+
+@serves(UNLINK)
+def unlink(server, request):
+    path = request.tail
+    key, value = server.dirs.entry(path, request)
+    above = server.dirs.parent(path, request, WRITE | SEARCH)
+    sticky(server, above, request, path, value)
+    if is_directory(value):
+        raise fail(errno.EISDIR)
+    server.dirs.free(inode_key(ino_of(value)))
+    now = time.time_ns()
+    after = drop(server, value, now)
+    server.kv.delete(key)
+    server.touched(path, above, now)
+    return (((), b"") if after is None else _unlinked(server, after))
+
+
+async def _unlinked(server, after):
+    server.commit()
+    await after
+    return (), b""
+
+
+@serves(RMDIR)
+async def rmdir(server, request):
+    path = request.tail
+    key, value = server.dirs.entry(path, request)
+    above = server.dirs.parent(path, request, WRITE | SEARCH)
+    sticky(server, above, request, path, value)
+    if not is_directory(value):
+        raise fail(errno.ENOTDIR)
+    if path == b"/":
+        raise fail(errno.EBUSY)
+    server.dirs.hold(key)
+    try:
+        server.dirs.forget(path)
+        if not await empty_everywhere(server, path):
+            raise fail(errno.ENOTEMPTY)
+        server.kv.delete(key)
+        server.dirs.gone(path)
+        now = time.time_ns()
+        if above.key is not None:
+            link(server, above.key, now, -1)
+        server.commit()
+    finally:
+        server.dirs.let_go(key)
+    if above.key is None:
+        return await linked(server, parent(path), now, -1, ((), b""))
+    return (), b""
+
+
+async def empty_everywhere(server, path):
+    """Whether no server has an entry in the directory; afterwards none knows it, so none can make one."""
+    if not is_empty(server, path):
+        return False
+    others = [number for number in range(server.servers) if number != server.number]
+    results = await gather([server.rpc.call_peer(number, EMPTY, path) for number in others])
+    return all(reply.empty for reply, _ in results)
+
+
+def is_empty(server, path):
+    server.commit()
+    return not server.kv.scan(entries_prefix(path), b"", 1)
+
+
+# --- attributes -----------------------------------------------------------------------------------------------------
+
+
+@serves(SETATTR)
+def setattr_(server, request):
+    ino, valid = request.fields[:2]
+    if ino:
+        path = None
+        key, value = server.meta.find(ino, request.tail)
+    else:
+        path = request.tail
+        key, value = server.dirs.entry(path, request)
+        if is_symlink(value) and not valid & SET_LINK:
+            return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
+        if is_pointer(value):
+            key, value = server.meta.resolve(key, value)
+            if is_pointer(value):
+                return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
+    server.dirs.free(key)
+    server.dirs.free(inode_key(ino_of(value)))
+    updated = attributes(request, value)
+    if valid & SET_SIZE:
+        check_resize(request, value, path)
+        sized = resized(server, request, key, updated, request.fields.size)
+        if sized is None:
+            return shrunk(server, request, ino_of(value), path_of(key), request.fields.size, as_well=True)
+        updated = sized
+    if is_directory(value) and valid & (SET_MODE | SET_UID | SET_GID):
+        return change_directory(server, request, key, path_of(key))
+    server.kv.put(key, updated)
+    return (updated[:ATTR_SIZE],), updated[ATTR_SIZE:]
+
+
+def attributes(request, value):
+    """The value with the mode, owner and times that a SETATTR asks for.  Raises EPERM or EACCES."""
+    _, valid, mode, uid, gid, _, atime, mtime = request.fields
+    attr = ATTR.unpack(value)
+    now = time.time_ns()
+    fields = {"ctime_ns": now}
+    if valid & SET_MODE:
+        check_owner(attr, request.uid)
+        mode = stat.S_IFMT(attr.mode) | mode & 0o7777
+        if request.uid and request.gid != attr.gid and not stat.S_ISDIR(mode):
+            mode &= ~stat.S_ISGID
+        fields["mode"] = mode
+    if valid & (SET_UID | SET_GID):
+        if request.uid and (request.uid != attr.uid or valid & SET_UID and uid != attr.uid
+                            or valid & SET_GID and gid not in (attr.gid, request.gid)):
+            raise fail(errno.EPERM)
+        if valid & SET_UID:
+            fields["uid"] = uid
+        if valid & SET_GID:
+            fields["gid"] = gid
+        if stat.S_ISREG(attr.mode):
+            fields["mode"] = stripped(fields.get("mode", attr.mode))
+    if valid & (SET_ATIME | SET_MTIME):
+        check_owner(attr, request.uid)
+    elif valid & (SET_ATIME_NOW | SET_MTIME_NOW) and request.uid not in (0, attr.uid):
+        check_access(attr, request.uid, request.gid, WRITE)
+    if valid & (SET_ATIME | SET_ATIME_NOW):
+        fields["atime_ns"] = now if valid & SET_ATIME_NOW else atime
+    if valid & (SET_MTIME | SET_MTIME_NOW):
+        fields["mtime_ns"] = now if valid & SET_MTIME_NOW else mtime
+    return changed(value, **fields)
+
+
+def check_resize(request, value, path):
+    """truncate(2) needs write permission; a descriptor has shown it at open."""
+    if not stat.S_ISREG(mode_of(value)):
+        raise fail(errno.EISDIR if is_directory(value) else errno.EINVAL)
+    if request.fields.size > SIZE_MAX:
+        raise fail(errno.EFBIG)
+    if path is not None and request.uid:
+        check_access(ATTR.unpack(value), request.uid, request.gid, WRITE)
+
+
+def resized(server, request, key, value, size):
+    """The value with another size and times, or None when other servers or threads must drop bytes first."""
+    old = size_of(value)
+    ino = ino_of(value)
+    if size < old:
+        if not server.chunks.single(ino, old, ATTR.unpack(value).chunk_size):
+            return None
+        server.chunks.cut_inline(ino, size)
+    return without_privileges(with_size(value, size, time.time_ns()), request.uid)
+
+
+async def shrunk(server, request, ino, hint, size, as_well=False):
+    """Drop the bytes above ``size`` everywhere, then set the size; the inode is held meanwhile.
+    ``as_well``: the request is a SETATTR that may ask for more.
+
+    In this order a crash leaves a hole below the old size, never old bytes above the new one.
+    """
+    held = inode_key(ino)
+    server.dirs.hold(held)
+    try:
+        key, value = server.meta.find(ino, hint)
+        await shrink(server, ino, size, size_of(value), ATTR.unpack(value).chunk_size)
+        key, value = server.meta.find(ino, hint)
+        if as_well:
+            value = attributes(request, value)
+        value = without_privileges(with_size(value, size, time.time_ns()), request.uid)
+        server.kv.put(key, value)
+        server.commit()
+    finally:
+        server.dirs.let_go(held)
+    return (value[:ATTR_SIZE],), b""
+
+
+async def change_directory(server, request, key, path):
+    """chmod and chown of a directory take effect when no server checks by the old attributes any more."""
+    server.dirs.hold(key)
+    try:
+        server.dirs.forget(path)
+        await server.dirs.invalidate(path)
+        value = server.kv.get(key)
+        if value is None:
+            raise fail(errno.ENOENT)
+        value = attributes(request, value)
+        server.kv.put(key, value)
+        server.commit()
+    finally:
+        server.dirs.let_go(key)
+    return (value[:ATTR_SIZE],), b""

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of an inode whose name goes away, and of bytes above a new size: together with other servers."""
+import errno
+import stat
+
+from pymadfs.errors import fail
+from pymadfs.layout import chunk_server, home
+from pymadfs.log import log
+from pymadfs.ops import ATTR, CUT, DROP, GETATTR
+
+from .directories import Wait
+from .meta import (PURGE, changed, data_key, ino_of, inode_key, is_pointer, purge_key, size_of)
+
+
+def sticky(server, above, request, path, value):
+    """In a sticky directory only the owner of the file, of the directory, or root may take a name away (EPERM)."""
+    if not above.mode & stat.S_ISVTX or request.uid in (0, above.uid):
+        return
+    attr = ATTR.unpack(value)
+    uid = attr.uid
+    if is_pointer(value):
+        ino = attr.ino
+        if home(ino) == server.number:
+            uid = ATTR.unpack(server.meta.find(ino, path)[1]).uid
+        elif (uid := server.inode_owners.pop(ino, None)) is None:
+            raise Wait(lambda: _ask_owner(server, ino, path))
+    if uid != request.uid:
+        raise fail(errno.EPERM)
+
+
+async def _ask_owner(server, ino, path):
+    reply, _ = await server.rpc.call_peer(home(ino), GETATTR, path, ino)
+    server.inode_owners[ino] = ATTR.unpack(reply.attr).uid
+
+
+def drop(server, value, now):
+    """The entry ``value``, the only name of its inode, goes away with this batch.
+
+    Bytes in chunk files are removed behind it.  Returns None, or a coroutine to await after the commit: the inode lives
+    elsewhere and is told there.
+    """
+    ino = ino_of(value)
+    if not is_pointer(value):
+        _drop_inode(server, ino, value, now)
+        return None
+    if home(ino) == server.number:
+        found = server.kv.get(inode_key(ino))
+        if found is not None:
+            server.kv.delete(inode_key(ino))
+            _drop_inode(server, ino, found, now)
+        return None
+    server.kv.put(purge_key(ino), PURGE.pack(0, 0))
+    return purge(server, ino, patient=False)
+
+
+def drop_here(server, ino, now):
+    """DROP came: an inode of ours lost its last name on another server."""
+    value = server.kv.get(inode_key(ino))
+    if value is not None and ATTR.unpack(value).nlink:
+        server.kv.delete(inode_key(ino))
+        _drop_inode(server, ino, value, now)
+
+
+def _drop_inode(server, ino, value, now):
+    attr = ATTR.unpack(value)
+    if ino in server.openings.total:
+        server.kv.put(inode_key(ino), changed(value, nlink=0, ctime_ns=now))
+        server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
+        server.orphans.add(ino)
+        return
+    if attr.size:
+        server.kv.delete(data_key(ino))
+    if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, attr.size, attr.chunk_size):
+        server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
+        server.remove(purge(server, ino))
+
+
+async def shrink(server, ino, size, old, chunk_size):
+    """Drop stored bytes from ``size`` on, of a file of ``old`` bytes, on all servers that may have some."""
+    first, last = (size // chunk_size, max(old - 1, 0) // chunk_size) if chunk_size else (0, 0)
+    numbers = {chunk_server(ino, chunk, server.servers) for chunk in range(first, min(last, first + server.servers) + 1)}
+    numbers.add(home(ino))
+    calls = [server.rpc.call_peer(number, CUT, b"", ino, size, chunk_size) for number in numbers if number != server.number]
+    try:
+        if server.number in numbers:
+            await cut_here(server, ino, size, chunk_size)
+    finally:
+        for call in calls:
+            await call
+
+
+async def cut_here(server, ino, size, chunk_size):
+    """Drop what this server stores of ``ino`` from ``size`` bytes on."""
+    server.chunks.cut_inline(ino, size)
+    more = True
+    while more:
+        server.commit()
+        work, more = server.chunks.cut_plan(ino, size, chunk_size)
+        if work:
+            await server.io(server.chunks.remove_files, ino, work)
+            server.chunks.cut_done(ino, work)
+    server.commit()
+
+
+async def purge(server, ino, patient=True):
+    """Do what the purge record of ``ino`` asks, then delete it.  Not ``patient``: leave it to the background when a
+    server does not answer at once."""
+    while True:
+        try:
+            return await _purge_once(server, ino)
+        except OSError as error:
+            if not patient:
+                return server.remove(purge(server, ino))
+            log(f"server {server.number}: removal of inode {ino:x} waits: {error}")
+            await server.pause()
+
+
+async def _purge_once(server, ino):
+    value = server.kv.get(purge_key(ino))
+    if value is None:
+        return
+    record = PURGE.unpack(value)
+    if home(ino) != server.number:
+        await server.rpc.call_peer(home(ino), DROP, b"", ino)
+    else:
+        inode = server.kv.get(inode_key(ino))
+        await shrink(server, ino, 0, max(record.size, size_of(inode) if inode else 0), record.chunk_size)
+        server.kv.delete(inode_key(ino))
+        server.kv.delete(data_key(ino))
+    server.kv.delete(purge_key(ino))
+    server.commit()

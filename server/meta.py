@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and inodes over a key-value store: keys, records, permissions, times.  Synchronous, and knows no event loop.
+
+Keys (all integers big-endian, so that ranges come in order)::
+
+    E parent \\0 name      entry: ATTR, then the target of a symbolic link.  The root is E / \\0.
+    I ino                 detached inode: ATTR, then the target of a symbolic link
+    D ino                 bytes of a small file (chunk 0)
+    C ino chunk           this chunk has a chunk file here
+    P ino                 PURGE: removal of this inode that must still happen
+    R id                  INTENT, old path, new path, target: a rename whose second half may be missing
+    X server id           this rename of `server` was installed here
+    M name                format, number, servers, counter, boots
+
+An inode is embedded in the entry at its birth path while that is its only name.  A rename, or an unlink while it is
+open, detaches it to I; the new entry then only points (FLAG_REMOTE) and has a type, an inode number and a target.
+"""
+import errno
+import stat
+import struct
+import time
+
+from pymadfs.errors import fail
+from pymadfs.layout import join, owner
+from pymadfs.ops import ATTR, FLAG_REMOTE, INO_HOME_SHIFT, ROOT_INO, Record
+
+FORMAT = 1
+COUNTER_BLOCK = 4096
+NAME_BYTES_MAX = 255
+PATH_BYTES_MAX = 4095
+SIZE_MAX = (1 << 63) - 1
+BLOCK = 512
+
+READ, WRITE, SEARCH = 4, 2, 1
+
+PURGES, INTENTS, APPLIED = b"P", b"R", b"X"
+
+PURGE = Record("Purge", "size:Q chunk_size:I")
+INTENT = Record("Intent", f"flags:I old:H new:H uid:I gid:I attr:{ATTR.size}s")
+NUMBER = Record("Number", "value:Q")
+
+_INO = struct.Struct(">Q")
+_CHUNK = struct.Struct(">QQ")
+_SERVER = struct.Struct(">IQ")
+_TIMES = struct.Struct("<qq")
+_SIZES = struct.Struct("<QQ")
+_WIRE_INO = struct.Struct("<Q")
+# Where hot fields lie within ATTR, for changes that need not unpack it.
+AT_SIZE, AT_ATIME, AT_MTIME, AT_MODE, AT_FLAGS = 8, 24, 32, 48, 72
+assert ATTR.unpack(bytes(range(ATTR.size))).mtime_ns == int.from_bytes(bytes(range(AT_MTIME, AT_MTIME + 8)), "little")
+assert ATTR.unpack(bytes(range(ATTR.size))).mode == int.from_bytes(bytes(range(AT_MODE, AT_MODE + 4)), "little")
+assert ATTR.unpack(bytes(range(ATTR.size))).flags == int.from_bytes(bytes(range(AT_FLAGS, AT_FLAGS + 4)), "little")
+
+
+class StoreError(Exception):
+    """The store cannot be used by this server; the message says why and what to do, in one line."""
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+def entry_key(path):
+    """Key of the entry of ``path`` (absolute, bytes); ValueError when it has no slash."""
+    cut = path.rindex(b"/")
+    return b"E%b\0%b" % (path[:cut] or b"/", path[cut + 1:])
+
+
+def path_of(key):
+    """The path of an entry key; empty for another key."""
+    if key[:1] != b"E":
+        return b""
+    directory, _, name = key[1:].partition(b"\0")
+    return join(directory, name)
+
+
+def entries_prefix(directory):
+    return b"E%b\0" % directory
+
+
+def inode_key(ino):
+    return b"I" + _INO.pack(ino)
+
+
+def data_key(ino):
+    return b"D" + _INO.pack(ino)
+
+
+def chunk_key(ino, chunk):
+    return b"C" + _CHUNK.pack(ino, chunk)
+
+
+def chunks_prefix(ino):
+    return b"C" + _INO.pack(ino)
+
+
+def chunk_of(key):
+    """Chunk number in a chunk key."""
+    return _CHUNK.unpack_from(key, 1)[1]
+
+
+def purge_key(ino):
+    return b"P" + _INO.pack(ino)
+
+
+def intent_key(number):
+    return b"R" + _INO.pack(number)
+
+
+def applied_key(server, number):
+    return b"X" + _SERVER.pack(server, number)
+
+
+def key_number(key):
+    """The integer that ends a P, R or X key."""
+    return _INO.unpack_from(key, len(key) - 8)[0]
+
+
+def applied_server(key):
+    return _SERVER.unpack_from(key, 1)[0]
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def ino_of(value):
+    return _WIRE_INO.unpack_from(value)[0]
+
+
+def mode_of(value):
+    return value[48] | value[49] << 8
+
+
+def is_pointer(value):
+    return value[AT_FLAGS] & FLAG_REMOTE
+
+
+def is_directory(value):
+    return value[49] & 0xF0 == 0x40
+
+
+def is_symlink(value):
+    return value[49] & 0xF0 == 0xA0
+
+
+def target_of(value):
+    return value[ATTR.size:]
+
+
+def new_attr(ino, mode, uid, gid, now, *, nlink=1, size=0, chunk_size=0):
+    return ATTR.pack(ino, size, 0, now, now, now, mode, nlink, uid, gid, 0, chunk_size, 0, 0)
+
+
+def pointer(ino, mode):
+    """The attributes of an entry whose inode lives elsewhere: only the type of it is told."""
+    return ATTR.pack(ino, 0, 0, 0, 0, 0, stat.S_IFMT(mode), 0, 0, 0, 0, 0, FLAG_REMOTE, 0)
+
+
+def with_times(value, now):
+    """mtime and ctime become ``now`` (ns)."""
+    return value[:AT_MTIME] + _TIMES.pack(now, now) + value[AT_MODE:]
+
+
+def with_size(value, size, now):
+    """Size in bytes, blocks as if the file had no holes, mtime and ctime."""
+    return (value[:AT_SIZE] + _SIZES.pack(size, -(-size // BLOCK)) + value[AT_ATIME:AT_MTIME]
+            + _TIMES.pack(now, now) + value[AT_MODE:])
+
+
+def size_of(value):
+    return _WIRE_INO.unpack_from(value, AT_SIZE)[0]
+
+
+def changed(value, **fields):
+    """The value with some of its ATTR fields replaced."""
+    return ATTR.pack(*ATTR.unpack(value)._replace(**fields)) + value[ATTR.size:]
+
+
+def without_privileges(value, uid):
+    """A write by anybody but root takes setuid and an effective setgid away."""
+    mode = mode_of(value)
+    if not mode & 0o6000 or uid == 0:
+        return value
+    return changed(value, mode=stripped(ATTR.unpack(value).mode))
+
+
+def stripped(mode):
+    """``mode`` without setuid, and without setgid where it means execution (not mandatory locking)."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+# --- permissions ----------------------------------------------------------------------------------------------------
+
+
+def allowed(mode, owner_uid, owner_gid, uid, gid, want):
+    """Whether ``uid``/``gid`` may do all of ``want`` (READ, WRITE, SEARCH bits) with an inode of this mode and owner."""
+    if uid == 0:
+        return not want & SEARCH or stat.S_ISDIR(mode) or bool(mode & 0o111)
+    if uid == owner_uid:
+        mode >>= 6
+    elif gid == owner_gid:
+        mode >>= 3
+    return mode & want == want
+
+
+def check_access(attr, uid, gid, want):
+    """EACCES unless ``allowed``; ``attr`` is an unpacked ATTR."""
+    if not allowed(attr.mode, attr.uid, attr.gid, uid, gid, want):
+        raise fail(errno.EACCES)
+
+
+def check_owner(attr, uid):
+    if uid not in (0, attr.uid):
+        raise fail(errno.EPERM)
+
+
+def check_new_path(path):
+    """The checks of a path that shall come into being which no existing parent implies.  Raises OSError."""
+    if path[:1] != b"/":
+        raise fail(errno.EINVAL)
+    name = path[path.rindex(b"/") + 1:]
+    if len(name) > NAME_BYTES_MAX or len(path) > PATH_BYTES_MAX:
+        raise fail(errno.ENAMETOOLONG)
+    if not name or name == b"." or name == b".." or b"\0" in path:
+        raise fail(errno.EINVAL)
+
+
+# --- the namespace of one server ------------------------------------------------------------------------------------
+
+
+class Meta:
+    """Entries and inodes of server ``number`` of ``servers`` in the store ``kv``; ``uid`` and ``gid`` get a new root.
+
+    Raises StoreError when the store is of another format, number or count.
+    """
+
+    def __init__(self, kv, number, servers, uid=0, gid=0):
+        self.kv, self.number, self.servers = kv, number, servers
+        self._owner = uid, gid
+        self._next = self._limit = 0
+        self._check_format()
+        self.boots = self._count(b"Mboots") + 1
+        kv.put(b"Mboots", NUMBER.pack(self.boots))
+        self._make_root()
+        kv.commit()
+
+    def _count(self, key, default=0):
+        value = self.kv.get(key)
+        return default if value is None else NUMBER.unpack(value).value
+
+    def _check_format(self):
+        wanted = {b"Mformat": FORMAT, b"Mnumber": self.number, b"Mservers": self.servers}
+        if self.kv.get(b"Mformat") is None:
+            for key, value in wanted.items():
+                self.kv.put(key, NUMBER.pack(value))
+            return
+        for key, value in wanted.items():
+            found = self._count(key)
+            if found != value:
+                raise StoreError({
+                    b"Mformat": f"the store is of format {found}, this server writes format {value}: use another store",
+                    b"Mnumber": f"the store belongs to server {found}, this is server {value}: give each server its own",
+                    b"Mservers": f"the store is of a cluster of {found} servers, this one has {value}: start {found}",
+                }[key])
+
+    def _make_root(self):
+        if owner(b"/", self.servers) != self.number or self.kv.get(entry_key(b"/")) is not None:
+            return
+        mode = stat.S_IFDIR | stat.S_ISVTX | 0o777  # as /tmp: all users of a job may create in it
+        self.kv.put(entry_key(b"/"), new_attr(ROOT_INO, mode, *self._owner, time.time_ns(), nlink=2))
+
+    @property
+    def fresh(self):
+        """Whether this is the first time that the store is used."""
+        return self.boots == 1
+
+    def serial(self):
+        """A number never given before: an inode number, or the name of a rename.  Blocks of them are taken durably."""
+        if self._next == self._limit:
+            self._next = self._count(b"Mcounter", 16)  # the first numbers are for the root and kin
+            self._limit = self._next + COUNTER_BLOCK
+            self.kv.put(b"Mcounter", NUMBER.pack(self._limit))
+        self._next += 1
+        return self.number << INO_HOME_SHIFT | self._next - 1
+
+    def rolled_back(self):
+        """The last batch was not written: the block of numbers it took may not have been either."""
+        self._next = self._limit = 0
+
+    def find(self, ino, hint):
+        """``(key, value)`` of an inode that lives here; ``hint`` is the path it was born or opened at.  ENOENT."""
+        if hint[:1] == b"/":
+            key = entry_key(hint)
+            value = self.kv.get(key)
+            if value is not None and ino_of(value) == ino and not is_pointer(value):
+                return key, value
+        key = inode_key(ino)
+        value = self.kv.get(key)
+        if value is None:
+            raise fail(errno.ENOENT)
+        return key, value
+
+    def resolve(self, key, value):
+        """Follow a pointer to an inode that lives here; one that lives elsewhere stays a pointer."""
+        ino = ino_of(value)
+        if ino >> INO_HOME_SHIFT != self.number:
+            return key, value
+        key = inode_key(ino)
+        found = self.kv.get(key)
+        if found is None:
+            raise fail(errno.ENOENT)
+        return key, found
+
+    def detach(self, key, value, nlink=1):
+        """Move the embedded inode ``value`` of entry ``key`` to a record of its own; the entry is left to the caller."""
+        self.kv.put(inode_key(ino_of(value)), changed(value, nlink=nlink) if nlink != 1 else value)
+
+    def scan(self, prefix, after=b"", limit=1):
+        return self.kv.scan(prefix, after, limit)

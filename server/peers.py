@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What servers ask of each other, and what people ask of a server.  None of these waits for another server, save INSTALL
+for its parent directory (rename.py): so servers that wait for each other always get their answers."""
+import errno
+import os
+import time
+
+from flatbuffers import flexbuffers
+
+from pymadfs.errors import fail
+from pymadfs.ops import ATTR, CUT, DIRINFO, DROP, EMPTY, INVALIDATE, SHUTDOWN, STATUS, TOUCH
+
+from .dispatch import serves
+from .inodes import cut_here, drop_here
+from .meta import changed, entries_prefix, entry_key, inode_key, is_directory
+
+
+@serves(DIRINFO)
+def dirinfo(server, request):
+    path = request.tail
+    key = entry_key(path)
+    server.dirs.free(key)
+    value = server.kv.get(key)
+    if value is None:
+        raise fail(errno.ENOENT)
+    if is_directory(value) and request.fields.server < server.servers:
+        server.dirs.told(path, request.fields.server)
+    return (value[:ATTR.size],), value[ATTR.size:]
+
+
+@serves(INVALIDATE)
+def invalidate(server, request):
+    if request.tail:
+        server.dirs.forget(request.tail)
+    else:
+        server.dirs.forget_all()
+    return (), b""
+
+
+@serves(EMPTY)
+def empty(server, request):
+    server.dirs.forget(request.tail)
+    server.commit()
+    return (not server.kv.scan(entries_prefix(request.tail), b"", 1),), b""
+
+
+@serves(TOUCH)
+def touch(server, request):
+    now, links = request.fields
+    key = entry_key(request.tail)
+    value = server.kv.get(key)
+    if value is None or not is_directory(value):
+        raise fail(errno.ENOENT)
+    attr = ATTR.unpack(value)
+    value = changed(value, nlink=max(2, attr.nlink + links), mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns))
+    if links:
+        server.kv.put(key, value)
+    else:
+        server.kv.lazy(key, value)
+        server.write_lazily_soon()
+    return (), b""
+
+
+@serves(CUT)
+def cut(server, request):
+    ino, size, chunk_size = request.fields
+    if size and not chunk_size:
+        raise fail(errno.EPROTO)
+    return _cut(server, ino, size, chunk_size)
+
+
+async def _cut(server, ino, size, chunk_size):
+    await cut_here(server, ino, size, chunk_size)
+    return (), b""
+
+
+@serves(DROP)
+def drop(server, request):
+    server.dirs.free(inode_key(request.fields.ino))
+    drop_here(server, request.fields.ino, time.time_ns())
+    return (), b""
+
+
+@serves(STATUS)
+def status(server, request):
+    build = flexbuffers.Builder()
+    rpc = server.rpc
+    with build.Map():
+        build.Int("number", server.number)
+        build.Int("servers", server.servers)
+        build.Int("pid", os.getpid())
+        build.Float("uptime_s", time.monotonic() - server.since_s)
+        build.Int("connections", len(server.conns))
+        build.Int("open_files", len(server.openings.total))
+        build.Int("entries", server.kv.count())
+        build.Int("bytes_in", server.bytes_in)
+        build.Int("bytes_out", server.bytes_out)
+        build.Int("sync_rounds", server.syncer.rounds)
+        build.Int("garbage", rpc.counters["garbage"])
+        with build.Map("operations"):
+            for name, count in rpc.counters.items():
+                if count and name != "garbage":
+                    build.Int(name, count)
+    return (), bytes(build.Finish())
+
+
+@serves(SHUTDOWN)
+def shutdown(server, request):
+    if request.uid not in (0, os.getuid()):
+        raise fail(errno.EPERM)
+    server.loop.call_soon(server.ended)
+    return (), b""

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must still happen: removals whose names are gone, and renames whose second half may be missing.
+
+Their records are written together with the change that makes them necessary, and deleted when they are done; what is
+found at start is taken up again.  A server that cannot be reached is asked again until it answers.
+"""
+from .inodes import purge
+from .meta import APPLIED, INTENTS, PURGES, applied_server, key_number
+from .rename import resume_rename
+
+RECORDS_MAX = 1 << 20
+
+
+def resume(server):
+    """At start: take up what a crash or a stop has left."""
+    kv = server.kv
+    for key, _ in kv.scan(APPLIED, b"", RECORDS_MAX):
+        server.applied.setdefault(applied_server(key), []).append(key_number(key))
+    for key, value in kv.scan(INTENTS, b"", RECORDS_MAX):
+        resume_rename(server, key_number(key), value)
+    for key, _ in kv.scan(PURGES, b"", RECORDS_MAX):
+        server.remove(purge(server, key_number(key)))

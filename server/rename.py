@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving a name.  On one server it is one batch; across two it is this, coordinated by the owner of the old name:
+
+1. hold the old name; detach the inode if the entry embeds it; write an intent.  One batch.
+2. INSTALL at the owner of the new name: checks, replaces what is there, remembers that it did.  One batch.
+3. delete the old entry and the intent.  One batch.
+
+A definite refusal in 2 deletes the intent: nothing happened.  After a crash, or when the other server died, the
+coordinator repeats 2 until it has an answer; who did it before says yes again.  Meanwhile the old name answers EIO.
+"""
+import asyncio
+import errno
+import random
+import time
+from collections import namedtuple
+
+from pymadfs.errors import Restart, fail
+from pymadfs.layout import owner
+from pymadfs.ops import ATTR, INSTALL, RENAME
+
+from .directories import Wait
+from .dispatch import serves
+from .inodes import drop, sticky
+from .meta import (INTENT, SEARCH, WRITE, applied_key, changed, check_new_path, entry_key, ino_of, inode_key, intent_key,
+                   is_directory, is_pointer, mode_of, pointer, target_of)
+
+RENAME_NOREPLACE = 1
+BACKOFF_S = 0.001
+
+Who = namedtuple("Who", "uid gid")
+Move = namedtuple("Move", "number flags old new uid gid attr target")
+"""A rename under way: what the intent record stores."""
+
+
+@serves(RENAME)
+def rename(server, request):
+    flags, length = request.fields
+    old, new = request.tail[:length], request.tail[length:]
+    if flags & ~RENAME_NOREPLACE:
+        raise fail(errno.EINVAL)
+    check_new_path(new)
+    key, value = server.dirs.entry(old, request)
+    above = server.dirs.parent(old, request, WRITE | SEARCH)
+    sticky(server, above, request, old, value)
+    if old == new:
+        if flags & RENAME_NOREPLACE:
+            raise fail(errno.EEXIST)
+        return (), b""
+    if is_directory(value):
+        raise fail(errno.EXDEV)
+    server.dirs.free(inode_key(ino_of(value)))
+    if owner(new, server.servers) != server.number:
+        return _across(server, request, old, new, flags, above, value)
+    new_above, existing = _checked(server, request, new, flags, ino_of(value))
+    if existing is not None and ino_of(existing) == ino_of(value):
+        return (), b""
+    now = time.time_ns()
+    value = _detached(server, value, now)
+    after = _place(server, new, new_above, existing, value, now)
+    server.kv.delete(key)
+    server.touched(old, above, now)
+    return ((), b"") if after is None else _renamed(server, after)
+
+
+async def _renamed(server, after):
+    server.commit()
+    await after
+    return (), b""
+
+
+def _detached(server, value, now):
+    """What an entry elsewhere says of the inode that the entry ``value`` embeds or points to."""
+    if is_pointer(value):
+        return value
+    ino = ino_of(value)
+    server.kv.put(inode_key(ino), changed(value, ctime_ns=now))
+    return pointer(ino, mode_of(value)) + target_of(value)
+
+
+def _checked(server, who, new, flags, ino):
+    """``(parent's Dir, existing value or None)`` when ``who`` may put the inode ``ino`` at ``new``."""
+    key = entry_key(new)
+    server.dirs.free(key)
+    existing = server.kv.get(key)
+    above = server.dirs.parent(new, who, WRITE | SEARCH)
+    if existing is not None:
+        if flags & RENAME_NOREPLACE:
+            raise fail(errno.EEXIST)
+        if ino_of(existing) != ino:
+            sticky(server, above, who, new, existing)
+        if is_directory(existing):
+            raise fail(errno.EISDIR)
+        server.dirs.free(inode_key(ino_of(existing)))
+    return above, existing
+
+
+def _place(server, new, above, existing, value, now):
+    """Put the entry; returns what ``drop`` of the replaced one returns."""
+    after = None if existing is None else drop(server, existing, now)
+    server.kv.put(entry_key(new), value)
+    server.touched(new, above, now)
+    return after
+
+
+# --- across two servers: the coordinator ----------------------------------------------------------------------------
+
+
+async def _across(server, request, old, new, flags, above, value):
+    key = entry_key(old)
+    server.dirs.hold(key)
+    if server.kv.get(key) != value:  # it changed before this coroutine began
+        server.dirs.let_go(key)
+        raise Wait(lambda: asyncio.sleep(0))
+    now = time.time_ns()
+    value = _detached(server, value, now)
+    move = Move(server.meta.serial(), flags, old, new, request.uid, request.gid, value[:ATTR.size], target_of(value))
+    server.intents.add(move.number)
+    server.kv.put(key, value)
+    server.kv.put(intent_key(move.number), pack(move))
+    try:
+        server.commit()
+    except OSError:
+        _over(server, move)
+        raise
+    try:
+        await _install(server, move)
+    except (OSError, Restart) as error:
+        if not isinstance(error, OSError) or error.errno != errno.EIO:
+            _undo(server, move)
+            raise
+        server.dirs.stuck(key)
+        server.spawn(_insist(server, move))
+        raise
+    _finish(server, move)
+    server.touched(old, above, now)
+    return (), b""
+
+
+async def _install(server, move):
+    """Step 2, until the answer is definite.  OSError EIO: it is not known whether it happened."""
+    fields = (move.flags, len(move.new), move.uid, move.gid, move.number, min(server.intents), server.number, move.attr)
+    while True:
+        try:
+            await server.rpc.call_peer(owner(move.new, server.servers), INSTALL, move.new + move.target, *fields)
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+        # The new name is in use, perhaps by a rename that waits for our old one: of the two, the one that goes up in
+        # the order of names keeps what it holds and asks again, the other gives way and starts anew.
+        if move.old > move.new:
+            _undo(server, move)
+            raise Wait(_moment)
+        await _moment()
+
+
+async def _moment():
+    await asyncio.sleep(BACKOFF_S * (0.5 + random.random()))
+
+
+def _finish(server, move):
+    """Step 3."""
+    server.kv.delete(entry_key(move.old))
+    _undo(server, move)
+
+
+def _undo(server, move):
+    """The rename is over: forget the intent and let others have the name."""
+    server.kv.delete(intent_key(move.number))
+    try:
+        server.commit()
+    finally:
+        _over(server, move)
+
+
+def _over(server, move):
+    server.intents.discard(move.number)
+    server.dirs.let_go(entry_key(move.old))
+
+
+async def _insist(server, move):
+    """Repeat steps 2 and 3 until the other server answers: after a crash of either."""
+    while True:
+        try:
+            await _install(server, move)
+        except Wait:  # it gave way: undone
+            return
+        except (OSError, Restart) as error:
+            if not isinstance(error, OSError) or error.errno != errno.EIO:
+                _undo(server, move)
+                return
+            server.dirs.stuck(entry_key(move.old))
+            await server.pause()
+        else:
+            _finish(server, move)
+            return
+
+
+def resume_rename(server, number, record):
+    """An intent found at start: hold its old name and complete it, or learn that it failed."""
+    move = unpack(number, record)
+    server.intents.add(number)
+    server.dirs.hold(entry_key(move.old))
+    server.spawn(_insist(server, move))
+
+
+def pack(move):
+    """Intent record of a Move."""
+    fixed = INTENT.pack(move.flags, len(move.old), len(move.new), move.uid, move.gid, move.attr)
+    return fixed + move.old + move.new + move.target
+
+
+def unpack(number, record):
+    fields = INTENT.unpack(record)
+    at = INTENT.size
+    middle, end = at + fields.old, at + fields.old + fields.new
+    return Move(number, fields.flags, record[at:middle], record[middle:end], fields.uid, fields.gid, fields.attr, record[end:])
+
+
+# --- across two servers: the other one ------------------------------------------------------------------------------
+
+
+@serves(INSTALL)
+def install(server, request):
+    flags, length, uid, gid, number, below, origin, attr = request.fields
+    new, target = request.tail[:length], request.tail[length:]
+    if server.kv.get(applied_key(origin, number)) is not None:
+        return (), b""
+    check_new_path(new)
+    if server.dirs.is_held(entry_key(new)):
+        raise fail(errno.EAGAIN)
+    ino = ino_of(attr)
+    above, existing = _checked(server, Who(uid, gid), new, flags, ino)
+    if existing is not None and is_pointer(existing) and ino_of(existing) == ino:
+        return (), b""
+    now = time.time_ns()
+    after = _place(server, new, above, existing, attr + target, now)
+    _remember(server, origin, number, below)
+    if after is not None:
+        server.spawn(after)
+    return (), b""
+
+
+def _remember(server, origin, number, below):
+    """This rename was installed; forget those of ``origin`` that are over."""
+    server.kv.put(applied_key(origin, number), b"")
+    known = server.applied.setdefault(origin, [])
+    for old in [old for old in known if old < below]:
+        server.kv.delete(applied_key(origin, old))
+        known.remove(old)
+    known.append(number)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: the commands, servers to talk to, and the proof that a test left nothing behind."""
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MADFS = [sys.executable, "-P", "-m", "pymadfs.cli"]
+MPIRUN = [sys.executable, "-P", "-m", "pymadfs.mpirun"]
+TIMEOUT_S = 60
+
+
+def call(argv, *, environment=None, **options):
+    """Run ``argv`` to its end; returns what subprocess.run does, with the output as text.
+
+    ``environment`` is added to the test's own.
+    """
+    options = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, "stdin": subprocess.DEVNULL, **options}
+    return subprocess.run(list(map(str, argv)), env={**clean_environment(), **(environment or {})}, check=False,
+                          **options)
+
+
+def clean_environment():
+    """The environment without settings of MadFS that whoever runs the tests may have."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MADFS_")}
+
+
+@pytest.fixture
+def madfs(tmp_path):
+    """Runs ``madfs`` with the given arguments; its temporary directories are below ``tmp_path/tmp``."""
+    (tmp_path / "tmp").mkdir()
+
+    def run(*arguments, environment=None, **options):
+        return call([*MADFS, *arguments], environment={"TMPDIR": str(tmp_path / "tmp"), **(environment or {})},
+                    **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cluster_file(tmp_path_factory):
+    """Path of the cluster file of two servers that live as long as the test session."""
+    directory = tmp_path_factory.mktemp("cluster")
+    path = str(directory / "cluster")
+    done = call([*MADFS, "up", "--servers", "2", "--store", directory / "store", "--cluster", path])
+    assert done.returncode == 0, done.stderr
+    yield path
+    done = call([*MADFS, "down", "--cluster", path])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def on_mount(cluster_file):
+    """Runs a program under the preload on the servers of ``cluster_file``."""
+    from pymadfs import cli
+
+    variables = cli.preload_environment(cluster_file)
+
+    def run(*argv, environment=None, **options):
+        return call(argv, environment={**variables, **(environment or {})}, **options)
+
+    return run
+
+
+# --- nothing left behind --------------------------------------------------------------------------------------------
+
+
+def children():
+    """Process ids of this process's living children; the dead that nobody waited for count as well."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def descriptors():
+    """Open descriptors of this process -> what they are."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # The one by which the directory was listed.
+    return found
+
+
+def processes_naming(text):
+    """Command lines, by process id, of all processes in whose command line ``text`` appears."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if text in line:
+                found[int(entry.name)] = line
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request):
+    """Fail a test that leaves a process or a descriptor behind."""
+    processes, files = children(), descriptors()
+    yield
+    gc.collect()
+    left = children() - processes
+    assert not left, f"processes {sorted(left)} are still there after the test: end them, and wait for them"
+    directory = request.node.funcargs.get("tmp_path")
+    if directory is not None:
+        named = processes_naming(str(directory))
+        assert not named, f"processes of the test are still there: {named}"
+    opened = {fd: what for fd, what in descriptors().items() if files.get(fd) != what
+              and "anon_inode:[eventpoll]" not in what}
+    assert not opened, f"descriptors are still open after the test: {opened}"

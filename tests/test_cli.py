@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, run for real: what they start, what they pass on, what they say and that nothing stays behind."""
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import MADFS, TIMEOUT_S, clean_environment
+from pymadfs import cli, cluster, keeper, launch
+
+# Prints "ready", then the names of the signals that come in until one line of input or its end arrives; exits with 3.
+LISTENER = """
+import os, select, signal, sys
+reading, writing = os.pipe2(os.O_NONBLOCK)
+for name in sys.argv[1:]:
+    signal.signal(getattr(signal, name), lambda *_: None)
+signal.set_wakeup_fd(writing)
+print("ready", flush=True)
+while True:
+    ready, _, _ = select.select([reading, 0], [], [])
+    if reading in ready:
+        for number in os.read(reading, 64):
+            print(signal.Signals(number).name, flush=True)
+    else:
+        sys.exit(3)
+"""
+
+
+def start(*arguments, tmp_path=None, **options):
+    """A ``madfs`` process with pipes; ``tmp_path`` is where its temporary directories go."""
+    environment = {**clean_environment(), **({"TMPDIR": str(tmp_path)} if tmp_path else {})}
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen([*MADFS, *map(str, arguments)], env=environment, **options)
+
+
+def wait_for_end(pids):
+    """Wait until none of the processes ``pids`` exists any more, or fail."""
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            assert select.select([fd], [], [], TIMEOUT_S)[0], f"process {pid} did not end"
+        finally:
+            os.close(fd)
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def one_line(done, *words, name="madfs"):
+    """Assert that a command said exactly one line, of its own, with ``words`` in it."""
+    assert done.stderr.startswith(name) and done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+# --- madfs run: transparent -----------------------------------------------------------------------------------------
+
+
+def test_program_sees_the_mount_and_its_status_is_ours(madfs):
+    done = madfs("run", "--servers", 2, "--", "sh", "-c", "echo hello > /madfs/f && cat /madfs/f; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "hello\n", "")
+
+
+def test_without_dashes_and_with_arguments_that_look_like_ours(madfs):
+    done = madfs("run", "--servers", 1, "echo", "--servers", "x", "--", "-h")
+    assert (done.returncode, done.stdout) == (0, "--servers x -- -h\n")
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV", "SIGINT"])
+def test_ends_by_the_signal_that_killed_the_program(madfs, name):
+    number = getattr(signal, name)
+    done = madfs("run", "--servers", 1, "--", "sh", "-c", f"kill -{number.value} $$")
+    assert done.returncode == -number
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", sorted(number.name for number in launch.FORWARDED))
+def test_passes_signals_on_once(name):
+    process = start("run", "--servers", 1, "--", sys.executable, "-c", LISTENER, name)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(getattr(signal, name))
+    assert process.stdout.readline() == f"{name}\n"
+    output, errors = process.communicate("done\n", timeout=TIMEOUT_S)
+    assert (process.returncode, output, errors) == (3, "", "")
+
+
+def test_interrupt_of_the_terminal_arrives_once():
+    master, slave = os.openpty()
+    process = start("run", "--servers", 1, "--", sys.executable, "-c", LISTENER, "SIGINT", stdin=slave, stdout=slave,
+                    stderr=slave,
+                    preexec_fn=lambda: os.login_tty(os.dup(0)))
+    os.close(slave)
+    seen = b""
+    try:
+        while b"ready" not in seen:
+            seen += os.read(master, 4096)
+        os.write(master, b"\x03")
+        while b"SIGINT" not in seen:
+            seen += os.read(master, 4096)
+        os.write(master, b"done\n")
+        assert process.wait(TIMEOUT_S) == 3
+        while True:
+            seen += os.read(master, 4096)
+    except OSError:
+        pass  # The last process on the terminal has ended.
+    finally:
+        os.close(master)
+    assert seen.count(b"SIGINT") == 1, seen
+    assert b"1 of 1 servers" in seen  # progress, because somebody is watching
+
+
+def test_standard_streams_are_the_programs(madfs):
+    done = madfs("run", "--servers", 1, "--", "cat", stdin=None, input="through\n")
+    assert done.stdout == "through\n"
+
+
+def test_other_preloads_stay(madfs):
+    done = madfs("run", "--servers", 1, "--", "printenv", "LD_PRELOAD", environment={"LD_PRELOAD": "libm.so.6"})
+    assert done.stdout == f"{launch.LIBRARY}:libm.so.6\n"
+
+
+def test_run_within_run(madfs):
+    nested = [*MADFS, "run", "--servers", "1", "--mount", "/inner", "--", "sh", "-c",
+              "echo in > /inner/f; cat /inner/f; echo $LD_PRELOAD"]
+    done = madfs("run", "--servers", 1, "--", *nested)
+    assert done.stdout == f"in\n{launch.LIBRARY}\n", done.stderr
+
+
+# --- madfs run: nothing stays ---------------------------------------------------------------------------------------
+
+
+def test_removes_processes_and_files(madfs, tmp_path):
+    done = madfs("run", "--servers", 2, "--", "sh", "-c",
+                 "cat $MADFS_CLUSTER; dd if=/dev/zero of=/madfs/f bs=1M count=3 2>&1")
+    description = cluster.parse(done.stdout.partition("3+0")[0])
+    assert len(description.servers) == 2
+    assert not any(os.path.exists(f"/proc/{server.pid}") for server in description.servers)
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def running(tmp_path, servers=2):
+    """A launcher whose program waits for input: (process, its servers)."""
+    process = start("run", "--servers", servers, "--", "sh", "-c", "cat $MADFS_CLUSTER; echo; read line",
+                    tmp_path=tmp_path)
+    text = "".join(iter(process.stdout.readline, "\n"))
+    return process, cluster.parse(text).servers
+
+
+@pytest.mark.parametrize("victim", ["launcher", "keeper"])
+def test_servers_end_when_somebody_is_killed(tmp_path, victim):
+    process, servers = running(tmp_path)
+    guardian = parent(servers[0].pid)
+    os.kill(process.pid if victim == "launcher" else guardian, signal.SIGKILL)
+    wait_for_end([server.pid for server in servers] + [guardian])
+    _, errors = process.communicate("done\n", timeout=TIMEOUT_S)
+    assert process.returncode == (-signal.SIGKILL if victim == "launcher" else 0), errors
+    assert ("keeper" in errors) == (victim == "keeper")
+    assert os.listdir(tmp_path) == []
+
+
+def test_tells_of_a_server_that_died(tmp_path):
+    process, servers = running(tmp_path)
+    os.kill(servers[1].pid, signal.SIGKILL)
+    line = process.stderr.readline()
+    assert line.startswith(f"madfs: server 1 (127.0.0.1:{servers[1].port}, pid {servers[1].pid}) was killed by SIGKILL")
+    assert process.communicate("done\n", timeout=TIMEOUT_S) == ("", "")
+    assert process.returncode == 0
+
+
+def test_says_why_a_server_did_not_start(madfs, tmp_path):
+    store = tmp_path / "store"
+    assert madfs("run", "--servers", 2, "--store", store, "--", "true").returncode == 0
+    shutil.move(store / "server-0", store / "0")
+    shutil.move(store / "server-1", store / "server-0")
+    shutil.move(store / "0", store / "server-1")
+    done = madfs("run", "--store", store, "--", "true")
+    assert done.returncode == 2
+    one_line(done, "server ", "did not start")
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------
+
+
+def test_store_keeps_everything(madfs, tmp_path):
+    store = tmp_path / "store"
+    write = "mkdir /madfs/d; seq 1 200000 > /madfs/d/large; echo small > /madfs/d/small; ln -s small /madfs/d/link; md5sum /madfs/d/*"
+    first = madfs("run", "--servers", 2, "--store", store, "--chunk-size", "64K", "--", "sh", "-c", write)
+    again = madfs("run", "--store", store, "--", "sh", "-c", "md5sum /madfs/d/*")
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    assert first.stdout.count("\n") == 3 and again.stdout == first.stdout
+    other = madfs("run", "--servers", 3, "--store", store, "--", "true")
+    assert other.returncode == 2
+    one_line(other, "belongs to 2 servers", "--servers 2")
+
+
+# --- madfs up, status, down -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def standing(madfs, tmp_path):
+    """Cluster file and store of two standing servers."""
+    path, store = tmp_path / "dir" / "cluster", tmp_path / "store"
+    done = madfs("up", "--servers", 2, "--store", store, "--cluster", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{path}\n"
+    yield path, store
+    if path.exists():
+        assert madfs("down", "--cluster", path).returncode == 0
+    assert sorted(os.listdir(tmp_path / "dir")) == ["cluster.log"]
+
+
+def test_standing_servers_are_shared(madfs, standing):
+    path, _ = standing
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert madfs("run", "--cluster", path, "--", "sh", "-c", "echo kept > /madfs/f; exit 4").returncode == 4
+    done = madfs("run", "--", "cat", "/madfs/f", environment={"MADFS_CLUSTER": str(path)})
+    assert (done.returncode, done.stdout) == (0, "kept\n")
+
+
+def test_status(madfs, standing):
+    path, store = standing
+    assert madfs("run", "--cluster", path, "--", "sh", "-c", "echo 1 > /madfs/a; echo 2 > /madfs/b").returncode == 0
+    done = madfs("status", "--json", "--cluster", path)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and [row["server"] for row in rows] == [0, 1]
+    assert all(row["alive"] and row["ops"] > 0 and row["uptime_s"] >= 0 for row in rows)
+    assert sum(row["files"] for row in rows) == 2
+    assert rows[0]["store"] == str(store / "server-0")
+    text = madfs("status", "--cluster", path).stdout
+    assert text.count("\n") == 2 and "operations" in text
+
+
+def test_up_again_starts_what_died(madfs, standing):
+    path, store = standing
+    assert madfs("run", "--cluster", path, "--", "sh", "-c",
+                 "for i in 1 2 3 4 5 6; do echo $i > /madfs/$i; done").returncode == 0
+    before = cluster.read(path).servers
+    os.kill(before[1].pid, signal.SIGKILL)
+    wait_for_end([before[1].pid])
+    status = madfs("status", "--cluster", path)
+    assert status.returncode == 1 and "does not answer" in status.stdout
+    done = madfs("up", "--servers", 2, "--store", store, "--cluster", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}\n"), done.stderr
+    after = cluster.read(path).servers
+    assert after[0] == before[0]
+    assert after[1].port == before[1].port and after[1].pid != before[1].pid
+    assert madfs("run", "--cluster", path, "--", "sh", "-c", "cat /madfs/*").stdout == "1\n2\n3\n4\n5\n6\n"
+    assert "server 1" in Path(f"{path}.log").read_text()
+
+
+def test_up_again_with_other_wishes(madfs, standing):
+    path, _ = standing
+    done = madfs("up", "--servers", 3, "--cluster", path)
+    assert done.returncode == 2
+    one_line(done, "--servers 2", "madfs down")
+
+
+def test_down_when_nothing_runs(madfs, standing):
+    path, _ = standing
+    assert madfs("down", "--cluster", path).returncode == 0
+    done = madfs("down", "--cluster", path)
+    assert done.returncode == 2
+    one_line(done, str(path))
+
+
+def test_up_after_the_keeper_was_killed(madfs, standing):
+    path, store = standing
+    servers = cluster.read(path).servers
+    os.kill(parent(servers[0].pid), signal.SIGKILL)
+    wait_for_end([server.pid for server in servers])
+    done = madfs("up", "--store", store, "--cluster", path)
+    assert done.returncode == 0, done.stderr
+    assert len(cluster.read(path).servers) == 2
+
+
+def test_default_place_belongs_to_user_and_node():
+    assert launch.default_cluster({"MADFS_CLUSTER": "/a/b"}) == "/a/b"
+    assert launch.default_cluster({"XDG_RUNTIME_DIR": "/run/user/7"}) == "/run/user/7/madfs/cluster"
+    assert socket.gethostname() in launch.default_cluster({})
+
+
+# --- wrong usage ----------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "unknown option": (["run", "--srevers", "3", "--", "true"], "--srevers"),
+    "unknown command": (["runn", "--", "true"], "runn"),
+    "no command": ([], "COMMAND"),
+    "no program": (["run", "--"], "no program"),
+    "no program at all": (["run", "--servers", "2"], "no program"),
+    "no number": (["run", "--servers", "x", "--", "true"], "--servers"),
+    "no servers": (["run", "--servers", "0", "--", "true"], "from 1"),
+    "relative mount": (["run", "--mount", "madfs", "--", "true"], "absolute"),
+    "mount at the root": (["run", "--mount", "/", "--", "true"], "hide"),
+    "mount at the root, disguised": (["run", "--mount", "/a/..", "--", "true"], "hide"),
+    "mount over MadFS": (["run", "--mount", os.path.dirname(launch.LIBRARY), "--", "true"], "hide"),
+    "chunk size": (["run", "--chunk-size", "12", "--", "true"], "4K"),
+    "chunk size in words": (["run", "--chunk-size", "big", "--", "true"], "4K"),
+    "no cluster file": (["run", "--cluster", "/nonexistent/cluster", "--", "true"], "/nonexistent/cluster"),
+    "cluster and servers": (["run", "--cluster", "/x", "--servers", "2", "--", "true"], "--servers"),
+    "store in a file": (["run", "--store", __file__, "--", "true"], "cannot be written"),
+    "store in no place": (["run", "--store", "/proc/madfs", "--", "true"], "cannot be written"),
+    "down without servers": (["down", "--cluster", "/nonexistent/cluster"], "madfs up"),
+    "status without servers": (["status", "--cluster", "/nonexistent/cluster"], "madfs up"),
+    "cluster in no place": (["up", "--cluster", "/proc/madfs/cluster"], "--cluster"),
+    "program for up": (["up", "--", "true"], "madfs run"),
+    "port": (["up", "--port", "70000"], "65535"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "word"), WRONG.values(), ids=WRONG)
+def test_wrong_usage_is_told_in_one_line(madfs, arguments, word):
+    done = madfs(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    one_line(done, word)
+
+
+def test_wrong_setting(madfs):
+    done = madfs("run", "--", "true", environment={"MADFS_EAGER_MAX": "many"})
+    assert done.returncode == 2
+    one_line(done, "MADFS_EAGER_MAX", "many")
+
+
+def test_port_taken(madfs, tmp_path):
+    with socket.socket() as taken:
+        taken.bind((keeper.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = madfs("up", "--servers", 1, "--cluster", tmp_path / "cluster", "--port", port)
+    assert done.returncode == 2
+    one_line(done, str(port), "--port")
+    assert sorted(os.listdir(tmp_path)) == ["cluster.log", "tmp"] and os.listdir(tmp_path / "tmp") == []
+
+
+def test_cluster_file_open_to_others(madfs, cluster_file, tmp_path):
+    path = tmp_path / "cluster"
+    shutil.copy(cluster_file, path)
+    path.chmod(0o644)
+    done = madfs("run", "--cluster", path, "--", "true")
+    assert done.returncode == 2
+    one_line(done, f"chmod 600 {path}")
+
+
+@pytest.mark.parametrize(("program", "status", "word"),
+                         [("no-such-program", 127, "not found"), (__file__, 126, "executable")])
+def test_program_that_cannot_be_executed(madfs, program, status, word):
+    done = madfs("run", "--servers", 1, "--", program)
+    assert done.returncode == status
+    one_line(done, program, word)
+
+
+def compile_c(tmp_path, text, *flags, name="program"):
+    (tmp_path / "x.c").write_text(text)
+    subprocess.run(["gcc", "-o", tmp_path / name, tmp_path / "x.c", *flags], check=True, timeout=TIMEOUT_S)
+    return tmp_path / name
+
+
+def test_static_program_is_warned_about(madfs, tmp_path):
+    program = compile_c(tmp_path, "int main(void) { return 5; }", "-static")
+    done = madfs("run", "--servers", 1, "--", program)
+    assert done.returncode == 5
+    one_line(done, "warning", str(program), "statically linked")
+
+
+def test_programs_that_cannot_be_preloaded(tmp_path):
+    assert launch.preload_warning("/bin/sh") is None
+    static = compile_c(tmp_path, "int main(void) { return 0; }", "-static-pie")
+    assert "static" in launch.preload_warning(static)
+    script = tmp_path / "script"
+    script.write_text(f"#!{static} -x\n")
+    assert "static" in launch.preload_warning(script)
+    script.write_text(f"#!{script}\n")
+    assert launch.preload_warning(script) is None
+    foreign = tmp_path / "foreign"
+    data = bytearray(Path("/bin/true").read_bytes())
+    data[18:20] = (0xF3).to_bytes(2, "little")
+    foreign.write_bytes(data)
+    assert "processor" in launch.preload_warning(foreign)
+
+
+def test_setuid_program_is_warned_about(tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    shutil.copy("/bin/true", program)
+    program.chmod(0o4755)
+    assert launch.preload_warning(program) is None  # its owner runs it
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(program).st_uid + 1)
+    assert "setuid" in launch.preload_warning(program)
+
+
+@pytest.mark.parametrize(("source", "word"), [
+    ('const char madfs_version[] = "0.0.1";', "is 0.0.1, this is"), ("int other;", "unknown version"),
+    (None, "missing"), ("", "ELF")])
+def test_preload_library_of_another_version(tmp_path, monkeypatch, capfd, source, word):
+    library = tmp_path / "lib.so"
+    if source:
+        compile_c(tmp_path, source, "-shared", name="lib.so")
+    elif source is not None:
+        library.write_text("not a library")
+    monkeypatch.setattr(launch, "LIBRARY", str(library))
+    assert cli.main(["run", "--", "true"]) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith("madfs run: the preload library") and captured.err.count("\n") == 1
+    assert word in captured.err and "make build" in captured.err
+
+
+def test_help_is_short_and_names_every_setting(madfs):
+    text = madfs("--help").stdout
+    assert all(setting.variable in text for setting in cli.SETTINGS)
+    for command in ("run", "up", "down", "status"):
+        assert command in text
+        assert madfs(command, "--help").stdout.startswith(f"usage: madfs {command}")
+
+
+def test_version(madfs):
+    import pymadfs
+
+    assert madfs("--version").stdout == f"madfs {pymadfs.__version__}\n"
+
+
+def test_summary(madfs):
+    done = madfs("run", "--servers", 2, "--summary", "--", "sh", "-c",
+                 "head -c 3000000 /dev/zero > /madfs/f; cat /madfs/f | wc -c")
+    assert done.returncode == 0 and done.stdout == "3000000\n"
+    assert "2 of 2 servers" in done.stderr and "2.9 MiB written" in done.stderr and "1 files" in done.stderr

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers as pymadfs/ops.py describes them, in one dict: what the client's unit tests talk to in place of an rpc.Client.
+
+Every request is checked for having come to the right server.
+"""
+import ctypes
+import errno
+import os
+import stat
+
+from pymadfs import ops
+from pymadfs.errors import Restart, fail
+from pymadfs.layout import chunk_server, home, owner, parent
+
+
+class Node:
+    """An inode; ``born`` is the server it lives on."""
+
+    def __init__(self, ino, mode, uid=0, gid=0, chunk_size=0, target=b""):
+        self.ino, self.mode, self.uid, self.gid, self.chunk_size, self.target = ino, mode, uid, gid, chunk_size, target
+        self.size, self.atime, self.mtime, self.nlink, self.openings = len(target), 0, 0, 1, 0
+        self.data = {}  # chunk -> bytearray, as its server has it
+
+    def attr(self):
+        return ops.ATTR.pack(self.ino, self.size, -(-self.size // 512), self.atime, self.mtime, self.mtime, self.mode,
+                             self.nlink, self.uid, self.gid, 0, self.chunk_size, 0, 0)
+
+    @property
+    def kind(self):
+        return stat.S_IFMT(self.mode)
+
+
+class Servers:
+    """Has the methods of rpc.Client.  ``fail[server, op name]`` is an errno to answer with; ``log`` what was asked."""
+
+    def __init__(self, servers=3, eager_max=8192):
+        self.servers, self.eager_max, self.uid, self.gid = servers, eager_max, 0, 0
+        self.fail, self.log, self.rounds, self.notified, self.hooks = {}, [], [], [], {}
+        self.names = {b"/": Node(ops.ROOT_INO, stat.S_IFDIR | 0o1777)}
+        self.inodes = {}
+        self.locks = []
+        self.next = 16
+
+    # --- rpc.Client -------------------------------------------------------------------------------------------------
+
+    def call(self, server, op, tail=b"", *fields, send=None, recv=None):
+        self.rounds.append(1)
+        return self._serve(server, op, tail, fields, send, recv)
+
+    def call_many(self, calls):
+        self.rounds.append(len(calls))
+        results = []
+        for call in calls:
+            try:
+                results.append(self._serve(*call))
+            except (OSError, Restart) as error:
+                results.append(error)
+        return results
+
+    def notify(self, server, op, tail=b"", *fields):
+        self.notified.append((server, op.name, tail))
+        if op is ops.RELEASE:
+            for at in range(0, len(tail), 8):
+                ino = int.from_bytes(tail[at:at + 8], "little")
+                assert home(ino) == server
+                if ino in self.inodes:
+                    self.inodes[ino].openings -= 1
+
+    def forget_after_fork(self):
+        self.log.append((None, "forget_after_fork"))
+
+    def close(self):
+        self.log.append((None, "close"))
+
+    def _serve(self, server, op, tail, fields, send, recv):
+        assert 0 <= server < self.servers and isinstance(tail, bytes)
+        request = op.request.unpack(op.request.pack(*fields))
+        self.log.append((server, op.name))
+        if op.name in self.hooks:
+            self.hooks.pop(op.name)(request)
+        if (server, op.name) in self.fail:
+            raise fail(self.fail[server, op.name])
+        if send:
+            tail += ctypes.string_at(*send)
+        reply, back = getattr(self, op.name)(server, request, tail)
+        packed = op.reply.unpack(op.reply.pack(*reply))
+        if recv:
+            assert len(back) <= recv[1]
+            ctypes.memmove(recv[0], back, len(back))
+            back = b""
+        return packed, back
+
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    def walk(self, path):
+        """The node at a path or None; everything above it must be a directory."""
+        assert path == b"/" or path[:1] == b"/" and not {b"", b".", b".."}.intersection(path[1:].split(b"/")), path
+        at = path.find(b"/", 1)
+        while at > 0:
+            node = self.names.get(path[:at])
+            if node is None:
+                raise fail(errno.ENOENT)
+            if node.kind == stat.S_IFLNK:
+                raise Restart(at, node.target)
+            if node.kind != stat.S_IFDIR:
+                raise fail(errno.ENOTDIR)
+            at = path.find(b"/", at + 1)
+        return self.names.get(path)
+
+    def named(self, server, path):
+        assert server == owner(path, self.servers)
+        node = self.walk(path)
+        if node is None:
+            raise fail(errno.ENOENT)
+        return node
+
+    def seen(self, server, node):
+        """A name's attributes as its server tells them: only a pointer when the inode lives elsewhere."""
+        if node.ino != ops.ROOT_INO and home(node.ino) != server:
+            return ops.ATTR.pack(node.ino, 0, 0, 0, 0, 0, node.kind, 0, 0, 0, 0, 0, ops.FLAG_REMOTE, 0)
+        return node.attr()
+
+    def make(self, server, path, mode, chunk_size=0, target=b""):
+        assert server == owner(path, self.servers)
+        if self.walk(path) is not None:
+            raise fail(errno.EEXIST)
+        self.next += 1
+        node = Node(server << ops.INO_HOME_SHIFT | self.next, mode, self.uid, self.gid, chunk_size, target)
+        self.names[path] = self.inodes[node.ino] = node
+        return node
+
+    def inode(self, server, ino):
+        assert server == home(ino) and ino != ops.ROOT_INO
+        if ino not in self.inodes:
+            raise fail(errno.ENOENT)
+        return self.inodes[ino]
+
+    def lookup(self, server, request, path):
+        node = self.named(server, path)
+        return (self.seen(server, node),), node.target
+
+    def getattr(self, server, request, hint):
+        node = self.inode(server, request.ino)
+        return (node.attr(),), node.target
+
+    def open(self, server, request, path):
+        assert server == owner(path, self.servers)
+        node, created = self.walk(path), 0
+        if node is None:
+            if not request.flags & os.O_CREAT:
+                raise fail(errno.ENOENT)
+            node, created = self.make(server, path, stat.S_IFREG | request.mode, request.chunk_size), 1
+        elif request.flags & os.O_CREAT and request.flags & os.O_EXCL:
+            raise fail(errno.EEXIST)
+        if node.kind == stat.S_IFLNK:
+            return (0, self.seen(server, node)), node.target
+        if node.kind == stat.S_IFDIR:
+            if request.flags & (os.O_ACCMODE | os.O_CREAT):
+                raise fail(errno.EISDIR)
+        elif request.flags & os.O_DIRECTORY:
+            raise fail(errno.ENOTDIR)
+        elif request.flags & os.O_TRUNC:
+            self.cut(node, 0)
+        node.openings += 1
+        return (created, self.seen(server, node)), b""
+
+    def reopen(self, server, request, hint):
+        node = self.inode(server, request.ino)
+        if request.flags & os.O_DIRECTORY:
+            raise fail(errno.ENOTDIR)
+        if request.flags & os.O_TRUNC:
+            self.cut(node, 0)
+        node.openings += 1
+        return (node.attr(),), b""
+
+    def mkdir(self, server, request, path):
+        return (self.make(server, path, stat.S_IFDIR | request.mode).attr(),), b""
+
+    def symlink(self, server, request, tail):
+        path, target = tail[:request.length], tail[request.length:]
+        return (self.make(server, path, stat.S_IFLNK | 0o777, target=target).attr(),), b""
+
+    def unlink(self, server, request, path):
+        if self.named(server, path).kind == stat.S_IFDIR:
+            raise fail(errno.EISDIR)
+        del self.names[path]
+        return (), b""
+
+    def rmdir(self, server, request, path):
+        if self.named(server, path).kind != stat.S_IFDIR:
+            raise fail(errno.ENOTDIR)
+        if any(parent(name) == path for name in self.names if name != b"/"):
+            raise fail(errno.ENOTEMPTY)
+        del self.names[path]
+        return (), b""
+
+    def rename(self, server, request, tail):
+        old, new = tail[:request.length], tail[request.length:]
+        node, target = self.named(server, old), self.walk(new)
+        if target is not None and request.flags:
+            raise fail(errno.EEXIST)
+        if node.kind == stat.S_IFDIR:
+            raise fail(errno.EXDEV)
+        if target is not None and target.kind == stat.S_IFDIR:
+            raise fail(errno.EISDIR)
+        del self.names[old]
+        self.names[new] = node
+        return (), b""
+
+    def readdir(self, server, request, tail):
+        path, last = tail[:request.length], tail[request.length:]
+        self.walk(path)
+        names = sorted(name for name in self.names
+                       if name != b"/" and parent(name) == path and owner(name, self.servers) == server)
+        page, room = b"", min(request.limit, 100)  # small pages, so that there are several
+        for name in names:
+            short = name[name.rindex(b"/") + 1:]
+            if short <= last:
+                continue
+            entry = ops.DIRENT.pack(self.names[name].ino, self.names[name].kind >> 12, len(short)) + short
+            if page and len(page) + len(entry) > room:
+                return (0,), page
+            page += entry
+        return (1,), page
+
+    # --- inodes -----------------------------------------------------------------------------------------------------
+
+    def setattr(self, server, request, tail):
+        node = self.inode(server, request.ino) if request.ino else self.named(server, tail)
+        if node.kind == stat.S_IFLNK and not request.valid & ops.SET_LINK:
+            return (self.seen(server, node),), node.target
+        if not request.ino and home(node.ino) != server and node.ino != ops.ROOT_INO:
+            return (self.seen(server, node),), node.target
+        if request.valid & ops.SET_SIZE:
+            if node.kind == stat.S_IFDIR:
+                raise fail(errno.EISDIR)
+            self.cut(node, request.size)
+        if request.valid & ops.SET_MODE:
+            node.mode = node.kind | request.mode
+        if request.valid & ops.SET_UID:
+            node.uid = request.uid
+        if request.valid & ops.SET_GID:
+            node.gid = request.gid
+        if request.valid & ops.SET_ATIME:
+            node.atime = request.atime_ns
+        if request.valid & ops.SET_MTIME:
+            node.mtime = request.mtime_ns
+        return (node.attr(),), node.target
+
+    def cut(self, node, size):
+        for chunk in list(node.data):
+            keep = size - chunk * node.chunk_size
+            node.data[chunk] = node.data[chunk][:max(keep, 0)]
+        node.size = size
+
+    def read(self, server, request, tail):
+        assert server == chunk_server(request.ino, request.chunk, self.servers) and request.length > 0
+        stored = self.inodes[request.ino].data.get(request.chunk, b"")
+        data = bytes(stored[request.offset:request.offset + request.length])
+        return (len(data),), data
+
+    def write(self, server, request, tail):
+        assert server == chunk_server(request.ino, request.chunk, self.servers)
+        node, data = self.inodes[request.ino], tail[request.hint:]
+        assert len(data) == request.length and request.offset + request.length <= node.chunk_size
+        stored = node.data.setdefault(request.chunk, bytearray())
+        stored.extend(bytes(max(0, request.offset - len(stored))))
+        stored[request.offset:request.offset + len(data)] = data
+        if request.end:
+            assert server == home(request.ino) and tail[:request.hint].startswith(b"/")
+            node.size = max(node.size, request.end)
+        return (node.size if request.end else 0,), b""
+
+    def extend(self, server, request, hint):
+        node = self.inode(server, request.ino)
+        node.size = max(node.size, request.end)
+        return (node.size,), b""
+
+    def reserve(self, server, request, hint):
+        node = self.inode(server, request.ino)
+        node.size += request.length
+        return (node.size - request.length,), b""
+
+    def fsync(self, server, request, hint):
+        return (), b""
+
+    def statfs(self, server, request, tail):
+        return (4096 >> server % 2, 1000, 500, 400, 10, 5), b""
+
+    def lock(self, server, request, hint):
+        self.inode(server, request.ino)
+        self.locks.append(request)
+        return (2, 0, 0, 0), b""

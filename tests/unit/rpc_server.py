@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server process for the tests of the transport: real door, real UCX, no file system behind it.
+
+``python rpc_server.py CLUSTER NUMBER [CPU]`` prints its port when it serves.  READ of inode s answers bytes that follow from s; WRITE
+answers the checksum of what it got as ``size``; LOOKUP echoes its tail; UNLINK fails with ENOENT; MKDIR never answers;
+EMPTY-like calls of other servers go through RENAME: server ``flags`` is asked for LOOKUP-by-peer (DIRINFO).
+"""
+import asyncio
+import errno
+import random
+import sys
+import zlib
+
+from pymadfs import cluster, door, ops
+from pymadfs.config import Config
+from pymadfs.errors import fail
+from pymadfs.rpc import Service
+
+ATTR = bytes(range(80))
+
+
+def content(seed, length):
+    return random.Random(seed).randbytes(length)
+
+
+class Server:
+    def __init__(self, path, number):
+        self.service = Service(cluster.read(path), number, Config())
+        self.stopped = asyncio.Event()
+        self.tasks = set()
+
+    def ready(self):
+        """Answer all there is, then let the event loop sleep."""
+        service = self.service
+        while True:
+            for request in service.poll(0 if service.pending else 50):
+                if request.op is ops.WRITE and request.bulk or request.op is ops.RENAME:
+                    task = asyncio.get_running_loop().create_task(self.slow(request))
+                    self.tasks.add(task)
+                    task.add_done_callback(self.tasks.discard)
+                else:
+                    self.quick(request)
+            if service.arm():
+                return
+            if service.pending:
+                asyncio.get_running_loop().call_soon(self.ready)
+                return
+
+    def quick(self, request):
+        service, op, fields = self.service, request.op, request.fields
+        if op in (ops.LOOKUP, ops.DIRINFO):
+            service.reply(request, (ATTR,), request.tail)
+        elif op is ops.READ:
+            service.reply(request, (fields.length,), data=memoryview(content(fields.ino, fields.length)))
+        elif op is ops.WRITE:
+            service.reply(request, (zlib.crc32(request.tail[fields.hint:]),))
+        elif op is ops.READDIR:
+            service.reply(request, (1,), content(1, fields.limit))
+        elif op is ops.UNLINK:
+            service.fail(request, fail(errno.ENOENT))
+        elif op is ops.SETATTR:
+            service.fail(request, fail(errno.EACCES))
+        elif op is ops.SHUTDOWN:
+            service.reply(request)
+            self.stopped.set()
+        elif op is not ops.MKDIR:
+            service.reply(request)
+
+    async def slow(self, request):
+        service = self.service
+        try:
+            if request.op is ops.WRITE:
+                if request.fields.ino == 13:
+                    raise fail(errno.ENOSPC)
+                data = bytearray(request.bulk)
+                await service.receive(request, memoryview(data))
+                service.reply(request, (zlib.crc32(data),))
+            else:
+                reply, tail = await service.call_peer(request.fields.flags, ops.DIRINFO, request.tail, service.number)
+                assert (reply.attr, tail) == (ATTR, request.tail)
+                service.reply(request)
+        except OSError as error:
+            service.fail(request, error)
+
+    async def main(self):
+        loop = asyncio.get_running_loop()
+        entry = self.service.cluster.servers[self.service.number]
+        listener = await loop.create_server(door.guard(self.service), entry.host, entry.port)
+        loop.add_reader(self.service.fileno(), self.ready)
+        print("ready", flush=True)
+        self.ready()
+        await self.stopped.wait()
+        listener.close()
+        loop.remove_reader(self.service.fileno())
+        self.service.poll()
+        self.service.close()
+
+
+async def main():
+    await Server(sys.argv[1], int(sys.argv[2])).main()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several servers in one event loop over a network that can be cut at any message: for the tests of the server's logic."""
+import asyncio
+import errno
+import os
+import struct
+
+from pymadfs.config import Config
+from pymadfs.errors import fail
+from pymadfs.layout import chunk_server, home, owner
+from pymadfs.ops import (ATTR, DIRENT, FLAG_REMOTE, GETATTR, LOOKUP, MKDIR, OPEN, READ, READDIR, RELEASE, RENAME, RMDIR,
+                         SETATTR, SYMLINK, UNLINK, WRITE)
+from pymadfs.rpc import Request
+from pymadfs.server import handlers
+from pymadfs.server.dispatch import Server
+from pymadfs.server.kv import MemoryKV
+
+CHUNK = 4096
+
+
+class Crash(BaseException):
+    """Raised by a trap: the calling server dies at this await."""
+
+
+class Rpc:
+    """Stands in for rpc.Service."""
+
+    def __init__(self, world, number):
+        self.world, self.number, self.servers = world, number, world.count
+        self.secret, self.address = b"", b""
+        self.counters = {"garbage": 0}
+        self.pending = 0
+
+    def reply(self, request, fields=(), tail=b"", data=None):
+        packed = request.op.reply.pack(*fields)
+        self._answer(request, (request.op.reply.unpack(packed), bytes(tail) + bytes(data or b"")), None)
+
+    def fail(self, request, error):
+        if not isinstance(error, OSError) and type(error).__name__ != "Restart":
+            self.world.defects.append(error)
+        self._answer(request, None, error)
+
+    @staticmethod
+    def _answer(request, result, error):
+        future = request.answer
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def forget(self, conn):
+        """Nothing to do."""
+
+    def call_peer(self, server, op, tail=b"", *fields):
+        return asyncio.get_running_loop().create_task(self._call(server, op, tail, fields))
+
+    async def _call(self, server, op, tail, fields):
+        for when in ("before", "after"):
+            if when == "after":
+                result = await self.world.ask(server, op, tail, *fields, conn=-1 - self.number)
+            if self.world.trap and (self.number, op, when) == self.world.trap:
+                self.world.trap = None
+                self.world.crash(self.number)
+                self.world.trapped.set()
+                await asyncio.Event().wait()  # a dead process does not go on
+        return result
+
+    async def receive(self, request, view):
+        await asyncio.sleep(0)
+        view[:len(request.payload)] = request.payload
+
+
+class Call(Request):
+    """A request with what the tests hang on it."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.answer, self.payload = None, b""
+
+
+class World:
+    """``count`` servers with their stores in ``path``; ``trap`` is (server, op, "before" or "after"): where it crashes."""
+
+    def __init__(self, path, count=3, make_kv=MemoryKV):
+        self.path, self.count = str(path), count
+        self.kvs = [make_kv() for _ in range(count)]
+        self.servers = [None] * count
+        self.trap = None
+        self.trapped = asyncio.Event()
+        self.defects = []
+        self.log = []
+        for number in range(count):
+            self.start(number)
+
+    def start(self, number):
+        path = os.path.join(self.path, str(number))
+        os.makedirs(path, exist_ok=True)
+        server = Server(Rpc(self, number), self.kvs[number], path, Config({}))
+        server.retry_s = 0.001
+        server.conns.update(range(-self.count, 10))
+        self.servers[number] = server
+        handlers.start(server)
+
+    def crash(self, number):
+        """kill -9: what was not committed is gone, nothing more happens."""
+        server, self.servers[number] = self.servers[number], None
+        for pool in (*server._pools, server._removals):
+            for task in pool._running:
+                task.cancel()
+            pool._line.clear()
+        for task in server._background:
+            task.cancel()
+        server.flush = server.commit = lambda lazily=False: None
+        server.syncer.stop()
+        server.chunks.close()
+        server.threads.shutdown()
+        self.kvs[number].close()
+
+    async def stop(self):
+        for server in self.servers:
+            if server is not None:
+                await server.stop()
+        assert not self.defects, self.defects
+
+    async def ask(self, number, op, tail=b"", *fields, uid=0, gid=0, conn=1, payload=b""):
+        """(reply, tail), or the exception that a client would see.  EIO when the server is dead or dies meanwhile."""
+        self.log.append((number, op))
+        packed = op.request.pack(*fields)
+        request = Call(op, 0, conn, uid, gid, op.request.unpack(packed), tail, len(payload), False)
+        request.unread, request.payload = 0, payload
+        request.answer = asyncio.get_running_loop().create_future()
+        await asyncio.sleep(0)
+        server = self.servers[number]
+        if server is None:
+            raise fail(errno.EIO)
+        server.serve([request])
+        while True:
+            done, _ = await asyncio.wait([request.answer], timeout=0.02)
+            if done:
+                break
+            if self.servers[number] is not server:
+                raise fail(errno.EIO)
+        return request.answer.result()
+
+    # --- a small client ---------------------------------------------------------------------------------------------
+
+    def owner(self, path):
+        return owner(path, self.count)
+
+    def path_on(self, number, directory=b"/", stem=b"f", skip=0):
+        """A name in ``directory`` that lies on server ``number``."""
+        for index in range(10000):
+            path = directory.rstrip(b"/") + b"/" + stem + b"%d" % index
+            if self.owner(path) == number:
+                if not skip:
+                    return path
+                skip -= 1
+        raise AssertionError
+
+    async def call(self, op, path, *fields, **user):
+        return await self.ask(self.owner(path), op, path, *fields, **user)
+
+    async def create(self, path, flags=os.O_RDWR | os.O_CREAT, mode=0o644, keep=False, **user):
+        reply, _ = await self.call(OPEN, path, flags, mode, CHUNK, **user)
+        attr = ATTR.unpack(reply.attr)
+        if not keep:
+            await self.release(attr.ino, **{"conn": user.get("conn", 1)})
+        return attr
+
+    async def release(self, ino, conn=1):
+        await self.ask(home(ino), RELEASE, struct.pack("<Q", ino), conn=conn)
+
+    async def stat(self, path, **user):
+        reply, target = await self.call(LOOKUP, path, **user)
+        attr = ATTR.unpack(reply.attr)
+        if attr.flags & FLAG_REMOTE:
+            return await self.getattr(attr.ino, path)
+        return attr
+
+    async def getattr(self, ino, hint=b""):
+        reply, _ = await self.ask(home(ino), GETATTR, hint, ino)
+        return ATTR.unpack(reply.attr)
+
+    async def mkdir(self, path, mode=0o755, **user):
+        reply, _ = await self.call(MKDIR, path, mode, **user)
+        return ATTR.unpack(reply.attr)
+
+    async def rmdir(self, path, **user):
+        await self.call(RMDIR, path, **user)
+
+    async def unlink(self, path, **user):
+        await self.call(UNLINK, path, **user)
+
+    async def symlink(self, target, path):
+        await self.ask(self.owner(path), SYMLINK, path + target, len(path))
+
+    async def rename(self, old, new, flags=0, **user):
+        await self.ask(self.owner(old), RENAME, old + new, flags, len(old), **user)
+
+    async def setattr(self, path, valid, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0, **user):
+        reply, _ = await self.call(SETATTR, path, 0, valid, mode, uid, gid, size, atime, mtime, **user)
+        return ATTR.unpack(reply.attr)
+
+    async def write(self, attr, path, offset, data, bulk=False, **user):
+        """Chunk by chunk, all told to the home."""
+        while data:
+            chunk, within = divmod(offset, CHUNK)
+            piece = data[:CHUNK - within]
+            number = chunk_server(attr.ino, chunk, self.count)
+            end = offset + len(piece)
+            if number == home(attr.ino):
+                fields = (attr.ino, chunk, within, len(piece), end, len(path))
+            else:
+                from pymadfs.ops import EXTEND
+                await self.ask(home(attr.ino), EXTEND, path, attr.ino, end, **user)
+                fields = (attr.ino, chunk, within, len(piece), 0, len(path))
+            await self.ask(number, WRITE, path + (b"" if bulk else piece), *fields, payload=piece if bulk else b"", **user)
+            offset, data = end, data[len(piece):]
+
+    async def read(self, ino, offset, length):
+        result = b""
+        while length:
+            chunk, within = divmod(offset, CHUNK)
+            want = min(length, CHUNK - within)
+            _, data = await self.ask(chunk_server(ino, chunk, self.count), READ, b"", ino, chunk, within, want)
+            result += data.ljust(want, b"\0")
+            offset, length = offset + want, length - want
+        return result
+
+    async def names(self, path):
+        found = []
+        for number in range(self.count):
+            after = b""
+            while True:
+                reply, page = await self.ask(number, READDIR, path + after, 4096, len(path))
+                at = 0
+                while at < len(page):
+                    _, _, length = DIRENT.unpack(page, at)
+                    at += DIRENT.size
+                    after = page[at:at + length]
+                    at += length
+                    found.append(after)
+                if reply.done:
+                    break
+        return sorted(found)
+
+    async def quiet(self):
+        """Until all removals and renames in the background are done."""
+        while any(server and (server._removals._running or server._background) for server in self.servers):
+            tasks = [task for server in self.servers if server for task in (*server._removals._running, *server._background)]
+            await asyncio.wait(tasks)
+
+    def files(self):
+        """Names of all chunk files."""
+        return [name for _, _, names in os.walk(self.path) for name in names]
+
+    def keys(self, prefix):
+        return [key for kv in self.kvs for key in kv.items if key.startswith(prefix)]
