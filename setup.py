@@ -2,19 +2,20 @@
 """Builds what pyproject.toml cannot say: two shared libraries and an extension, from C, CPython, cffi and UCX.
 
     pymadfs/_lib/libmadfs_intercept.so   the shim: intercept/*.c and intercept/<machine>/*, depends on libc only
-    pymadfs/_lib/libmadfs_runtime.so     the embedded client: bridge.c, libpython's archive, frozen modules, cffi, our binding
+    pymadfs/_lib/libmadfs_runtime.so     the embedded client: bridge.c, libpython, frozen modules, cffi, our binding
     pymadfs/_lib/libmf*.so.0             UCX under private names (pymadfs/_ucx_private.py)
     pymadfs/_ucx_cffi.*.so               our binding as an ordinary extension, for the servers
 
 ``python setup.py build_ext --inplace`` makes what is stale.  Environment: ``MADFS_UCX_PREFIX`` takes UCX from that
 prefix (``include/``, ``lib/``) instead of the libucx wheel, which knows no InfiniBand: on a cluster name the UCX its
 MPI was built with.  ``MADFS_SANITIZE=1`` builds our own C with the address and undefined-behaviour sanitizers.
-``python setup.py runtime --overlay DIR --output FILE`` links a runtime whose frozen modules come from DIR first (for tests).
+``python setup.py runtime --overlay DIR --output FILE`` links one whose frozen modules come from DIR first, for tests.
 """
 import glob
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,11 +32,14 @@ BUILD = os.path.join(ROOT, "build", f"native-{MACHINE}")
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 BINDING = "_ucx_cffi" + sysconfig.get_config_var("EXT_SUFFIX")
 
-SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if os.environ.get("MADFS_SANITIZE") == "1" else []
-OWN = ["-std=gnu11", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", *SANITIZE]
-SHIM = [*OWN, "-ftls-model=initial-exec"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] * (os.environ.get("MADFS_SANITIZE") == "1")
+STRICT = ["-std=gnu11", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
+OWN = [*STRICT, *SANITIZE]
+# The shim runs in the middle of the application's own code: intercept/intercept.h says what the flags are for.
+SHIM = [*STRICT, "-D_GNU_SOURCE=", "-ftls-model=initial-exec", "-mgeneral-regs-only", "-ffreestanding",
+        "-fno-stack-protector", "-fno-strict-aliasing"]
 FOREIGN = ["-O2", "-g", "-fPIC", "-w", "-fvisibility=hidden"]  # generated code and cffi's, whose warnings are not ours
-LINK = ["-shared", "-Wl,-z,now", "-Wl,--no-undefined", "-Wl,-O1", *SANITIZE]
+LINK = ["-shared", "-Wl,-z,now,-z,relro,-z,nodelete", "-Wl,-O1"]
 
 
 class Stop(SystemExit):
@@ -43,6 +47,12 @@ class Stop(SystemExit):
 
     def __init__(self, message):
         super().__init__(f"madfs build: {message}")
+
+
+def version():
+    """The one in pymadfs/__init__.py."""
+    with open(os.path.join(ROOT, "pymadfs", "__init__.py"), encoding="utf-8") as file:
+        return re.search(r'^__version__ = "(.*)"$', file.read(), re.MULTILINE)[1]
 
 
 def own_module(name):
@@ -145,16 +155,16 @@ def python_archive():
         if os.path.exists(path) and not missing:
             return path
     if missing:
-        raise Stop(f"{sys.executable} has {', '.join(sorted(missing))} in files of their own: use Debian's /usr/bin/{PYTHON}")
+        raise Stop(f"{sys.executable} has {', '.join(sorted(missing))} in separate files: use Debian's {PYTHON}")
     raise Stop(f"{folder} has no lib{PYTHON}-pic.a: apt-get install lib{PYTHON}-dev")
 
 
 def library(*names, package):
     """First of the archives ``names`` that the compiler finds, as its path."""
     for name in names:
-        found = subprocess.run(["gcc", f"-print-file-name={name}"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        if os.path.isabs(found):
-            return found
+        path = subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+        if os.path.isabs(path):
+            return path
     raise Stop(f"{names[0]} is missing: apt-get install {package}")
 
 
@@ -165,7 +175,7 @@ def check_tools():
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         raise Stop(f"Python.h is missing: apt-get install lib{PYTHON}-dev")
     if sys.version_info[:2] != (3, 11):
-        raise Stop(f"the frozen modules are for Python 3.11 and this is {platform.python_version()}: build with python3.11")
+        raise Stop(f"the bridge is for Python 3.11 and this is {platform.python_version()}: build with python3.11")
 
 
 def cffi_source():
@@ -225,8 +235,9 @@ class Ucx:
             except self.private.PrivateUcxError as error:
                 raise Stop(str(error)) from None
 
-        return link(target, objects, [*arguments, "-Wl,--no-as-needed", *self.originals, "-Wl,--as-needed",
-                                      f"-Wl,-rpath-link,{self.folder}", f"-Wl,-rpath,{rpath}"], [*inputs, *self.copies], finish)
+        needed = ["-Wl,--no-as-needed", *self.originals, "-Wl,--as-needed"]
+        search = [f"-Wl,-rpath-link,{self.folder}", f"-Wl,-rpath,{rpath}"]
+        return link(target, objects, [*arguments, *needed, *search], [*inputs, *self.copies], finish)
 
 
 def binding_objects(ucx, group, include):
@@ -238,11 +249,9 @@ def binding_objects(ucx, group, include):
         build.ffibuilder.emit_c_code(source)
         made(source, "emit")
     headers = ["-I", os.path.join(ROOT, "pymadfs"), "-isystem", os.path.join(ucx.prefix, "include")]
-    windows = [f"-D__wrap_{name}={ours}" for name, ours in ucx.private.WINDOWS.items()]
-    windows += [f"-D__real_{name}={name}" for name in ucx.private.WINDOWS]
-    own = compile_object(os.path.join(ROOT, "pymadfs", "_ucx.c"),
-                         [*OWN, "-fvisibility=default", *headers, *windows], "common")
-    return [compile_object(source, [*FOREIGN, *headers, "-I", include], group), own]
+    own = [compile_object(path, [*OWN, "-fvisibility=default", *headers], "common")
+           for path in sorted(glob.glob(os.path.join(ROOT, "pymadfs", "_ucx*.c")))]
+    return [compile_object(source, [*FOREIGN, *headers, "-I", include], group), *own]
 
 
 def make_binding(ucx):
@@ -251,8 +260,8 @@ def make_binding(ucx):
     script = path_of("extension.map")
     with open(script, "w", encoding="ascii") as file:
         file.write("{ global: PyInit__ucx_cffi; Getenv; Fopen; local: *; };\n")
-    command = ["-Wl,-Bsymbolic", f"-Wl,--version-script={script}", "-Wl,--unresolved-symbols=ignore-all"]
-    return ucx.link(path_of(BINDING), objects, command, "$ORIGIN/_lib")
+    arguments = ["-Wl,-Bsymbolic", f"-Wl,--version-script={script}", *SANITIZE]
+    return ucx.link(path_of(BINDING), objects, arguments, "$ORIGIN/_lib")
 
 
 def make_runtime(ucx, output=None, overlay=""):
@@ -275,7 +284,7 @@ def make_runtime(ucx, output=None, overlay=""):
     archives = [python_archive(), library("libffi_pic.a", "libffi.a", package="libffi-dev"),
                 library("libz.a", package="zlib1g-dev")]
     arguments = [*archives, "-lm", "-ldl", "-lpthread", "-Wl,--wrap=fileno", "-Wl,-Bsymbolic", "-Wl,--exclude-libs,ALL",
-                 "-Wl,-z,nodelete", "-Wl,--strip-debug", f"-Wl,--version-script={script}"]
+                 "-Wl,-z,defs", "-Wl,--strip-debug", f"-Wl,--version-script={script}", *SANITIZE]
     rpath = os.path.dirname(ucx.copies[0]) if output else "$ORIGIN"
     return ucx.link(target, objects, arguments, rpath, [script, *archives])
 
@@ -286,10 +295,11 @@ def make_shim():
     here = sorted(glob.glob(os.path.join(folder, "*.[cS]")))
     if not here:
         raise Stop(f"system calls cannot be intercepted on {MACHINE}: {os.path.relpath(folder, ROOT)} has no sources")
-    shared = sorted(set(glob.glob(os.path.join(ROOT, "intercept", "*.c"))) - {os.path.join(ROOT, "intercept", "bridge.c")})
-    flags = [*SHIM, "-I", os.path.join(ROOT, "intercept"), "-I", folder]
+    shared = sorted(glob.glob(os.path.join(ROOT, "intercept", "*.c")))
+    shared.remove(os.path.join(ROOT, "intercept", "bridge.c"))
+    flags = [*SHIM, f'-DMADFS_VERSION="{version()}"', "-I", os.path.join(ROOT, "intercept"), "-I", folder]
     objects = [compile_object(source, flags, "shim") for source in [*shared, *here]]
-    return link(path_of("libmadfs_intercept.so"), objects, ["-Wl,-z,initfirst", "-Wl,-z,nodelete", "-ldl", "-lpthread"])
+    return link(path_of("libmadfs_intercept.so"), objects, ["-Wl,-z,initfirst,-z,defs"])
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -308,6 +318,8 @@ class BuildNative(build_ext):
         self.outputs.append(place(make_binding(ucx), package))
         self.outputs.append(place(make_runtime(ucx), folder))
         self.outputs.append(place(make_shim(), folder))
+        for path in set(glob.glob(os.path.join(folder, "libmf*.so.0"))) - set(self.outputs):
+            os.remove(path)  # of a UCX that was built with before
 
     def get_outputs(self):
         return getattr(self, "outputs", [])
@@ -341,9 +353,10 @@ class Runtime(Command):
 
 
 setup(
+    version=version(),
     packages=["pymadfs", "pymadfs.transport", "pymadfs.server"],
     package_dir={"pymadfs": "pymadfs", "pymadfs.server": "server"},
-    package_data={"pymadfs": ["py.typed", "_ucx.c", "_ucx.h"]},
+    package_data={"pymadfs": ["py.typed", "_ucx*.c", "_ucx*.h"]},
     ext_modules=[Extension("pymadfs._ucx_cffi", [])],
     cmdclass={"build_ext": BuildNative, "runtime": Runtime},
     zip_safe=False,

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * An ordinary MPI program that knows nothing of MadFS: every rank writes, another rank reads back and compares each byte.
+ * An ordinary MPI program that knows nothing of MadFS: ranks write, other ranks read back and compare each byte.
  *
  *   verify_mpi DIRECTORY [MiB per rank]
  *
  * Three stages, as jobs do them: a file per process in 1 MiB transfers, one shared file in interleaved transfers of
- * 47008 bytes (which straddle any power of two), and many small files.  Rank 0 prints what happened; the exit status is 0
- * only when every byte was right.
+ * 47008 bytes (which straddle any power of two), and many small files.  Rank 0 prints what happened; the exit status
+ * is 0 only when every byte was right.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -120,7 +120,8 @@ static void file_per_process(uint64_t size)
   finish(fd, path, 0);
   double reading = lap(), total = (double)size / MIB * ranks;
   if (!rank)
-    printf("  file per process: %d files, %.0f MiB, write %.0f MiB/s, read %.0f MiB/s\n", ranks, total, total / writing, total / reading);
+    printf("  file per process: %d files, %.0f MiB, write %.0f MiB/s, read %.0f MiB/s\n", ranks, total, total / writing,
+           total / reading);
 }
 
 static void shared_file(uint64_t size)
@@ -181,8 +182,8 @@ static void small_files(void)
   seconds[3] = lap();
   double count = (double)SMALL_FILES * ranks;
   if (!rank)
-    printf("  small files: %.0f of %d bytes, create+write %.0f/s, stat %.0f/s, open+read %.0f/s, unlink %.0f/s\n", count,
-           SMALL_SIZE, count / seconds[0], count / seconds[1], count / seconds[2], count / seconds[3]);
+    printf("  small files: %.0f of %d bytes, create+write %.0f/s, stat %.0f/s, open+read %.0f/s, unlink %.0f/s\n",
+           count, SMALL_SIZE, count / seconds[0], count / seconds[1], count / seconds[2], count / seconds[3]);
 }
 
 int main(int argc, char **argv)

@@ -205,12 +205,14 @@ static void fork_begins(void)
     sigset_t signals;
 
     block_signals(&signals);
-    if (broken || !*same_process || !enter()) {
+    int inside = host->inside(1);
+    if (!broken && *same_process && enter()) {
+        signals_before_fork = signals;
+        PyOS_BeforeFork();
+    } else {
         pthread_sigmask(SIG_SETMASK, &signals, NULL);
-        return;
     }
-    signals_before_fork = signals;
-    PyOS_BeforeFork();
+    host->inside(inside);
 }
 
 static void fork_ends(void (*what)(void))
@@ -218,8 +220,10 @@ static void fork_ends(void (*what)(void))
     if (!self.inside)
         return;
     sigset_t signals = signals_before_fork;
+    int inside = host->inside(1);
     what();
     leave();
+    host->inside(inside);
     pthread_sigmask(SIG_SETMASK, &signals, NULL);
 }
 

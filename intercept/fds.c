@@ -135,11 +135,6 @@ long madfs_fds_hide(long fd) {
 
 void madfs_fds_forget(int fd) { learn(fd, KNOWN_NO); }
 
-void madfs_fds_close_internal(int fd) {
-  madfs_fds_forget(fd);
-  RAW(SYS_close, fd);
-}
-
 // --- the table ------------------------------------------------------------------------------------------------------
 
 static void table_rename(int fd) {
@@ -163,11 +158,25 @@ static long table_map(int fd) {
   return 0;
 }
 
+// `ulimit -f` is meant for files that take space: growing past it would send a signal that kills.
+static long table_grow(int fd) {
+  const size_t size = TABLE_BYTES + (size_t)SLOTS * MADFS_PATH_MAX;
+  struct rlimit limit;
+  long result = RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, 0, &limit);
+  if (madfs_failed(result)) return result;
+  if (limit.rlim_max < size) return -EFBIG;
+  struct rlimit enough = {size, limit.rlim_max};
+  if (limit.rlim_cur < size) RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &enough, 0);
+  result = RAW(SYS_ftruncate, fd, size);
+  if (limit.rlim_cur < size) RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &limit, 0);
+  return result;
+}
+
 static long table_make(void) {
   long fd = RAW(SYS_memfd_create, "madfs", 0);  // open across exec: the next program finds it by MADFS_STATE
   if (madfs_failed(fd)) return fd;
   fd = move_up((int)fd, false);
-  long result = RAW(SYS_ftruncate, fd, TABLE_BYTES + (size_t)SLOTS * MADFS_PATH_MAX);
+  long result = table_grow((int)fd);
   if (!madfs_failed(result)) result = table_map((int)fd);
   if (madfs_failed(result)) {
     RAW(SYS_close, fd);
@@ -180,7 +189,7 @@ static long table_make(void) {
   return 0;
 }
 
-static long table_need(void) {
+long madfs_fds_need(void) {
   if (atomic_load(&table.fd) >= 0) return 0;
   madfs_lock(&table.lock);
   long result = atomic_load(&table.fd) >= 0 ? 0 : table_make();
@@ -301,7 +310,7 @@ int madfs_fds_open(uint32_t flags, const void *record, size_t record_length, con
                    int cloexec) {
   if (record_length > RECORD_MAX) return -EINVAL;
   if (path_length >= MADFS_PATH_MAX) return -ENAMETOOLONG;
-  long result = table_need();
+  long result = madfs_fds_need();
   if (madfs_failed(result)) return (int)result;
   int slot = slot_take();
   if (slot < 0) return slot;
@@ -315,6 +324,8 @@ int madfs_fds_open(uint32_t flags, const void *record, size_t record_length, con
   learn((int)result, (uint32_t)slot + 1);
   return (int)result;
 }
+
+long madfs_fds_borrow(int slot, int cloexec) { return placeholder(slot, cloexec != 0); }
 
 int madfs_fds_slot_read(uint64_t handle, uint32_t *flags, void *record, size_t *record_length, char *path,
                         size_t *path_length) {

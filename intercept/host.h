@@ -46,7 +46,9 @@ struct madfs_host {
   int64_t (*offset_add)(uint64_t handle, int64_t n);
   void (*set_cwd)(const char *path, size_t length);  // a path in the mount
   unsigned (*umask)(void);
-  void (*close_runtime_fd)(int fd);
+  // Whether this thread's system calls are the runtime's own; returns what held before.  For what the runtime does
+  // outside of a call: fork handlers.
+  int (*inside)(int inside);
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

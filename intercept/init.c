@@ -4,7 +4,7 @@
 // Built from every intercept/*.c except bridge.c and every file of intercept/<architecture>/:
 //
 //   gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -ftls-model=initial-exec
-//       -mgeneral-regs-only -ffreestanding -fno-stack-protector -fno-strict-aliasing -DMADFS_VERSION='"0.1.0"'
+//       -D_GNU_SOURCE -mgeneral-regs-only -ffreestanding -fno-stack-protector -fno-strict-aliasing -DMADFS_VERSION='"0.1.0"'
 //       -Iintercept -Iintercept/x86_64 intercept/*.c intercept/x86_64/*.[cS]
 //       -Wl,-z,initfirst,-z,now,-z,relro,-z,nodelete,-z,defs -o libmadfs_intercept.so
 //
@@ -57,7 +57,6 @@ static void report(void) {
 
 __attribute__((constructor)) static void start(int count, char **arguments, char **environment) {
   (void)count, (void)arguments;
-  arch_start();
   madfs_settings.debug = on(variable(environment, "MADFS_DEBUG"));
   madfs_settings.strict = on(variable(environment, "MADFS_STRICT"));
   read_mount(variable(environment, "MADFS_MOUNT"));

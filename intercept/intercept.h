@@ -176,8 +176,9 @@ int64_t madfs_fds_offset_get(uint64_t handle);
 void madfs_fds_offset_set(uint64_t handle, int64_t value);
 int madfs_fds_offset_cas(uint64_t handle, int64_t old, int64_t new_);
 int64_t madfs_fds_offset_add(uint64_t handle, int64_t n);
-void madfs_fds_close_internal(int fd);
 
+long madfs_fds_need(void);                          // makes the table; 0 or -errno
+long madfs_fds_borrow(int slot, int cloexec);       // a descriptor of a slot that another process holds
 void madfs_fds_adopt(const char *state);           // MADFS_STATE of the program that executed this one
 bool madfs_fds_state(char *text, size_t size);     // MADFS_STATE for a program to be executed
 long madfs_fds_hide(long fd);                      // moves a descriptor of the runtime out of the way; its new number

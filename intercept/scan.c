@@ -245,32 +245,17 @@ static bool find_crossings(const struct image *image, struct madfs_code *code, s
   return c.found;
 }
 
-// Decides about plans[0..count) of one function, in order: what one overwrites is taboo for the next.
-static void choose(struct madfs_code *code, struct madfs_plan *plans, unsigned count) {
-  for (unsigned i = 0; i < count; i++) {
-    struct madfs_plan *plan = &plans[i], *previous = i ? &plans[i - 1] : NULL;
-    if (previous && previous->tier >= ARCH_IN_PLACE && previous->tier <= ARCH_RELOCATE) {
-      long bit = previous->site + previous->overwritten_after - plan->site + ARCH_WINDOW;
-      if (bit >= 0 && bit < 64) plan->targets |= 1UL << bit;
-    }
-    arch_choose(code, plan);
-    // The next one must not have the same padding.
-    if (plan->tier == ARCH_SHORT) code->pad_taken = plan->pad.start;
-    else if (plan->tier < ARCH_SHORT && plan->site + plan->overwritten_after > code->end) code->pad_taken = code->end;
-  }
-}
-
 static void survey(const struct image *image, struct madfs_code *code, struct madfs_plan *plans, unsigned count, bool again) {
   for (unsigned i = 0, n; i < count; i += n) {
     n = 1;
     if (!bounds(image, plans[i].site, code)) {
       if (!again) lonely(code, &plans[i]);
-      if (plans[i].tier == ARCH_NONE || again) arch_choose(code, &plans[i]);
+      if (plans[i].tier == ARCH_NONE || again) arch_choose(code, &plans[i], 1);
       continue;
     }
     while (i + n < count && plans[i + n].site < code->end) n++;
     if (!again) arch_survey(code, &plans[i], n);
-    choose(code, &plans[i], n);
+    arch_choose(code, &plans[i], n);
   }
 }
 

@@ -8,6 +8,7 @@ Unmodified programs use it through the preload library; Python programs may also
         with mount.open("/results/a.bin", "wb") as file:
             file.write(data)
 """
+
 __version__ = "0.1.0"
 __all__ = ["Mount", "__version__", "connect"]
 

@@ -25,7 +25,7 @@ typedef struct ux ux_t;
 typedef struct ux_call ux_call_t;
 typedef struct {
     uint64_t tag;    /* of the message; the token of a transfer */
-    uint32_t slot;   /* the message lies at ux_arena() + slot * UX_MESSAGE_MAX until the next ux_poll() */
+    uint64_t offset; /* where in ux_arena() the message lies until the next ux_poll() */
     uint32_t length; /* bytes received; of a message longer than UX_MESSAGE_MAX nothing is kept */
     int32_t status;  /* 0 or -errno */
     uint32_t what;

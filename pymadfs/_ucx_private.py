@@ -2,8 +2,9 @@
 """Copies of UCX's shared libraries under names of our own; run by ``setup.py``.
 
 An MPI library brings its own UCX into the process, often of another version and sometimes with RTLD_GLOBAL: with equal
-names the dynamic linker would mix the two.  The archives (``libucp.a``) cannot be linked in instead, because UCX compiles them without
-``-fPIC`` unless told otherwise.  So the names are changed in the string tables of the finished libraries, in place:
+names the dynamic linker would mix the two.  The archives (``libucp.a``) cannot be linked in instead, because UCX
+compiles them without ``-fPIC`` unless told otherwise.  So the names are changed in the string tables of the finished
+libraries, in place:
 
 - A symbol's first two letters become ``(letter + 1, letter - 33)``: ``ucp_init`` -> ``vBp_init``.  The hash of the
   GNU symbol table, ``h * 33 + letter``, stays the same, so no table has to be made anew.

@@ -3,6 +3,7 @@
 
 Each ``pack_*`` takes an ``ops.ATTR`` and returns the bytes to store at the caller's address.
 """
+
 import posix
 from struct import Struct
 
@@ -66,10 +67,45 @@ def pack_stat(attr):
         size, blocks = DIRECTORY_SIZE, DIRECTORY_SIZE // 512
     block = chunk_size if 0 < chunk_size < BLOCK_SIZE_MAX else _block(chunk_size)
     if X86_64:
-        return _pack_stat(DEVICE, ino, nlink, mode, uid, gid, 0, rdev, size, block, blocks,
-                          atime // _NS, atime % _NS, mtime // _NS, mtime % _NS, ctime // _NS, ctime % _NS)
-    return _pack_stat(DEVICE, ino, mode, nlink, uid, gid, rdev, 0, size, block, 0, blocks,
-                      atime // _NS, atime % _NS, mtime // _NS, mtime % _NS, ctime // _NS, ctime % _NS)
+        return _pack_stat(
+            DEVICE,
+            ino,
+            nlink,
+            mode,
+            uid,
+            gid,
+            0,
+            rdev,
+            size,
+            block,
+            blocks,
+            atime // _NS,
+            atime % _NS,
+            mtime // _NS,
+            mtime % _NS,
+            ctime // _NS,
+            ctime % _NS,
+        )
+    return _pack_stat(
+        DEVICE,
+        ino,
+        mode,
+        nlink,
+        uid,
+        gid,
+        rdev,
+        0,
+        size,
+        block,
+        0,
+        blocks,
+        atime // _NS,
+        atime % _NS,
+        mtime // _NS,
+        mtime % _NS,
+        ctime // _NS,
+        ctime % _NS,
+    )
 
 
 def pack_statx(attr):
@@ -78,9 +114,39 @@ def pack_statx(attr):
     if mode & _S_IFMT == _S_IFDIR:
         size, blocks = DIRECTORY_SIZE, DIRECTORY_SIZE // 512
     block = chunk_size if 0 < chunk_size < BLOCK_SIZE_MAX else _block(chunk_size)
-    return _pack_statx(STATX_BASIC_STATS, block, 0, nlink, uid, gid, mode, 0, ino, size, blocks, 0,
-                       atime // _NS, atime % _NS, 0, 0, 0, 0, ctime // _NS, ctime % _NS, 0, mtime // _NS, mtime % _NS, 0,
-                       0, 0, DEV_MAJOR, DEV_MINOR, 0, 0, 0)
+    return _pack_statx(
+        STATX_BASIC_STATS,
+        block,
+        0,
+        nlink,
+        uid,
+        gid,
+        mode,
+        0,
+        ino,
+        size,
+        blocks,
+        0,
+        atime // _NS,
+        atime % _NS,
+        0,
+        0,
+        0,
+        0,
+        ctime // _NS,
+        ctime % _NS,
+        0,
+        mtime // _NS,
+        mtime % _NS,
+        0,
+        0,
+        0,
+        DEV_MAJOR,
+        DEV_MINOR,
+        0,
+        0,
+        0,
+    )
 
 
 def _block(chunk_size):
@@ -90,7 +156,9 @@ def _block(chunk_size):
 
 def pack_statfs(block, blocks, free, available, files, files_free):
     """``struct statfs``; the counts are in units of ``block`` bytes."""
-    return _STATFS.pack(MAGIC, block, blocks, free, available, files, files_free, DEV_MAJOR, DEV_MINOR, NAME_MAX, block, 0)
+    return _STATFS.pack(
+        MAGIC, block, blocks, free, available, files, files_free, DEV_MAJOR, DEV_MINOR, NAME_MAX, block, 0
+    )
 
 
 def pack_dirent(name, ino, kind, position):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file system as an ordinary synchronous Python package, without the preload library."""
+
 import ctypes
 import errno
 import io
@@ -64,7 +65,12 @@ class Mount:
     def open(self, path, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
         """As the built-in open, for the same modes; ``buffering`` 0 gives the raw file (bytes modes)."""
         text = "b" not in mode
-        if set(mode) - set("rwxab+t") or sum(mode.count(letter) for letter in "rwxa") != 1 or "b" in mode and "t" in mode:
+        if (
+            set(mode) - set("rwxab+t")
+            or sum(mode.count(letter) for letter in "rwxa") != 1
+            or "b" in mode
+            and "t" in mode
+        ):
             raise ValueError(f"invalid mode: {mode!r}")
         if text and buffering == 0 or not text and (encoding or errors or newline):
             raise ValueError("text needs a buffer, and bytes take no encoding, errors or newline")
@@ -72,13 +78,15 @@ class Mount:
         if buffering == 0:
             return raw
         size = buffering if buffering > 1 else _BUFFER_BYTES
-        buffer = (io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter)(raw, size)
+        buffer = (io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter)(
+            raw, size
+        )
         return io.TextIOWrapper(buffer, encoding, errors, newline, line_buffering=buffering == 1) if text else buffer
 
     def _open_raw(self, path, mode):
         access = os.O_RDWR if "+" in mode else os.O_RDONLY if "r" in mode else os.O_WRONLY
-        flags = {"r": 0, "w": os.O_CREAT | os.O_TRUNC, "x": os.O_CREAT | os.O_EXCL, "a": os.O_CREAT | os.O_APPEND}
-        flags = access | next(bits for letter, bits in flags.items() if letter in mode)
+        bits = {"r": 0, "w": os.O_CREAT | os.O_TRUNC, "x": os.O_CREAT | os.O_EXCL, "a": os.O_CREAT | os.O_APPEND}
+        flags = access | next(value for letter, value in bits.items() if letter in mode)
         umask = os.umask(0)
         os.umask(umask)
         name, attr = self._do(self._fs.open, path, flags, 0o666 & ~umask)
@@ -153,21 +161,35 @@ class Mount:
     def chown(self, path, uid, gid, follow_symlinks=True):
         """Set owner and group; -1 leaves one as it is."""
         valid = (SET_UID if uid != -1 else 0) | (SET_GID if gid != -1 else 0)
-        self._do(self._fs.setattr, path, valid | self._link(valid, follow_symlinks), follow_symlinks,
-                 uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF)
+        self._do(
+            self._fs.setattr,
+            path,
+            valid | self._link(valid, follow_symlinks),
+            follow_symlinks,
+            uid=uid & 0xFFFFFFFF,
+            gid=gid & 0xFFFFFFFF,
+        )
 
     def utime(self, path, ns=None, follow_symlinks=True):
         """Set access and modification time, ``ns=(atime, mtime)`` in nanoseconds; None: now."""
         valid = SET_ATIME_NOW | SET_MTIME_NOW if ns is None else SET_ATIME | SET_MTIME
         atime, mtime = ns or (0, 0)
-        self._do(self._fs.setattr, path, valid | self._link(valid, follow_symlinks), follow_symlinks, atime=atime, mtime=mtime)
+        self._do(
+            self._fs.setattr,
+            path,
+            valid | self._link(valid, follow_symlinks),
+            follow_symlinks,
+            atime=atime,
+            mtime=mtime,
+        )
 
     @staticmethod
     def _link(valid, follow):
         return SET_LINK if valid and not follow else 0
 
     def statvfs(self):
-        """``(block, blocks, free, available, files, files_free)``: space of all servers together, in units of ``block`` bytes."""
+        """``(block, blocks, free, available, files, files_free)``: space of all servers together, in units of
+        ``block`` bytes."""
         return self._fs.statfs()
 
 
@@ -176,8 +198,25 @@ def _stat_result(attr):
     exact = [ns / 1e9 for ns in (attr.atime_ns, attr.mtime_ns, attr.ctime_ns)]
     from .abi import DEVICE
 
-    return os.stat_result((attr.mode, attr.ino, DEVICE, attr.nlink, attr.uid, attr.gid, attr.size, *seconds, *exact,
-                           attr.atime_ns, attr.mtime_ns, attr.ctime_ns, attr.chunk_size, attr.blocks, attr.rdev))
+    return os.stat_result(
+        (
+            attr.mode,
+            attr.ino,
+            DEVICE,
+            attr.nlink,
+            attr.uid,
+            attr.gid,
+            attr.size,
+            *seconds,
+            *exact,
+            attr.atime_ns,
+            attr.mtime_ns,
+            attr.ctime_ns,
+            attr.chunk_size,
+            attr.blocks,
+            attr.rdev,
+        )
+    )
 
 
 class RawFile(io.RawIOBase):
@@ -202,7 +241,9 @@ class RawFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         if not view:
             return 0
-        count = self._fs.read(self._file, self._position, ((ctypes.addressof(ctypes.c_char.from_buffer(view)), len(view)),))
+        count = self._fs.read(
+            self._file, self._position, ((ctypes.addressof(ctypes.c_char.from_buffer(view)), len(view)),)
+        )
         self._position += count
         return count
 
@@ -225,8 +266,11 @@ class RawFile(io.RawIOBase):
     def seek(self, offset, whence=os.SEEK_SET):
         """Move the position, in bytes; returns it."""
         self._check(True, "")
-        base = {os.SEEK_SET: lambda: 0, os.SEEK_CUR: lambda: self._position,
-                os.SEEK_END: lambda: self._fs.getattr(self._file).size}
+        base = {
+            os.SEEK_SET: lambda: 0,
+            os.SEEK_CUR: lambda: self._position,
+            os.SEEK_END: lambda: self._fs.getattr(self._file).size,
+        }
         if whence not in base or base[whence]() + offset < 0:
             raise fail(errno.EINVAL)
         self._position = base[whence]() + offset

@@ -70,8 +70,7 @@ def add_server_options(options, prefix="--"):
     options.add_argument(f"{prefix}mount", dest="mount", type=checked(launch.check_mount), metavar="PATH",
                          help="where the file system appears (MADFS_MOUNT or /madfs)")
     options.add_argument(f"{prefix}store", dest="store", metavar="DIR",
-                         help="keep the data in DIR and find it there again (a directory in TMPDIR, removed at the "
-                              "end)")
+                         help="keep the data in DIR (default: a directory in TMPDIR that is removed at the end)")
 
 
 def add_cluster_option(options, prefix="--",
@@ -131,20 +130,20 @@ def run_job(options, prepare):
     path = options.cluster or ("" if own else config.cluster)
     if not path:
         with launch.start(options.mount or config.mount, servers=options.servers, store=options.store) as running:
-            status = watch_job(*prepare(running.cluster, running.plan.mount), running.cluster, options.summary)
+            status = watch_job(prepare(running.cluster, running.plan.mount), running.cluster, options.summary)
         return launch.end_like(status)
     if own or options.mount:
         raise LaunchError("--cluster names servers that run: leave out --servers, --store and --mount")
     job = prepare(path, launch.read_cluster(path).mount)
     if options.summary:
-        return launch.end_like(watch_job(*job, path, True))
+        return launch.end_like(watch_job(job, path, True))
     return launch.execute(*job)
 
 
-def watch_job(argv, environment, cluster, summary):
-    """Run ``argv`` to its end on the servers in the file ``cluster``; returns its wait status."""
+def watch_job(job, cluster, summary):
+    """Run ``job``, ``(argv, environment)``, to its end on the servers of ``cluster``; returns its wait status."""
     started = time.monotonic()
-    status = launch.run(argv, environment)
+    status = launch.run(*job)
     if summary:
         print_summary(launch.read_cluster(cluster), time.monotonic() - started)
     return status
@@ -162,8 +161,7 @@ def command_up(options):
     path = os.path.abspath(options.cluster or launch.default_cluster(os.environ))
     if launch.standing(path) is None:
         launch.start_standing(path, options.mount or launch.configuration().mount, servers=options.servers,
-                              store=options.store,
-                              port=options.port)
+                              store=options.store, port=options.port)
     else:
         check_same(options, launch.read_cluster(path))
         launch.heal_standing(path)
@@ -197,8 +195,7 @@ def command_status(options):
     answers = launch.statistics(cluster)
     for server, answer in zip(cluster.servers, answers, strict=True):
         row = {"server": server.number, "alive": answer is not None, "host": server.host, "port": server.port,
-               "pid": server.pid,
-               "store": server.store, **(answer or {})}
+               "pid": server.pid, "store": server.store, **(answer or {})}
         print(json.dumps(row) if options.json else status_line(row))
     return 0 if all(answer is not None for answer in answers) else 1
 
@@ -207,21 +204,19 @@ def status_line(row):
     head = f"server {row['server']}  {row['host']}:{row['port']}  pid {row['pid']}"
     if not row["alive"]:
         return f"{head}  does not answer"
-    return (f"{head}  up {row['uptime_s']:.0f} s  {row['files']} files  {mib(row['bytes']):.1f} MiB  {row['ops']} "
-            "operations  "
-            f"{row['store']}")
+    return (f"{head}  up {row['uptime_s']:.0f} s  {row['files']} files  {mib(row['bytes']):.1f} MiB  "
+            f"{sum(row['operations'].values())} operations  {row['store']}")
 
 
 def print_summary(cluster, seconds):
-    """What the servers did, for the end of a job."""
+    """What the servers did, for the end of a job of ``seconds``."""
     answers = [answer for answer in launch.statistics(cluster) if answer is not None]
-    files, stored, operations = (sum(answer[key] for answer in answers) for key in ("files", "bytes", "ops"))
-    read, written = (sum(answer[key] for answer in answers) for key in ("bytes_read", "bytes_written"))
+    total = {key: sum(answer[key] for answer in answers) for key in ("files", "bytes", "bytes_in", "bytes_out")}
+    operations = sum(count for answer in answers for count in answer["operations"].values())
     keeper.say(f"madfs: {len(answers)} of {len(cluster.servers)} servers answered {operations} operations in "
-               f"{seconds:.1f} s "
-               f"({operations / seconds:.0f}/s)")
-    keeper.say(f"madfs: {mib(written):.1f} MiB written, {mib(read):.1f} MiB read; {files} files with {mib(stored):.1f} "
-               "MiB remain")
+               f"{seconds:.1f} s, {operations / seconds:.0f}/s")
+    keeper.say(f"madfs: {mib(total['bytes_in']):.1f} MiB written, {mib(total['bytes_out']):.1f} MiB read; "
+               f"{total['files']} files of {mib(total['bytes']):.1f} MiB are there at the end")
 
 
 def mib(count_bytes):

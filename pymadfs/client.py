@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file system over many servers: where each name, inode and chunk is, and what is asked of whom.
 
-Paths are relative to the mount: ``b"/"`` is its root, ``b"/a/b"`` a file.  Bulk data is named by its address in memory, so
-that it goes from and into the program's own buffers.  Every method raises OSError; methods that take a path also raise
-:class:`HostPath` when it leads out of the mount.
+Paths are relative to the mount: ``b"/"`` is its root, ``b"/a/b"`` a file.  Bulk data is named by its address in
+memory, so that it goes from and into the program's own buffers.  Every method raises OSError; methods that take a
+path also raise :class:`HostPath` when it leads out of the mount.
 """
+
 import errno
 import posix
 
@@ -54,7 +55,8 @@ PLAIN, SLASH, DOT, DOTDOT = range(4)
 
 
 class HostPath(Exception):
-    """The path leads out of the mount to the host's ``path`` (bytes); ``index`` is the call's argument that named it."""
+    """The path leads out of the mount to the host's ``path`` (bytes); ``index`` is the call's argument that named
+    it."""
 
     def __init__(self, path, index=0):
         super().__init__(path, index)
@@ -62,13 +64,20 @@ class HostPath(Exception):
 
 
 class File:
-    """An open file.  ``size`` is the last size seen, a hint; ``dirty`` the servers written to since the last fsync, or None
-    when another process may have written through the same opening."""
+    """An open file.  ``size`` is the last size seen, a hint; ``dirty`` the servers written to since the last fsync,
+    or None when another process may have written through the same opening."""
 
     __slots__ = ("chunk_size", "dirty", "flags", "ino", "listing", "mode", "path", "readable", "size", "writable")
 
     def __init__(self, ino, mode, path, chunk_size, size=0, flags=posix.O_RDWR, dirty=True):
-        self.ino, self.mode, self.path, self.chunk_size, self.size, self.flags = ino, mode, path, chunk_size, size, flags
+        self.ino, self.mode, self.path, self.chunk_size, self.size, self.flags = (
+            ino,
+            mode,
+            path,
+            chunk_size,
+            size,
+            flags,
+        )
         self.dirty = set() if dirty else None
         self.listing = None
         access = flags & posix.O_ACCMODE
@@ -91,7 +100,7 @@ def pieces(offset, segments, chunk_size):
             if isinstance(source, int):
                 yield chunk, within, piece, source + at
             else:
-                yield chunk, within, piece, source[at:at + piece]
+                yield chunk, within, piece, source[at : at + piece]
             at += piece
         offset += length
 
@@ -130,8 +139,8 @@ def allowed(attr, uid, gid, mask):
 class FileSystem:
     """The operations of a mounted file system.
 
-    ``rpc`` is an rpc.Client, ``config`` a Config, ``mount`` the absolute path (bytes) of the mount, ``store(address, data)``
-    a function that writes to memory.
+    ``rpc`` is an rpc.Client, ``config`` a Config, ``mount`` the absolute path (bytes) of the mount, ``store(address,
+    data)`` a function that writes to memory.
     """
 
     def __init__(self, rpc, config, mount, store):
@@ -149,9 +158,9 @@ class FileSystem:
         size = len(self.mount)
         if host.startswith(self._prefix):
             return host[size:]
-        if not host.startswith(self.mount) or host[size:size + 1] not in (b"", b"/"):
+        if not host.startswith(self.mount) or host[size : size + 1] not in (b"", b"/"):
             shorter = b"/" + b"/".join(part for part in host.split(b"/") if part not in (b"", b"."))
-            if not shorter.startswith(self.mount) or shorter[size:size + 1] not in (b"", b"/"):
+            if not shorter.startswith(self.mount) or shorter[size : size + 1] not in (b"", b"/"):
                 raise HostPath(host)
             if host.endswith((b"/", b"/.")):
                 shorter += b"/"
@@ -173,9 +182,13 @@ class FileSystem:
         for index, part in enumerate(parts):
             if part == b"..":
                 if len(names) > checked:
-                    names = [name for name in self.directory(b"/" + b"/".join(names)).split(b"/") if name]
+                    try:
+                        real = self.directory(b"/" + b"/".join(names))
+                    except HostPath as host:
+                        raise HostPath(host.path + b"/" + b"/".join(parts[index:])) from None
+                    names = [name for name in real.split(b"/") if name]
                 if not names:
-                    return self._above(parts[index + 1:])
+                    return self._above(parts[index + 1 :])
                 names.pop()
                 checked, ending = len(names), DOTDOT
             elif part == b".":
@@ -189,7 +202,7 @@ class FileSystem:
 
     def _above(self, parts):
         """The path ``parts`` starts in the directory that holds the mount: on the host, or back in the mount."""
-        host = self.mount[:self.mount.rindex(b"/")] + b"/" + b"/".join(parts)
+        host = self.mount[: self.mount.rindex(b"/")] + b"/" + b"/".join(parts)
         return self.clean(self.inside(host))
 
     def redirect(self, path, prefix, target):
@@ -290,7 +303,9 @@ class FileSystem:
             raise fail(errno.EINVAL, path)
         exclusive = flags & posix.O_CREAT and flags & posix.O_EXCL
         follow = not (exclusive or flags & posix.O_NOFOLLOW)
-        path, attr, target = self._resolve(OPEN, path, ending, follow, (flags & 0xFFFFFFFF, mode, self.config.chunk_size))
+        path, attr, target = self._resolve(
+            OPEN, path, ending, follow, (flags & 0xFFFFFFFF, mode, self.config.chunk_size)
+        )
         if target:
             raise fail(errno.EEXIST if exclusive else errno.ENOTDIR if flags & posix.O_DIRECTORY else errno.ELOOP, path)
         return path, attr
@@ -391,20 +406,31 @@ class FileSystem:
 
     def name(self, path):
         """The name ``path`` without links above it; the last component need not exist."""
-        return self.real_name(self.clean(path)[0])
+        path, ending = self.clean(path)
+        try:
+            return self.real_name(path)
+        except HostPath as host:
+            raise HostPath(host.path + (b"/" if ending else b"")) from None
 
     def real_name(self, path):
         """As name, of a clean path."""
-        return join(self.directory(parent(path)), path[path.rindex(b"/") + 1:])
+        above, last = parent(path), path[path.rindex(b"/") + 1 :]
+        try:
+            return join(self.directory(above), last)
+        except HostPath as host:
+            raise HostPath(host.path.rstrip(b"/") + b"/" + last) from None
 
     def readdir(self, path):
-        """Entries ``(name, ino, type)`` of a directory, ``.`` and ``..`` first, then by name; ``path`` holds no links."""
+        """Entries ``(name, ino, type)`` of a directory, ``.`` and ``..`` first, then by name; ``path`` holds no
+        links."""
         entries = []
         cursors = dict.fromkeys(range(self.servers), b"")
         above = parent(path)
         while cursors:
             servers = list(cursors)
-            calls = [(server, READDIR, path + cursors[server], (PAGE_BYTES, len(path)), None, None) for server in servers]
+            calls: list = [
+                (server, READDIR, path + cursors[server], (PAGE_BYTES, len(path)), None, None) for server in servers
+            ]
             if not entries:
                 calls += [(owner(name, self.servers), LOOKUP, name, (), None, None) for name in (path, above)]
             results = self._many(calls)
@@ -413,7 +439,7 @@ class FileSystem:
                 if reply.done or not page:
                     del cursors[server]
             if len(results) > len(servers):
-                dots = [ATTR.unpack(reply.attr).ino for reply, _ in results[len(servers):]]
+                dots = [ATTR.unpack(reply.attr).ino for reply, _ in results[len(servers) :]]
                 entries += [(b".", dots[0], DT_DIR), (b"..", dots[1], DT_DIR)]
         entries.sort(key=lambda entry: (entry[0] not in (b".", b".."), entry[0]))
         return entries
@@ -425,7 +451,7 @@ class FileSystem:
         while at < len(page):
             ino, kind, length = DIRENT.unpack(page, at)
             at += DIRENT.size
-            name = bytes(page[at:at + length])
+            name = bytes(page[at : at + length])
             entries.append((name, ino, kind))
             at += length
         return name
@@ -470,17 +496,23 @@ class FileSystem:
         return attr
 
     def statfs(self):
-        """``(block, blocks, free, available, files, files_free)`` summed over the servers, in units of ``block`` bytes."""
-        replies = [reply for reply, _ in self._many([(server, STATFS, b"", (), None, None) for server in range(self.servers)])]
+        """``(block, blocks, free, available, files, files_free)`` summed over the servers, in units of ``block``
+        bytes."""
+        replies = [
+            reply for reply, _ in self._many([(server, STATFS, b"", (), None, None) for server in range(self.servers)])
+        ]
         block = max(replies[0].block, 1)
-        scaled = [sum(getattr(reply, name) * reply.block for reply in replies) // block for name in ("blocks", "free", "available")]
+        scaled = [
+            sum(getattr(reply, name) * reply.block for reply in replies) // block
+            for name in ("blocks", "free", "available")
+        ]
         return (block, *scaled, sum(reply.files for reply in replies), sum(reply.files_free for reply in replies))
 
     # --- data -------------------------------------------------------------------------------------------------------
 
     def read(self, file, offset, segments):
-        """Fill ``segments`` of memory, ``(address, length)``, from ``offset`` on.  Returns the bytes read: fewer at the end
-        of the file, or before a piece that failed."""
+        """Fill ``segments`` of memory, ``(address, length)``, from ``offset`` on.  Returns the bytes read: fewer at
+        the end of the file, or before a piece that failed."""
         if len(segments) == 1:  # most calls: one chunk of one buffer
             address, total = segments[0]
             chunk, within = divmod(offset, file.chunk_size)
@@ -508,13 +540,16 @@ class FileSystem:
         ino, servers = file.ino, self.servers
         if len(window) == 1 and offset + asked <= file.size:
             chunk, within, length, address = window[0]
-            reply, _ = self._call(chunk_server(ino, chunk, servers), READ, b"", ino, chunk, within, length,
-                                  recv=(address, length))
+            reply, _ = self._call(
+                chunk_server(ino, chunk, servers), READ, b"", ino, chunk, within, length, recv=(address, length)
+            )
             if reply.count == length:
                 return length
             return self._settle(file, offset, window, [reply.count], self.getattr(file).size)
-        calls = [(chunk_server(ino, chunk, servers), READ, b"", (ino, chunk, within, length), None, (address, length))
-                 for chunk, within, length, address in window]
+        calls: list = [
+            (chunk_server(ino, chunk, servers), READ, b"", (ino, chunk, within, length), None, (address, length))
+            for chunk, within, length, address in window
+        ]
         near_end = offset + asked > file.size
         if near_end:  # most likely the end of the file is met: ask for it in the same round
             calls.append((home(ino), GETATTR, file.path, (ino,), None, None))
@@ -537,7 +572,8 @@ class FileSystem:
         return self._settle(file, offset, window, counts, size)
 
     def _settle(self, file, offset, window, counts, size):
-        """Bytes read, given how much was stored of each piece: holes below ``size`` are filled, what is above is cut off."""
+        """Bytes read, given how much was stored of each piece: holes below ``size`` are filled, what is above is cut
+        off."""
         holes, done = [], 0
         for count, (chunk, within, length, address) in zip(counts, window):
             wanted = length if size is None else max(0, min(length, size - offset - done))
@@ -551,10 +587,19 @@ class FileSystem:
         return done
 
     def _fill(self, file, holes):
-        """Read again what was short although the file goes on: a write may have come between the data and the size.  What
-        is still not stored is a hole."""
-        calls = [(chunk_server(file.ino, chunk, self.servers), READ, b"", (file.ino, chunk, within, length), None, (address, length))
-                 for chunk, within, length, address in holes]
+        """Read again what was short although the file goes on: a write may have come between the data and the size.
+        What is still not stored is a hole."""
+        calls = [
+            (
+                chunk_server(file.ino, chunk, self.servers),
+                READ,
+                b"",
+                (file.ino, chunk, within, length),
+                None,
+                (address, length),
+            )
+            for chunk, within, length, address in holes
+        ]
         for (reply, _), (_, _, length, address) in zip(self._many(calls), holes):
             if reply.count < length:
                 self.store(address + reply.count, bytes(length - reply.count))
@@ -586,7 +631,8 @@ class FileSystem:
     def _write_window(self, file, window, end):
         """``end`` is where the last piece ends, told to the file's home: with one of the pieces if it gets one."""
         ino, servers, base = file.ino, self.servers, home(file.ino)
-        calls, bearer = [], None
+        calls: list = []
+        bearer = None
         for chunk, within, length, source in window:
             server = chunk_server(ino, chunk, servers)
             size, hint = (end, file.path) if end and bearer is None and server == base else (0, b"")
@@ -608,7 +654,8 @@ class FileSystem:
         return self._written(file, window, end, calls, results, bearer)
 
     def _written(self, file, window, end, calls, results, bearer):
-        """Bytes written before the first piece that failed; raises when that is the first, or the size cannot be set."""
+        """Bytes written before the first piece that failed; raises when that is the first, or the size cannot be
+        set."""
         done, error = 0, None
         for piece, result, call in zip(window, results, calls):
             if isinstance(result, BaseException):

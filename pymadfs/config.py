@@ -51,3 +51,6 @@ class Config:
             except ValueError:
                 raise ValueError(f"{setting.variable}={text!r} is not valid: {setting.doc}") from None
             setattr(self, setting.name, value)
+
+    def __getattr__(self, name):
+        raise AttributeError(f"there is no setting {name!r}; all are in SETTINGS of pymadfs/config.py")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The little of the ELF format that the launcher asks for: can a program be preloaded, and of which version is our
-library.
+"""The little of the ELF format that the launcher needs: can a program be preloaded, and which version is our library.
 
 Loading the preload library to ask it would rewrite the launcher itself, so its file is read instead.
 """
@@ -27,8 +26,7 @@ class Elf:
     def __init__(self, path):
         with open(path, "rb") as file:
             self._data = file.read()
-        if len(self._data) < _HEADER.size or self._data[:4] != b"\x7fELF" or tuple(self._data[4:6]) != (_CLASS64,
-                                                                                                        _LITTLE):
+        if len(self._data) < _HEADER.size or self._data[:6] != b"\x7fELF" + bytes((_CLASS64, _LITTLE)):
             raise ValueError(f"{path} is not a 64-bit little-endian ELF file")
         header = _HEADER.unpack_from(self._data)
         self.machine = header[2]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renders the Python modules of the embedded client as C: ``python -m pymadfs.freeze OUTPUT.c``; run by ``setup.py``.
 
-A process that meets the mount must not read Python files: a job has tens of thousands of them, and their home is often a
-shared file system.  So whatever the client imports is listed here and becomes part of ``libmadfs_runtime.so``: pure
-Python as marshalled code for ``PyImport_FrozenModules``, C modules as rows of the table of built-in ones.  What CPython itself freezes (os, io,
-abc, codecs, ...) needs no mention.  REQUIRES: run by the Python version that the library embeds.
+A process that meets the mount must not read Python files: a job has tens of thousands of processes, and the home of
+such files is often a shared file system.  So whatever the client imports is listed here and becomes part of
+``libmadfs_runtime.so``: Python as marshalled code for ``PyImport_FrozenModules``, C modules as rows of the table of
+built-in ones.  What CPython itself freezes (io, abc, codecs, ...) needs no mention.
+
+REQUIRES: run by the Python version that the library embeds.
 """
 import importlib.util
 import inspect
@@ -22,7 +24,8 @@ STDLIB = ("encodings", "encodings.aliases", "encodings.utf_8", "keyword", "struc
 SLIM = {
     "os": """
 from posix import *
-environ = {key.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape") for key, value in environ.items()}
+environ = {key.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+           for key, value in environ.items()}
 """,
     "collections": """
 import sys as _sys
@@ -36,9 +39,9 @@ CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadf
           "pymadfs.errors", "pymadfs.layout", "pymadfs.log", "pymadfs.ops", "pymadfs.rpc", "pymadfs.syscalls",
           "pymadfs.transport", "pymadfs.transport.ucx")
 
-BUILTIN = ("_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_operator", "_signal", "_socket", "_stat",
-           "_struct", "_thread", "_tracemalloc", "_weakref", "atexit", "binascii", "errno", "faulthandler", "itertools", "posix", "select",
-           "time", "zlib")
+BUILTIN = ("_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_operator", "_signal", "_socket",
+           "_stat", "_struct", "_thread", "_tracemalloc", "_weakref", "atexit", "binascii", "errno", "faulthandler",
+           "itertools", "posix", "select", "time", "zlib")
 
 # Module -> its initialiser, where that is not PyInit_<module>.
 SPECIAL = {"_imp": "PyInit__imp", "_string": "PyInit__string", "_warnings": "_PyWarnings_Init", "gc": "PyInit_gc",

@@ -31,8 +31,8 @@ _PR_SET_PDEATHSIG = 1
 
 Plan = namedtuple("Plan", "count mount cluster store port temporary lock", defaults=(0, None, -1))
 Plan.__doc__ = """What to start: ``count`` servers for ``mount`` (str), described in the file ``cluster``, with their
-data below the directory ``store``; ``port`` is the first port or 0 for any; ``temporary`` is a directory to remove at the
-end or None; ``lock`` is the descriptor of the lock that a standing set holds until its end, or -1."""
+data below the directory ``store``; ``port`` is the first port or 0 for any; ``temporary`` is a directory to remove at
+the end or None; ``lock`` is the descriptor of the lock that a standing set holds until its end, or -1."""
 
 
 class LaunchError(Exception):
@@ -68,7 +68,8 @@ class Server:
     def spawn(self, listener, cluster_path, environment):
         """Start the process on ``listener``; returns the descriptor on which it says that it serves."""
         ready, told = os.pipe()
-        command = [sys.executable, "-P", "-m", "pymadfs.server", "--cluster", cluster_path, "--number", str(self.number),
+        command = [sys.executable, "-P", "-m", "pymadfs.server", "--cluster", cluster_path, "--number",
+                   str(self.number),
                    "--store", self.store, "--listen-fd", str(listener.fileno()), "--ready-fd", str(told)]
         try:
             with open(self.log, "ab") as log:
@@ -161,7 +162,8 @@ class Keeper:
 
     def describe(self):
         """Write the cluster file as things stand; the process id of a server that does not run is 0."""
-        servers = [clusters.Server(server.number, HOST, server.port, server.process.pid if server.alive() else 0, server.store)
+        servers = [clusters.Server(server.number, HOST, server.port, server.process.pid if server.alive() else 0,
+                                   server.store)
                    for server in self.servers]
         clusters.Cluster(self.plan.mount, self.secret, servers).write(self.plan.cluster)
 
@@ -172,7 +174,8 @@ class Keeper:
             for fd in self.wait(living, None):
                 server = living[fd]
                 pid, how = server.process.pid, server.reap()
-                say(f"madfs: server {server.number} ({HOST}:{server.port}, pid {pid}) {how}; calls that need it fail with EIO"
+                say(f"madfs: server {server.number} ({HOST}:{server.port}, pid {pid}) {how}; calls that need it "
+                    "fail with EIO"
                     + ("" if self.control >= 0 else f" until `madfs up --cluster {self.plan.cluster}` starts it again"))
             if self.heal:
                 self.heal = False
@@ -229,8 +232,8 @@ class Keeper:
 def fork(plan, log=None):
     """Fork a keeper for ``plan``; returns ``(pid, report, control)``.
 
-    ``report`` is a file of lines: "started N", then "ready" or "error TEXT".  Closing the descriptor ``control`` ends the
-    keeper.  With ``log`` (a path) the keeper detaches: it writes there, ``control`` is -1 and SIGTERM ends it.
+    ``report`` is a file of lines: "started N", then "ready" or "error TEXT".  Closing the descriptor ``control`` ends
+    the keeper.  With ``log`` (a path) the keeper detaches: it writes there, ``control`` is -1 and SIGTERM ends it.
     """
     report_in, report_out = os.pipe()
     control_in, control_out = (-1, -1) if log else os.pipe()
@@ -319,7 +322,8 @@ def _signals_as_bytes(*signals):
 
 
 def _close_others(*kept):
-    """Close what the launcher had open, except standard streams and ``kept``: pipes of the caller must be able to end."""
+    """Close what the launcher had open, except standard streams and ``kept``: pipes of the caller must be able to
+    end."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in kept:
             with contextlib.suppress(OSError):

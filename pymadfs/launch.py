@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting servers on this node, running a program under the preload, and ending both: what the commands are made
-of."""
+"""Starting servers on this node, running a program under the preload, and ending both."""
 import errno
 import fcntl
 import os
@@ -41,8 +40,7 @@ class CommandError(Exception):
 
 
 def default_servers():
-    """Servers on this node when nobody says: half of the usable cores, because the clients need the others, at most
-    4."""
+    """Servers on this node when nobody says: half of the cores, because clients need the others, and at most 4."""
     return min(SERVERS_MAX, max(1, len(os.sched_getaffinity(0)) // 2))
 
 
@@ -115,8 +113,7 @@ def private_directory():
 
 
 def default_cluster(environment):
-    """Where a standing set of this node is described when nobody says: a place that belongs to the user and to the
-    node."""
+    """Where a standing set is described when nobody says: a place that belongs to the user and to the node."""
     if environment.get("MADFS_CLUSTER"):
         return os.path.abspath(environment["MADFS_CLUSTER"])
     if environment.get("XDG_RUNTIME_DIR"):
@@ -313,8 +310,7 @@ def check_library(path=None):
         raise LaunchError(f"the preload library {path} is {of}, this is {__version__}; build it anew with `make build`")
     if re.search(r"[\s:]", path):
         raise LaunchError(f"the preload library lies in {os.path.dirname(path)!r}: LD_PRELOAD cannot name a path "
-                          "with blanks or "
-                          "colons; install MadFS elsewhere")
+                          "with blanks or colons; install MadFS elsewhere")
     return path
 
 
@@ -418,8 +414,7 @@ def end_like(status):
 
 
 def statistics(cluster):
-    """What each server of ``cluster`` (a Cluster) answers to STATUS: a list of dictionaries, None for one that does
-    not."""
+    """What each server of ``cluster`` (a Cluster) answers to STATUS: a list of dictionaries, or None for a dead one."""
     from flatbuffers import flexbuffers
 
     from .ops import STATUS

@@ -23,8 +23,7 @@ def parser():
     options = Parser(prog="madfs-mpirun", allow_abbrev=False,
                      usage="madfs-mpirun [--madfs-...] [options of mpirun] PROGRAM ...",
                      description="Run an MPI job on MadFS. Options of its own come first; everything else is handed "
-                                 "to mpirun, "
-                                 "which is the one that MADFS_MPIRUN names or the first in PATH.")
+                                 "to mpirun, which is the one that MADFS_MPIRUN names or the first in PATH.")
     add_run_options(options, PREFIX)
     return options
 

@@ -92,7 +92,8 @@ RESTART = Record("Restart", "prefix:H")  # length of the part of the path that n
 
 ATTR = Record(
     "Attr",
-    "ino:Q size:Q blocks:Q atime_ns:q mtime_ns:q ctime_ns:q mode:I nlink:I uid:I gid:I rdev:I chunk_size:I flags:I pad:I",
+    "ino:Q size:Q blocks:Q atime_ns:q mtime_ns:q ctime_ns:q mode:I nlink:I uid:I gid:I rdev:I chunk_size:I flags:I "
+    "pad:I",
 )
 assert ATTR.size == 80
 

@@ -9,7 +9,7 @@ the connection, a reply and bulk for the caller carry the request id, bulk for t
     kind << 60 | request id                         TAG_REPLY, TAG_FSYNC_REPLY, TAG_BULK_OUT
     kind << 60 | conn << 28 | low bits of the id    TAG_BULK_IN
 
-Request ids are ``32 random bits << 28 | counter``: unique in the job, so that a server can recognise a repetition.
+Request ids are ``31 random bits << 28 | counter``: unique in the job, so that a server can recognise a repetition.
 This module runs inside other people's programs: no asyncio at import.
 """
 import errno
@@ -21,12 +21,12 @@ import time
 import _thread
 
 from . import door, ops
-from .errors import fail, from_status, to_status
+from .errors import Restart, fail, from_status, to_status
 from .log import log
 from .ops import FSYNC, OPS, REPLY, REQUEST
 from .transport import HEAD_MAX, MESSAGE_MAX, TRANSFER
 
-ID_BITS, CONN_BITS = 28, 32
+ID_BITS = 28
 EAGER_LIMIT = 32 << 10
 """Bytes: a larger ``eager_max`` would not leave room for header and paths in a small message."""
 TAIL_MAX = 64 << 10
@@ -41,12 +41,35 @@ _LOW = (1 << ops.TAG_SHIFT) - 1
 _ID_LOW = (1 << ID_BITS) - 1
 _CONN_MASK = (1 << 64) - 1 ^ _ID_LOW  # kind and connection of a TAG_BULK_IN
 
-# Header and fields in one go.
-_REQUEST_CODECS = {op: struct.Struct("<" + REQUEST.format + op.request.format) for op in OPS.values()}
-_REPLY_CODECS = {op: struct.Struct("<" + REPLY.format + op.reply.format) for op in OPS.values()}
-assert all(codec.size <= HEAD_MAX for codec in (*_REQUEST_CODECS.values(), *_REPLY_CODECS.values()))
+
+
+def _codec(record, header):
+    """Header and fields in one go."""
+    codec = struct.Struct("<" + header.format + record.format)
+    assert codec.size <= HEAD_MAX
+    return codec
+
+
+_REQUEST_CODECS = {op: _codec(op.request, REQUEST) for op in OPS.values()}
+_REPLY_CODECS = {op: _codec(op.reply, REPLY) for op in OPS.values()}
+# For each operation what a call needs of it: writer and size of header and fields, reader of the reply's fields and where
+# they end, tags of request and reply.
+_CALLS = {
+    op: (_REQUEST_CODECS[op].pack_into, _REQUEST_CODECS[op].size, struct.Struct("<" + op.reply.format).unpack_from,
+         _REPLY_CODECS[op].size, *((_FSYNC, _FSYNC_REPLY) if op is FSYNC else (_REQUEST, _REPLY)))
+    for op in OPS.values()}
+_FIELDS_AT = REPLY.size
 _reply_header = struct.Struct("<" + REPLY.format).unpack_from
 _request_header = struct.Struct("<" + REQUEST.format).unpack_from
+_new = tuple.__new__
+_new_object = object.__new__
+
+# For each operation's number what the serving side needs of it: Op, reader and size of the fields, data, whether only servers ask.
+_PARSERS = {
+    op.number: (op, struct.Struct("<" + op.request.format).unpack_from, op.request.size, op.data, op.peer)
+    for op in OPS.values()}
+_UNKNOWN = (None, None, 0, None, False)
+_REQUEST_SIZE = REQUEST.size
 
 
 def _bulk_in_tag(conn, request_id):
@@ -54,7 +77,7 @@ def _bulk_in_tag(conn, request_id):
 
 
 def _new_ids():
-    return itertools.count(int.from_bytes(os.urandom(4), "little") << ID_BITS)
+    return itertools.count(int.from_bytes(os.urandom(4), "little") >> 1 << ID_BITS)
 
 
 def _transport(config):
@@ -84,7 +107,9 @@ class Client:
         self.counters = {op.name: 0 for op in OPS.values()}
         self._eager_max = min(config.eager_max, EAGER_LIMIT)
         self._timeout_us = config.timeout_ms * 1000
-        self._transport = transport
+        self._transport = self._ask = None
+        if transport is not None:
+            self._use(transport)
         self._reset()
 
     def _reset(self):
@@ -95,6 +120,9 @@ class Client:
         self._ids = _new_ids()
         self._lock = _thread.allocate_lock()  # connecting and disconnecting
 
+    def _use(self, transport):
+        self._transport, self._ask = transport, transport.ask
+
     def call(self, server, op, tail=b"", *fields, send=None, recv=None):
         """Ask ``server`` (number) for ``op`` with ``fields``; -> (reply fields as a named tuple, tail as bytes).
 
@@ -102,13 +130,36 @@ class Client:
         tail is empty then); neither memory is touched after the return.  Raises what the server answered: OSError or
         Restart; EIO when it is dead or does not answer within ``timeout_ms``.
         """
-        request_id = next(self._ids) & _LOW
-        slot = self._slot()
+        if send is not None or recv is not None:
+            return self._call_with_data(server, op, tail, fields, send, recv)
+        peer = self._peers[server] or self._connect(server)
         try:
-            code = self._attempt(slot, server, op, request_id, tail, fields, send, recv)
-            if code < 0:
-                code = self._retry(code, slot, server, op, request_id, tail, fields, send, recv)
-            return _decode(slot.reply, op, code, recv)
+            slot = self._slots.pop()
+        except IndexError:
+            slot = self._transport.slot()
+        pack_into, size, unpack_from, end, tag, reply_tag = _CALLS[op]
+        handle, head, reply = slot
+        request_id = next(self._ids)
+        length = len(tail)
+        if length > TAIL_MAX:
+            raise fail(errno.EMSGSIZE)
+        try:
+            pack_into(head, 0, op.number, 0, peer.conn, request_id, self.uid, self.gid, 0, length, *fields)
+            self.counters[op.name] += 1
+            count = self._ask(handle, peer.handle, tag | peer.conn, reply_tag | request_id, size, tail, length, end,
+                              self._timeout_us)
+            if count > 0:
+                return _new(op.reply.type, unpack_from(reply, _FIELDS_AT)), bytes(reply[end:count]) if count > end else b""
+            return self._finish(count, slot, server, op, request_id, tail, fields, None, None)
+        finally:
+            self._slots.append(slot)
+
+    def _call_with_data(self, server, op, tail, fields, send, recv):
+        slot = self._slot()
+        request_id = next(self._ids)
+        try:
+            count = self._attempt(slot, server, op, request_id, tail, fields, send, recv)
+            return self._finish(count, slot, server, op, request_id, tail, fields, send, recv)
         finally:
             self._slots.append(slot)
 
@@ -121,7 +172,7 @@ class Client:
         slots = []
         try:
             for index, (server, op, tail, fields, send, recv) in enumerate(calls):
-                request_id = next(self._ids) & _LOW
+                request_id = next(self._ids)
                 try:
                     peer = self._peers[server] or self._connect(server)
                     slot = self._slot()
@@ -130,14 +181,11 @@ class Client:
                     ready.append((index, slot, request_id))
                 except OSError as error:
                     results[index] = error
-            codes = self._transport.run([slot.handle for _, slot, _ in ready], self._timeout_us) if ready else ()
-            for (index, slot, request_id), code in zip(ready, codes):
-                server, op, tail, fields, send, recv = calls[index]
+            counts = self._transport.run([slot.handle for _, slot, _ in ready], self._timeout_us) if ready else ()
+            for (index, slot, request_id), count in zip(ready, counts):
                 try:
-                    if code < 0:
-                        code = self._retry(code, slot, server, op, request_id, tail, fields, send, recv)
-                    results[index] = _decode(slot.reply, op, code, recv)
-                except Exception as error:  # every kind is a result here; the caller looks at each
+                    results[index] = self._finish(count, slot, *calls[index][:2], request_id, *calls[index][2:])
+                except (OSError, Restart) as error:
                     results[index] = error
         finally:
             self._slots += slots
@@ -147,10 +195,10 @@ class Client:
         """Send ``op``, which has no reply.  Raises OSError EIO when the server is dead; else it may yet get lost."""
         slot = self._slot()
         try:
-            request_id = next(self._ids) & _LOW
-            code = self._attempt(slot, server, op, request_id, tail, fields, None, None)
-            if code < 0:
-                self._retry(code, slot, server, op, request_id, tail, fields, None, None)
+            request_id = next(self._ids)
+            count = self._attempt(slot, server, op, request_id, tail, fields, None, None)
+            if count < 0:
+                self._retry(count, slot, server, op, request_id, tail, fields, None, None)
         finally:
             self._slots.append(slot)
 
@@ -160,7 +208,10 @@ class Client:
             if peer is not None and peer.door is not None:
                 peer.door.close()  # else the server would take the child's copy for the parent's life
         if self._transport is not None:
-            self._transport = self._transport.abandon()
+            successor = self._transport.abandon()
+            self._transport = self._ask = None
+            if successor is not None:
+                self._use(successor)
         self._reset()
 
     def close(self):
@@ -182,7 +233,7 @@ class Client:
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
-                    self._transport = _transport(self.config)
+                    self._use(_transport(self.config))
         return self._transport.slot()
 
     def _attempt(self, slot, server, op, request_id, tail, fields, send, recv):
@@ -191,8 +242,8 @@ class Client:
 
     def _arguments(self, slot, peer, op, request_id, tail, fields, send, recv):
         """What the transport's ``call`` takes; writes header and fields into the slot."""
-        codec = _REQUEST_CODECS[op]
-        conn, size, length, room = peer.conn, codec.size, len(tail), 0
+        pack_into, size, _, end, tag, reply_tag = _CALLS[op]
+        conn, length, room = peer.conn, len(tail), 0
         address = sending = receiving = bulk_tag = bulk = 0
         if send is not None:
             address, sending = send
@@ -204,19 +255,26 @@ class Client:
             receiving, room = recv
             if room > self._eager_max:
                 bulk, bulk_tag = room, _BULK_OUT | request_id
-        if size + length > MESSAGE_MAX:
+        if len(tail) > TAIL_MAX or size + length > MESSAGE_MAX:
             raise fail(errno.EMSGSIZE)
-        codec.pack_into(slot.head, 0, op.number, 0, conn, request_id, self.uid, self.gid, bulk, length, *fields)
+        pack_into(slot.head, 0, op.number, 0, conn, request_id, self.uid, self.gid, bulk, length, *fields)
         self.counters[op.name] += 1
-        if op is FSYNC:
-            tag, reply_tag = _FSYNC | conn, _FSYNC_REPLY | request_id
-        else:
-            tag, reply_tag = _REQUEST | conn, 0 if op.oneway else _REPLY | request_id
-        return (slot.handle, peer.handle, tag, reply_tag, size, tail, len(tail), address, sending, receiving, room, bulk_tag,
-                REPLY.size + op.reply.size)
+        return (slot.handle, peer.handle, tag | conn, 0 if op.oneway else reply_tag | request_id, size, tail, len(tail),
+                address, sending, receiving, room, bulk_tag, end)
+
+    def _finish(self, count, slot, server, op, request_id, tail, fields, send, recv):
+        """What :meth:`call` returns or raises, after an attempt that gave ``count``."""
+        if count < 0:
+            count = self._retry(count, slot, server, op, request_id, tail, fields, send, recv)
+        if count == 0 and not op.oneway:
+            _, status, _ = _reply_header(slot.reply)
+            raise from_status(status, bytes(slot.reply[_FIELDS_AT:self._transport.length(slot.handle)]))
+        end = _REPLY_CODECS[op].size
+        return (op.reply.unpack(slot.reply, _FIELDS_AT),
+                bytes(slot.reply[end:count]) if count > end and recv is None else b"")
 
     def _retry(self, code, slot, server, op, request_id, tail, fields, send, recv):
-        """After a failed attempt: once more where that is harmless.  -> length of the reply, or raises OSError EIO."""
+        """After a failed attempt: once more where that is harmless.  -> as an attempt, >= 0, or raises OSError EIO."""
         if code in (-errno.ENOTCONN, -errno.ECONNRESET):
             self._lose(server)
             if code == -errno.ENOTCONN or op.retry:
@@ -243,7 +301,7 @@ class Client:
             if time.monotonic() < self._blamed.get(server, 0):
                 raise fail(errno.EIO)
             if self._transport is None:
-                self._transport = _transport(self.config)
+                self._use(_transport(self.config))
             entry = self.cluster.servers[server]
             try:
                 visit = self._transport.knock(entry, self.cluster.secret, door.KIND_CLIENT, self.config.connect_ms)
@@ -294,19 +352,15 @@ class Client:
         return f"server {server} ({entry.host}:{entry.port})"
 
 
-def _decode(buffer, op, length, recv):
-    """The reply of ``length`` bytes in ``buffer`` -> (fields, tail); raises what it says."""
-    if op.oneway:
-        return op.reply.type(), b""
-    if length < REPLY.size:
-        raise fail(errno.EPROTO)
-    status = _reply_header(buffer)[1]
+def _decode(data, op):
+    """The reply in ``data`` (bytes) -> (fields, tail); raises what it says, OSError EPROTO when it is garbage."""
+    status = _reply_header(data)[1]
     if status:
-        raise from_status(status, bytes(buffer[REPLY.size:length]))
-    end = REPLY.size + op.reply.size
-    if length < end:
+        raise from_status(status, data[_FIELDS_AT:])
+    end = _REPLY_CODECS[op].size
+    if len(data) < end:
         raise fail(errno.EPROTO)
-    return op.reply.unpack(buffer, REPLY.size), bytes(buffer[end:length]) if length > end and recv is None else b""
+    return op.reply.unpack(data, _FIELDS_AT), data[end:]
 
 
 # --- the serving twin -----------------------------------------------------------------------------------------------
@@ -314,27 +368,24 @@ def _decode(buffer, op, length, recv):
 
 class Request:
     """What a caller asks: ``op`` (Op), ``fields`` (named tuple), ``tail`` (bytes); ``id``, ``conn``, ``uid``, ``gid``;
-    ``bulk``: bytes that follow as a message of their own, or the room for such a message; ``fsync``: came under fsync's tags.
+    ``bulk``: bytes that follow as a message of their own, or the room for such a message; ``fsync``: came under fsync's tags;
+    ``unread``: bytes of bulk that the caller sends and nobody has received yet.
     """
 
     __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "id", "op", "tail", "uid", "unread")
-
-    def __init__(self, op, request_id, conn, uid, gid, fields, tail, bulk, fsync):
-        self.op, self.id, self.conn, self.uid, self.gid = op, request_id, conn, uid, gid
-        self.fields, self.tail, self.bulk, self.fsync = fields, tail, bulk, fsync
-        self.unread = bulk and op.data == "request"  # bulk that the caller sends and nobody has received yet
 
     def __repr__(self):
         return f"<{self.op.name} {self.id & _ID_LOW} of {self.conn}: {self.fields}>"
 
 
 class _Conn:
-    """A visitor let in: transport ``handle``, ``kind`` (door.KIND_*), tokens of its ``transfers``."""
+    """A visitor let in: transport ``handle`` (None until its first request), ``address``, ``kind`` (door.KIND_*), tokens of its
+    ``transfers``."""
 
-    __slots__ = ("handle", "kind", "transfers")
+    __slots__ = ("address", "handle", "kind", "transfers")
 
-    def __init__(self, handle, kind):
-        self.handle, self.kind, self.transfers = handle, kind, set()
+    def __init__(self, address, kind):
+        self.address, self.handle, self.kind, self.transfers = address, None, kind, set()
 
 
 class _Lost(Exception):
@@ -393,52 +444,54 @@ class Service:
         Never raises because of what was received: garbage is counted, and answered with EPROTO where that is possible.
         """
         requests = []
-        transport = self._transport
-        events = transport.poll(spin_us, limit)
-        arena = transport.arena
-        for tag, offset, length, status, what in events:
+        for tag, offset, length, status, what in self._transport.poll(spin_us, limit):
+            kind = tag >> ops.TAG_SHIFT
             if what == TRANSFER:
                 self._transferred(tag, length, status)
-                continue
-            kind = tag >> ops.TAG_SHIFT
-            if status or length < REPLY.size:
+            elif status:
                 self.counters["garbage"] += 1
             elif kind == ops.TAG_REQUEST or kind == ops.TAG_FSYNC:
-                request = self._parse(arena, offset, length, tag & _LOW, kind == ops.TAG_FSYNC)
+                request = self._parse(offset, length, tag & _LOW, kind == ops.TAG_FSYNC)
                 if request is not None:
                     requests.append(request)
-            elif kind == ops.TAG_REPLY:
-                self._answered(arena, offset, length)
+            elif kind == ops.TAG_REPLY and length >= REPLY.size:
+                self._answered(offset, length)
             else:
                 self.counters["garbage"] += 1
         return requests
 
-    def _parse(self, arena, offset, length, tag_conn, fsync):
-        if length < REQUEST.size:
+    def _parse(self, offset, length, tag_conn, fsync):
+        """The message as a Request; None when it is garbage, which is counted and, if possible, answered."""
+        if length < _REQUEST_SIZE:
             self.counters["garbage"] += 1
             return None
+        arena = self._transport.arena
         number, _, conn_id, request_id, uid, gid, bulk, tail_length = _request_header(arena, offset)
         conn = self._conns.get(conn_id)
-        if conn is None or conn_id != tag_conn:
+        if conn is None or conn_id != tag_conn or request_id > _LOW:
             self.counters["garbage"] += 1
             return None
-        op = OPS.get(number)
-        if op is None or REQUEST.size + op.request.size + tail_length != length:
+        if conn.handle is None and not self._connect_back(conn_id, conn):
+            return None
+        op, fields, fields_size, data, only_servers = _PARSERS.get(number, _UNKNOWN)
+        start = offset + _REQUEST_SIZE
+        end = start + fields_size
+        if op is None or end + tail_length != offset + length or bulk and data is None:
             return self._refuse(conn, request_id, fsync, errno.EPROTO)
-        if op.peer and conn.kind != door.KIND_SERVER:
+        if only_servers and conn.kind != door.KIND_SERVER:
             return self._refuse(conn, request_id, fsync, errno.EPERM)
-        if bulk and op.data is None:
-            return self._refuse(conn, request_id, fsync, errno.EPROTO)
-        start = offset + REQUEST.size
-        end = start + op.request.size
-        tail = bytes(arena[end:offset + length]) if tail_length else b""
         self.counters[op.name] += 1
-        return Request(op, request_id & _LOW, conn_id, uid, gid, op.request.unpack(arena, start), tail, bulk, fsync)
+        request = _new_object(Request)
+        request.op, request.id, request.conn, request.uid, request.gid = op, request_id, conn_id, uid, gid
+        request.fields = _new(op.request.type, fields(arena, start))
+        request.tail = bytes(arena[end:end + tail_length]) if tail_length else b""
+        request.bulk, request.fsync = bulk, fsync
+        request.unread = bulk and data == "request"
+        return request
 
     def _refuse(self, conn, request_id, fsync, code):
         self.counters["garbage"] += 1
-        tag = (_FSYNC_REPLY if fsync else _REPLY) | request_id & _LOW
-        self._transport.send(conn.handle, tag, REPLY.pack(request_id, code, 0), b"")
+        self._transport.send(conn.handle, (_FSYNC_REPLY if fsync else _REPLY) | request_id, REPLY.pack(request_id, code, 0), b"")
 
     # --- replies ----------------------------------------------------------------------------------------------------
 
@@ -537,10 +590,19 @@ class Service:
 
     def accept(self, kind, address):
         """Let a visitor in whose transport is at ``address`` (bytes); -> its connection id.  Raises OSError."""
-        handle = self._transport.connect(address, -1)
         conn_id = next(self._numbers)
-        self._conns[conn_id] = _Conn(handle, kind)
+        self._conns[conn_id] = _Conn(address, kind)
         return conn_id
+
+    def _connect_back(self, conn_id, conn):
+        """Connect to a visitor once it has sent something: then the transport can use its connection both ways; -> success."""
+        try:
+            conn.handle = self._transport.connect(conn.address, -1)
+        except OSError as error:
+            log(f"server {self.number}: visitor {conn_id} cannot be answered: {error.strerror}")
+            self.forget(conn_id)
+            return False
+        return True
 
     def forget(self, conn_id):
         """The visitor is gone: end its transfers, release what it cost."""
@@ -548,7 +610,8 @@ class Service:
         if conn is not None:
             for token in conn.transfers:
                 self._transport.cancel(token)
-            self._transport.disconnect(conn.handle)
+            if conn.handle is not None:
+                self._transport.disconnect(conn.handle)
             self._transport.purge(_bulk_in_tag(conn_id, 0), _CONN_MASK)
 
     def close(self):
@@ -573,7 +636,7 @@ class Service:
     async def _call_peer(self, server, op, tail, fields):
         import asyncio
         loop = asyncio.get_running_loop()
-        request_id = next(self._ids) & _LOW
+        request_id = next(self._ids)
         for may_repeat in (op.retry, False):
             state = await self._meet(loop, server)
             try:
@@ -653,14 +716,15 @@ class Service:
             log(f"server {self.number}: server {call[1]} did not answer {call[2].name} within {self.config.timeout_ms} ms")
             self._end(request_id, error=fail(errno.EIO))
 
-    def _answered(self, arena, offset, length):
+    def _answered(self, offset, length):
+        arena = self._transport.arena
         request_id = _reply_header(arena, offset)[0]
         call = self._calls.get(request_id)
         if call is None:
             return  # it came too late
         try:
-            result = _decode(arena[offset:offset + length], call[2], length, None)
-        except Exception as error:  # it is the callee's answer, or garbage; either way the caller's to see
+            result = _decode(bytes(arena[offset:offset + length]), call[2])
+        except (OSError, Restart) as error:
             self._end(request_id, error=error)
         else:
             self._end(request_id, result=result)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the system calls on our mount mean: one function per canonical call of :mod:`pymadfs.ops`, as the man pages promise.
+"""What the system calls on our mount mean: one function per canonical call of :mod:`pymadfs.ops`, as the man pages
+promise.
 
 Paths are the host's, absolute, as bytes; descriptors are the shim's handles; memory is an address.  A function returns
 what the call returns, raises OSError for its errno and HostPath when a path leads out of the mount.
 """
+
 import errno
 import posix
 from struct import Struct
@@ -70,7 +72,9 @@ def start():
     try:
         settings = config.Config()
         if not settings.cluster:
-            raise cluster.ClusterError("MADFS_CLUSTER is not set: start the program with `madfs run`, or name the cluster file")
+            raise cluster.ClusterError(
+                "MADFS_CLUSTER is not set: start the program with `madfs run`, or name the cluster file"
+            )
         description = cluster.read(settings.cluster)
         client = rpc.Client(description, settings, uid=posix.geteuid(), gid=posix.getegid())
     except (cluster.ClusterError, ValueError, OSError) as error:
@@ -169,7 +173,7 @@ def _descriptor(path, attr, flags):
     try:
         return _shim.open_fd(status, record, _host(path), flags & posix.O_CLOEXEC != 0)
     except OSError:
-        if not flags & posix.O_PATH:
+        if attr.mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
             _fs.ended(attr.ino)
         raise
 
@@ -189,9 +193,25 @@ def openat(path, flags, mode):
     return _descriptor(path, attr, flags)
 
 
-_OPEN_FLAGS = (posix.O_ACCMODE | posix.O_CREAT | posix.O_EXCL | posix.O_NOCTTY | posix.O_TRUNC | posix.O_APPEND
-               | posix.O_NONBLOCK | posix.O_SYNC | posix.O_ASYNC | posix.O_DIRECT | abi.O_LARGEFILE | posix.O_DIRECTORY
-               | posix.O_NOFOLLOW | posix.O_NOATIME | posix.O_CLOEXEC | posix.O_PATH | posix.O_TMPFILE)
+_OPEN_FLAGS = (
+    posix.O_ACCMODE
+    | posix.O_CREAT
+    | posix.O_EXCL
+    | posix.O_NOCTTY
+    | posix.O_TRUNC
+    | posix.O_APPEND
+    | posix.O_NONBLOCK
+    | posix.O_SYNC
+    | posix.O_ASYNC
+    | posix.O_DIRECT
+    | abi.O_LARGEFILE
+    | posix.O_DIRECTORY
+    | posix.O_NOFOLLOW
+    | posix.O_NOATIME
+    | posix.O_CLOEXEC
+    | posix.O_PATH
+    | posix.O_TMPFILE
+)
 
 
 # openat2(2): "how.size ... E2BIG: An extension that this kernel does not support was specified in how."
@@ -217,13 +237,13 @@ def release(handle):
             flags, record, _ = slot(handle)
         except OSError:
             return 0
-        ino, _, _, _, image = RECORD.unpack(record)
-        counted = image == _image and not flags & posix.O_PATH  # else this process never asked for it
+        ino, _, _, mode, image = RECORD.unpack(record)
+        counted = image == _image  # else this process never asked for it
     else:
-        ino, counted = file.ino, not file.flags & posix.O_PATH
+        ino, mode, flags, counted = file.ino, file.mode, file.flags, True
     if ino in _locked:
         _unlock(ino)
-    if counted:
+    if counted and mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
         _fs.ended(ino)
     return 0
 
@@ -315,7 +335,8 @@ def pread(handle, buffer, count, offset):
     return _pread(file, offset, ((buffer, count),), count)
 
 
-# readv(2): "reads iovcnt buffers from the file associated with the file descriptor fd into the buffers described by iov"
+# readv(2): "reads iovcnt buffers from the file associated with the file descriptor fd into the buffers described by
+# iov"
 def readv(handle, vector, count):
     file = _readable_file(handle)
     return _read(handle, file, *_vector(vector, count))
@@ -361,7 +382,9 @@ def _scatter(file, offset, segments, total):
     try:
         address = _scratch.pop()
     except IndexError:
-        address = _shim.anonymous(0, _fs.config.eager_max, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS)
+        address = _shim.anonymous(
+            0, _fs.config.eager_max, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
+        )
     try:
         done = _fs.read(file, offset, ((address, total),))
         data = load(address, done)
@@ -371,13 +394,13 @@ def _scatter(file, offset, segments, total):
     for base, length in segments:
         if at >= done:
             break
-        store(base, data[at:at + length])
+        store(base, data[at : at + length])
         at += length
     return done
 
 
-# write(2): "writes up to count bytes ... the file offset is incremented by the number of bytes actually written.  If the
-# file was open(2)ed with O_APPEND, the file offset is first set to the end of the file before writing."
+# write(2): "writes up to count bytes ... the file offset is incremented by the number of bytes actually written.  If
+# the file was open(2)ed with O_APPEND, the file offset is first set to the end of the file before writing."
 def write(handle, buffer, count):
     file = _writable_file(handle)
     count = _count(buffer, count)
@@ -405,7 +428,8 @@ def pwritev(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    return _pwrite(handle, file, *_vector(vector, count), offset)
+    segments, total = _vector(vector, count)
+    return _pwrite(handle, file, segments, total, offset)
 
 
 # pwritev2(2): "RWF_DSYNC: Provide a per-write equivalent of the O_DSYNC open(2) flag ... RWF_APPEND: Append data to the
@@ -468,8 +492,9 @@ def _gather(segments, total):
     return ((b"".join([load(base, length) for base, length in segments]), total),)
 
 
-# lseek(2): "SEEK_DATA: Adjust the file offset to the next location in the file greater than or equal to offset containing
-# data. ... In the simplest implementation, a filesystem can ... SEEK_HOLE always return the offset of the end of the file"
+# lseek(2): "SEEK_DATA: Adjust the file offset to the next location in the file greater than or equal to offset
+# containing data. ... In the simplest implementation, a filesystem can ... SEEK_HOLE always return the offset of the
+# end of the file"
 def lseek(handle, offset, whence):
     file = _open(handle)
     if whence == abi.SEEK_CUR:
@@ -526,8 +551,8 @@ def fallocate(handle, mode, offset, length):
     return 0
 
 
-# fsync(2): "transfers ("flushes") all modified in-core data of ... the file referred to by the file descriptor fd to the
-# disk device ... so that all changed information can be retrieved even if the system crashes"
+# fsync(2): "transfers ("flushes") all modified in-core data of ... the file referred to by the file descriptor fd to
+# the disk device ... so that all changed information can be retrieved even if the system crashes"
 def fsync(handle):
     _fs.fsync(_open(handle))
     return 0
@@ -564,7 +589,8 @@ def mmap(handle, address, length, prot, flags, offset):
     return address
 
 
-# ioctl(2): "ENOTTY: The specified operation does not apply to the kind of object that the file descriptor fd references."
+# ioctl(2): "ENOTTY: The specified operation does not apply to the kind of object that the file descriptor fd
+# references."
 def ioctl(handle, request, argument):
     file = _open(handle)
     if request & 0xFFFFFFFF != abi.FIONREAD or file.mode & S_IFMT != S_IFREG:
@@ -582,8 +608,8 @@ def getdents64(handle, buffer, size):
     if not position or file.listing is None:
         file.listing = _fs.readdir(file.path)
     records, used, end = [], 0, position
-    for entry in file.listing[position:position + size // 24]:  # no record is shorter
-        record = abi.pack_dirent(*entry, end + 1)
+    for name, ino, kind in file.listing[position : position + size // 24]:  # no record is shorter
+        record = abi.pack_dirent(name, ino, kind, end + 1)
         used += len(record)
         if used > size:
             break
@@ -613,8 +639,8 @@ def newfstatat(path, buffer, flags):
     return _store(buffer, abi.pack_stat(_lookup(path, flags, abi.AT_NO_AUTOMOUNT)))
 
 
-# fstat(2): "identical to stat(), except that the file about which information is to be retrieved is specified by the file
-# descriptor fd."
+# fstat(2): "identical to stat(), except that the file about which information is to be retrieved is specified by the
+# file descriptor fd."
 def fstat(handle, buffer):
     return _store(buffer, abi.pack_stat(_fs.getattr(_file(handle))))
 
@@ -632,8 +658,8 @@ def fstatx(handle, mask, buffer):
     return _store(buffer, abi.pack_statx(_fs.getattr(_file(handle))))
 
 
-# access(2): "checks whether the calling process can access the file ... The check is done using the calling process's real
-# UID and GID ... AT_EACCESS: Perform access checks using the effective user and group IDs."
+# access(2): "checks whether the calling process can access the file ... The check is done using the calling process's
+# real UID and GID ... AT_EACCESS: Perform access checks using the effective user and group IDs."
 def faccessat(path, mode, flags):
     if mode & ~7:
         raise fail(errno.EINVAL)
@@ -720,15 +746,18 @@ def _set(path, flags, valid, **values):
     return 0
 
 
-# utimensat(2): "If times is NULL, then both timestamps are set to the current time. ... UTIME_NOW ... set to the current
-# time ... UTIME_OMIT ... left unchanged."
+# utimensat(2): "If times is NULL, then both timestamps are set to the current time. ... UTIME_NOW ... set to the
+# current time ... UTIME_OMIT ... left unchanged."
 def _timespecs(address):
     """``(valid, atime, mtime)`` of two ``struct timespec``; valid 0 when there is nothing to do."""
     if not address:
         return SET_ATIME_NOW | SET_MTIME_NOW, 0, 0
     seconds_a, ns_a, seconds_m, ns_m = abi.TIMESPECS.unpack(_load(address, abi.TIMESPECS.size))
     valid, times = 0, []
-    for seconds, ns, exact, now in (seconds_a, ns_a, SET_ATIME, SET_ATIME_NOW), (seconds_m, ns_m, SET_MTIME, SET_MTIME_NOW):
+    for seconds, ns, exact, now in (
+        (seconds_a, ns_a, SET_ATIME, SET_ATIME_NOW),
+        (seconds_m, ns_m, SET_MTIME, SET_MTIME_NOW),
+    ):
         if ns == abi.UTIME_NOW:
             valid |= now
         elif ns != abi.UTIME_OMIT:
@@ -782,8 +811,8 @@ def futimes(handle, times):
     return 0
 
 
-# utime(2): "changes the access and modification times of the inode specified by filename to the actime and modtime fields
-# of times respectively ... If times is NULL, then ... set to the current time."
+# utime(2): "changes the access and modification times of the inode specified by filename to the actime and modtime
+# fields of times respectively ... If times is NULL, then ... set to the current time."
 def utime(path, times):
     if not times:
         return _set(path, 0, SET_ATIME_NOW | SET_MTIME_NOW)
@@ -820,8 +849,8 @@ def unlinkat(path, flags):
     return 0
 
 
-# rename(2): "If newpath already exists, it will be atomically replaced ... EXDEV: oldpath and newpath are not on the same
-# mounted filesystem."
+# rename(2): "If newpath already exists, it will be atomically replaced ... EXDEV: oldpath and newpath are not on the
+# same mounted filesystem."
 def renameat2(old, new, flags):
     names, outside = [], []
     for index, path in enumerate((old, new)):
@@ -883,8 +912,9 @@ def chdir_fd(handle):
 # --- record locks ---------------------------------------------------------------------------------------------------
 
 
-# fcntl(2): "l_whence, l_start, and l_len fields of this structure specify the range of bytes we wish to lock. ... Specifying
-# 0 for l_len has the special meaning: lock all bytes starting at the location specified by l_whence and l_start"
+# fcntl(2): "l_whence, l_start, and l_len fields of this structure specify the range of bytes we wish to lock. ...
+# Specifying 0 for l_len has the special meaning: lock all bytes starting at the location specified by l_whence and
+# l_start"
 def _lock_range(handle, file, whence, start, length):
     """``(start, end)`` in bytes from the start of the file."""
     if whence == abi.SEEK_CUR:
@@ -903,8 +933,9 @@ def _lock_range(handle, file, whence, start, length):
     return start, end
 
 
-# fcntl(2): "F_SETLK: ... If a conflicting lock is held by another process, this call returns -1 and sets errno to EACCES or
-# EAGAIN ... F_SETLKW: As for F_SETLK, but if a conflicting lock is held on the file, then wait for that lock to be released."
+# fcntl(2): "F_SETLK: ... If a conflicting lock is held by another process, this call returns -1 and sets errno to
+# EACCES or EAGAIN ... F_SETLKW: As for F_SETLK, but if a conflicting lock is held on the file, then wait for that
+# lock to be released."
 def fcntl_lock(handle, command, address):
     file = _open(handle)
     kind, whence, start, length, _ = abi.unpack_flock(_load(address, abi.FLOCK_SIZE))

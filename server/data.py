@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each operation on bytes does: reading, writing, sizes, durability, record locks."""
 import errno
-import time
 from fcntl import F_UNLCK
 
 from pymadfs.errors import fail
@@ -10,7 +9,7 @@ from pymadfs.ops import EXTEND, FSYNC, LOCK, READ, RESERVE, STATFS, WRITE
 
 from .dispatch import DEFERRED, serves
 from .locks import Lock
-from .meta import SIZE_MAX, inode_key, size_of, with_size, without_privileges
+from .meta import SIZE_MAX, inode_key, now_ns, size_of, with_size, without_privileges
 
 CHUNK_BYTES_MAX = 64 << 20
 INLINE_IO_BYTES = 64 << 10  # more than this is read and written on a thread
@@ -68,7 +67,7 @@ async def _write_bulk(server, request):
         raise fail(errno.EPROTO)
     buffer = server.buffer(length)
     with memoryview(buffer) as whole, whole[:length] as view:
-        await server.rpc.receive(request, view)
+        await server.receive(request, view)
         if chunk or not server.chunks.write_inline(ino, offset, view):
             piece = server.chunks.writable(ino, chunk, length)
             if length <= INLINE_IO_BYTES:
@@ -95,7 +94,7 @@ def _extended(server, request, ino, end, hint):
     """Make an inode at least ``end`` bytes long and modified now; -> its size."""
     key, value = server.meta.find(ino, hint)
     size = max(size_of(value), end)
-    server.kv.put(key, without_privileges(with_size(value, size, time.time_ns()), request.uid))
+    server.kv.put(key, without_privileges(with_size(value, size, now_ns()), request.uid))
     return size
 
 

@@ -18,7 +18,7 @@ from pymadfs.layout import owner, parent
 from pymadfs.ops import ATTR, DIRINFO, INVALIDATE
 
 from . import meta
-from .meta import entry_key, is_directory, is_symlink, mode_of, target_of
+from .meta import entry_key, is_directory, is_symlink, target_of
 
 DIRECTORIES_MAX = 1 << 16
 FETCH_TRIES = 64  # asked again when an INVALIDATE overtook the answer
@@ -126,11 +126,21 @@ class Directories:
         if owner(path, self._meta.servers) != self._meta.number:
             raise Wait(lambda: self.fetch(path))
         key = entry_key(path)
-        self.free(key)
-        value = self._meta.kv.get(key)
+        value = self.above(key)
         if value is None:
             raise Wait(lambda: self.fetch(path))
         return self._keep(path, value, key)
+
+    def above(self, key):
+        """The entry ``key``, here, that is looked at because it is above another; None when there is none.
+
+        A directory that is held (it is about to change or go) has to be waited for.  A file or link is held by a rename,
+        which may itself be waiting for who asks: as long as it is there, it is in the way.
+        """
+        value = self._meta.kv.get(key)
+        if value is not None and is_directory(value):
+            self.free(key)
+        return value
 
     def _keep(self, path, value, key):
         if is_symlink(value):
@@ -168,12 +178,7 @@ class Directories:
         """Entry of ``path`` from its owner, None when there is none, True when somebody else has asked meanwhile."""
         server = owner(path, self._meta.servers)
         if server == self._meta.number:
-            key = entry_key(path)
-            while (held := self._held.get(key, key)) is not key:
-                if held is None:
-                    raise fail(errno.EIO)
-                await asyncio.shield(held)
-            return self._meta.kv.get(key)
+            return self.above(entry_key(path))
         if path in self._fetching:
             future = asyncio.get_running_loop().create_future()
             self._fetching[path][0].append(future)

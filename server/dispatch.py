@@ -27,7 +27,7 @@ from .chunks import Chunks
 from .directories import Directories, Wait
 from .inodes import purge
 from .locks import Locks
-from .meta import Meta, with_times
+from .meta import Meta, has_times, with_times
 from .openings import Openings
 from .syncer import Syncer
 
@@ -76,37 +76,54 @@ class _Pool:
 
     def __init__(self, line_max=QUEUE_MAX):
         self._line_max = line_max
-        self._running = set()
+        self.running = {}
         self._line = deque()
+        self._stopped = False
 
-    def run(self, coroutine):
-        """Start or queue; OSError ENOMEM when the line is full."""
-        if len(self._running) < HANDLERS_AT_ONCE:
-            self._start(coroutine)
+    def run(self, coroutine, inner=None):
+        """Start or queue ``coroutine``, which awaits ``inner`` if that is a coroutine.  Nothing starts after ``stop``.
+
+        Raises OSError ENOMEM when the line is full.
+        """
+        if self._stopped:
+            _close(coroutine, inner)
+        elif len(self.running) < HANDLERS_AT_ONCE:
+            self._start(coroutine, inner)
         elif self._line_max is None or len(self._line) < self._line_max:
-            self._line.append(coroutine)
+            self._line.append((coroutine, inner))
         else:
-            coroutine.close()
+            _close(coroutine, inner)
             raise fail(errno.ENOMEM)
 
-    def _start(self, coroutine):
+    def _start(self, coroutine, inner):
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._running.add(task)
+        self.running[task] = inner
         task.add_done_callback(self._ended)
 
     def _ended(self, task):
-        self._running.discard(task)
-        if not task.cancelled() and task.exception():
+        inner = self.running.pop(task, None)
+        if task.cancelled():
+            _close(inner)
+        elif task.exception():
             log(f"a handler failed: {task.exception()!r}")
-        if self._line and len(self._running) < HANDLERS_AT_ONCE:
-            self._start(self._line.popleft())
+        if self._line and len(self.running) < HANDLERS_AT_ONCE:
+            self._start(*self._line.popleft())
 
     async def stop(self):
+        """Cancel what runs; what waits in line never begins."""
+        self._stopped = True
         while self._line:
-            self._line.popleft().close()
-        for task in list(self._running):
+            _close(*self._line.popleft())
+        for task in list(self.running):
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+
+def _close(*coroutines):
+    """End coroutines that may not have begun."""
+    for coroutine in coroutines:
+        if iscoroutine(coroutine):
+            coroutine.close()
 
 
 class Server:
@@ -122,7 +139,7 @@ class Server:
         self.number, self.servers = rpc.number, rpc.servers
         self.meta = Meta(kv, self.number, self.servers, os.getuid(), os.getgid())
         self.chunks = Chunks(kv, path, config.inline_max)
-        self.dirs = Directories(self.meta, rpc.call_peer)
+        self.dirs = Directories(self.meta, self.call_peer)
         self.openings, self.locks = Openings(), Locks()
         self.orphans = set()  # inodes without a name that somebody has open
         self.intents = set()  # renames of ours whose second half is under way
@@ -140,8 +157,10 @@ class Server:
         self._lazy_timer = None
         self._buffers = []
         self._background = set()
-        self.threads = ThreadPoolExecutor(IO_THREADS, "io")
+        # The event loop's thread may be pinned to a processor later; these are not.
+        self.threads = ThreadPoolExecutor(IO_THREADS, "io", os.sched_setaffinity, (0, os.sched_getaffinity(0)))
         self.loop = self.syncer = None
+        self.posted = lambda: None  # set by who polls the network
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -213,28 +232,28 @@ class Server:
     def serve(self, requests):
         """Handle what one poll gave, write the changes, answer."""
         self._serving = True
-        kv, rpc, outbox = self.kv, self.rpc, self._outbox
+        kv, rpc = self.kv, self.rpc
         for request in requests:
             try:
                 result = HANDLERS[request.op](self, request)
                 if result.__class__ is tuple:
                     if kv.pending:
-                        outbox.append((request, result))
+                        self._outbox.append((request, result))
                     else:
                         rpc.reply(request, *result)
                 elif result is not DEFERRED:
-                    self._pools[request.op.peer].run(self._run(request, result))
+                    self._pools[request.op.peer].run(self._run(request, result), result)
             except Wait as wait:
                 self._queue(request, wait)
             except Exception as error:
                 rpc.fail(request, error)
         self._serving = False
-        if kv.pending or outbox:
+        if kv.pending or self._outbox:
             self.flush()
 
     def _queue(self, request, step):
         try:
-            self._pools[request.op.peer].run(self._run(request, step))
+            self._pools[request.op.peer].run(self._run(request, step), step)
         except OSError as error:
             self.rpc.fail(request, error)
 
@@ -276,22 +295,52 @@ class Server:
 
     def commit(self, lazily=False):
         """As flush; for a handler that has more to do.  Raises OSError when the batch was refused and undone."""
-        outbox = self._outbox[:]
-        self._outbox.clear()
-        try:
-            self.kv.commit(lazily)
-        except OSError as error:
-            self.meta.rolled_back()
-            self.chunks.rolled_back()
-            self.dirs.forget_all()
-            for request, _ in outbox:
-                self.rpc.fail(request, error)
-            raise
+        kv = self.kv
+        if kv.pending or lazily:
+            try:
+                kv.commit(lazily)
+            except OSError as error:
+                self._undo(error)
+                raise
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            self._answer(outbox)
+
+    def _answer(self, outbox):
+        reply = self.rpc.reply
         for request, result in outbox:
             try:
-                self.rpc.reply(request, *result)
+                reply(request, *result)
             except Exception as error:
                 self.rpc.fail(request, error)
+        if not self._serving:
+            self.posted()
+
+    def _undo(self, error):
+        """The batch was refused: nothing of it happened."""
+        outbox, self._outbox = self._outbox, []
+        self.meta.rolled_back()
+        self.chunks.rolled_back()
+        self.dirs.forget_all()
+        for request, _ in outbox:
+            self.rpc.fail(request, error)
+
+    @property
+    def busy(self):
+        """Whether coroutines are under way, which the event loop must not let wait."""
+        return self._flush_due or any(pool.running for pool in (*self._pools, self._removals))
+
+    def call_peer(self, server, op, tail=b"", *fields):
+        """See rpc.Service.call_peer."""
+        future = self.rpc.call_peer(server, op, tail, *fields)
+        self.posted()
+        return future
+
+    async def receive(self, request, view):
+        """See rpc.Service.receive."""
+        receiving = self.rpc.receive(request, view)
+        self.posted()
+        await receiving
 
     async def io(self, function, *arguments):
         """Run something that may block on a thread."""
@@ -317,7 +366,7 @@ class Server:
         """An entry ``path`` in the directory ``above`` (a Dir) came or went: the directory's times become ``now``, soon."""
         if above.key is not None:
             value = self.kv.get(above.key)
-            if value is not None:
+            if value is not None and not has_times(value, now):
                 self.kv.lazy(above.key, with_times(value, now))
                 if self._lazy_timer is None:
                     self.write_lazily_soon()
@@ -341,7 +390,7 @@ class Server:
 
     def _send_touch(self, directory):
         now = self._touches.pop(directory)
-        future = self.rpc.call_peer(owner(directory, self.servers), TOUCH, directory, now, 0)
+        future = self.call_peer(owner(directory, self.servers), TOUCH, directory, now, 0)
         future.add_done_callback(lambda done: self._touch_sent(directory, done))
 
     def _touch_sent(self, directory, future):

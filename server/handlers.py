@@ -6,20 +6,66 @@ Errors come in the order in which Linux finds them: the way to the parent, the p
 import errno
 import os
 import stat
-import time
 
 from pymadfs.errors import fail
 from pymadfs.layout import owner, parent
-from pymadfs.ops import (ATTR, DIRENT, EMPTY, GETATTR, LOOKUP, MKDIR, OPEN, OPS, READDIR, RELEASE, REOPEN, RMDIR,
-                         SET_ATIME, SET_ATIME_NOW, SET_GID, SET_LINK, SET_MODE, SET_MTIME, SET_MTIME_NOW, SET_SIZE, SET_UID,
-                         SETATTR, SYMLINK, TOUCH, UNLINK)
+from pymadfs.ops import (
+    ATTR,
+    DIRENT,
+    EMPTY,
+    GETATTR,
+    LOOKUP,
+    MKDIR,
+    OPEN,
+    OPS,
+    READDIR,
+    RELEASE,
+    REOPEN,
+    RMDIR,
+    SET_ATIME,
+    SET_ATIME_NOW,
+    SET_GID,
+    SET_LINK,
+    SET_MODE,
+    SET_MTIME,
+    SET_MTIME_NOW,
+    SET_SIZE,
+    SET_UID,
+    SETATTR,
+    SYMLINK,
+    TOUCH,
+    UNLINK,
+)
 
 from . import data, peers, recovery, rename
 from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, shrink, sticky
-from .meta import (PATH_BYTES_MAX, READ, SEARCH, SIZE_MAX, WRITE, changed, check_access, check_new_path, check_owner, entries_prefix,
-                   entry_key, inode_key, ino_of, is_directory, is_pointer, is_symlink, mode_of, new_attr,
-                   path_of, size_of, stripped, with_size, without_privileges)
+from .meta import (
+    PATH_BYTES_MAX,
+    READ,
+    SEARCH,
+    SIZE_MAX,
+    WRITE,
+    changed,
+    check_access,
+    check_new_path,
+    check_owner,
+    entries_prefix,
+    entry_key,
+    ino_of,
+    inode_key,
+    is_directory,
+    is_pointer,
+    is_symlink,
+    mode_of,
+    new_attr,
+    now_ns,
+    path_of,
+    size_of,
+    stripped,
+    with_size,
+    without_privileges,
+)
 
 ATTR_SIZE = ATTR.size
 PAGE_BYTES_MAX = 64 << 10
@@ -131,9 +177,10 @@ def created(server, request, path, key):
     if owner(path, server.servers) != server.number:
         raise fail(errno.EPROTO)
     above = server.dirs.parent(path, request, WRITE | SEARCH)
-    now = time.time_ns()
+    now = now_ns()
     ino = server.meta.serial()
-    value = new_attr(ino, stat.S_IFREG | mode & 0o7777, request.uid, group_of(above, request), now, chunk_size=chunk_size)
+    gid = above.gid if above.mode & stat.S_ISGID else request.gid
+    value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 1, request.uid, gid, 0, chunk_size, 0, 0)
     server.kv.put(key, value)
     server.openings.add(request.conn, ino)
     server.touched(path, above, now)
@@ -216,7 +263,7 @@ def release(server, request):
 def mkdir(server, request):
     path = request.tail
     key, above = new_entry(server, path, request)
-    now = time.time_ns()
+    now = now_ns()
     mode = stat.S_IFDIR | request.fields.mode & 0o7777 | above.mode & stat.S_ISGID
     value = new_attr(server.meta.serial(), mode, request.uid, group_of(above, request), now, nlink=2)
     server.kv.put(key, value)
@@ -239,7 +286,7 @@ async def linked(server, directory, now, links, result):
     """As ``link``, when the entry of ``directory`` lies elsewhere; the change itself is written first."""
     server.commit()
     try:
-        await server.rpc.call_peer(owner(directory, server.servers), TOUCH, directory, now, links)
+        await server.call_peer(owner(directory, server.servers), TOUCH, directory, now, links)
     except OSError:
         # The directory was made or removed; a count that is off by one because a server died is fsck's to mend.
         return result
@@ -254,7 +301,7 @@ def symlink(server, request):
     if len(target) > PATH_BYTES_MAX or b"\0" in target:
         raise fail(errno.ENAMETOOLONG if len(target) > PATH_BYTES_MAX else errno.EINVAL)
     key, above = new_entry(server, path, request)
-    now = time.time_ns()
+    now = now_ns()
     value = new_attr(server.meta.serial(), stat.S_IFLNK | 0o777, request.uid, group_of(above, request), now, size=len(target))
     server.kv.put(key, value + target)
     server.touched(path, above, now)
@@ -273,7 +320,7 @@ def unlink(server, request):
     if is_directory(value):
         raise fail(errno.EISDIR)
     server.dirs.free(inode_key(ino_of(value)))
-    now = time.time_ns()
+    now = now_ns()
     after = drop(server, value, now)
     server.kv.delete(key)
     server.touched(path, above, now)
@@ -303,7 +350,7 @@ async def rmdir(server, request):
             raise fail(errno.ENOTEMPTY)
         server.kv.delete(key)
         server.dirs.gone(path)
-        now = time.time_ns()
+        now = now_ns()
         if above.key is not None:
             link(server, above.key, now, -1)
         server.commit()
@@ -319,7 +366,7 @@ async def empty_everywhere(server, path):
     if not is_empty(server, path):
         return False
     others = [number for number in range(server.servers) if number != server.number]
-    results = await gather([server.rpc.call_peer(number, EMPTY, path) for number in others])
+    results = await gather([server.call_peer(number, EMPTY, path) for number in others])
     return all(reply.empty for reply, _ in results)
 
 
@@ -365,7 +412,7 @@ def attributes(request, value):
     """The value with the mode, owner and times that a SETATTR asks for.  Raises EPERM or EACCES."""
     _, valid, mode, uid, gid, _, atime, mtime = request.fields
     attr = ATTR.unpack(value)
-    now = time.time_ns()
+    now = now_ns()
     fields = {"ctime_ns": now}
     if valid & SET_MODE:
         check_owner(attr, request.uid)
@@ -412,7 +459,7 @@ def resized(server, request, key, value, size):
         if not server.chunks.single(ino, old, ATTR.unpack(value).chunk_size):
             return None
         server.chunks.cut_inline(ino, size)
-    return without_privileges(with_size(value, size, time.time_ns()), request.uid)
+    return without_privileges(with_size(value, size, now_ns()), request.uid)
 
 
 async def shrunk(server, request, ino, hint, size, as_well=False):
@@ -429,7 +476,7 @@ async def shrunk(server, request, ino, hint, size, as_well=False):
         key, value = server.meta.find(ino, hint)
         if as_well:
             value = attributes(request, value)
-        value = without_privileges(with_size(value, size, time.time_ns()), request.uid)
+        value = without_privileges(with_size(value, size, now_ns()), request.uid)
         server.kv.put(key, value)
         server.commit()
     finally:

@@ -9,7 +9,7 @@ from pymadfs.log import log
 from pymadfs.ops import ATTR, CUT, DROP, GETATTR
 
 from .directories import Wait
-from .meta import (PURGE, changed, data_key, ino_of, inode_key, is_pointer, purge_key, size_of)
+from .meta import PURGE, changed, data_key, ino_of, inode_key, is_pointer, purge_key, size_of
 
 
 def sticky(server, above, request, path, value):
@@ -29,7 +29,7 @@ def sticky(server, above, request, path, value):
 
 
 async def _ask_owner(server, ino, path):
-    reply, _ = await server.rpc.call_peer(home(ino), GETATTR, path, ino)
+    reply, _ = await server.call_peer(home(ino), GETATTR, path, ino)
     server.inode_owners[ino] = ATTR.unpack(reply.attr).uid
 
 
@@ -80,7 +80,7 @@ async def shrink(server, ino, size, old, chunk_size):
     first, last = (size // chunk_size, max(old - 1, 0) // chunk_size) if chunk_size else (0, 0)
     numbers = {chunk_server(ino, chunk, server.servers) for chunk in range(first, min(last, first + server.servers) + 1)}
     numbers.add(home(ino))
-    calls = [server.rpc.call_peer(number, CUT, b"", ino, size, chunk_size) for number in numbers if number != server.number]
+    calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size) for number in numbers if number != server.number]
     try:
         if server.number in numbers:
             await cut_here(server, ino, size, chunk_size)
@@ -121,7 +121,7 @@ async def _purge_once(server, ino):
         return
     record = PURGE.unpack(value)
     if home(ino) != server.number:
-        await server.rpc.call_peer(home(ino), DROP, b"", ino)
+        await server.call_peer(home(ino), DROP, b"", ino)
     else:
         inode = server.kv.get(inode_key(ino))
         await shrink(server, ino, 0, max(record.size, size_of(inode) if inode else 0), record.chunk_size)

@@ -12,15 +12,13 @@ from pymadfs.ops import ATTR, CUT, DIRINFO, DROP, EMPTY, INVALIDATE, SHUTDOWN, S
 
 from .dispatch import serves
 from .inodes import cut_here, drop_here
-from .meta import changed, entries_prefix, entry_key, inode_key, is_directory
+from .meta import changed, entries_prefix, entry_key, inode_key, is_directory, now_ns
 
 
 @serves(DIRINFO)
 def dirinfo(server, request):
     path = request.tail
-    key = entry_key(path)
-    server.dirs.free(key)
-    value = server.kv.get(key)
+    value = server.dirs.above(entry_key(path))
     if value is None:
         raise fail(errno.ENOENT)
     if is_directory(value) and request.fields.server < server.servers:
@@ -77,7 +75,7 @@ async def _cut(server, ino, size, chunk_size):
 @serves(DROP)
 def drop(server, request):
     server.dirs.free(inode_key(request.fields.ino))
-    drop_here(server, request.fields.ino, time.time_ns())
+    drop_here(server, request.fields.ino, now_ns())
     return (), b""
 
 

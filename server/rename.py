@@ -11,7 +11,6 @@ coordinator repeats 2 until it has an answer; who did it before says yes again. 
 import asyncio
 import errno
 import random
-import time
 from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
@@ -21,8 +20,24 @@ from pymadfs.ops import ATTR, INSTALL, RENAME
 from .directories import Wait
 from .dispatch import serves
 from .inodes import drop, sticky
-from .meta import (INTENT, SEARCH, WRITE, applied_key, changed, check_new_path, entry_key, ino_of, inode_key, intent_key,
-                   is_directory, is_pointer, mode_of, pointer, target_of)
+from .meta import (
+    INTENT,
+    SEARCH,
+    WRITE,
+    applied_key,
+    changed,
+    check_new_path,
+    entry_key,
+    ino_of,
+    inode_key,
+    intent_key,
+    is_directory,
+    is_pointer,
+    mode_of,
+    now_ns,
+    pointer,
+    target_of,
+)
 
 RENAME_NOREPLACE = 1
 BACKOFF_S = 0.001
@@ -54,7 +69,7 @@ def rename(server, request):
     new_above, existing = _checked(server, request, new, flags, ino_of(value))
     if existing is not None and ino_of(existing) == ino_of(value):
         return (), b""
-    now = time.time_ns()
+    now = now_ns()
     value = _detached(server, value, now)
     after = _place(server, new, new_above, existing, value, now)
     server.kv.delete(key)
@@ -111,7 +126,7 @@ async def _across(server, request, old, new, flags, above, value):
     if server.kv.get(key) != value:  # it changed before this coroutine began
         server.dirs.let_go(key)
         raise Wait(lambda: asyncio.sleep(0))
-    now = time.time_ns()
+    now = now_ns()
     value = _detached(server, value, now)
     move = Move(server.meta.serial(), flags, old, new, request.uid, request.gid, value[:ATTR.size], target_of(value))
     server.intents.add(move.number)
@@ -141,7 +156,7 @@ async def _install(server, move):
     fields = (move.flags, len(move.new), move.uid, move.gid, move.number, min(server.intents), server.number, move.attr)
     while True:
         try:
-            await server.rpc.call_peer(owner(move.new, server.servers), INSTALL, move.new + move.target, *fields)
+            await server.call_peer(owner(move.new, server.servers), INSTALL, move.new + move.target, *fields)
             return
         except OSError as error:
             if error.errno != errno.EAGAIN:
@@ -233,7 +248,7 @@ def install(server, request):
     above, existing = _checked(server, Who(uid, gid), new, flags, ino)
     if existing is not None and is_pointer(existing) and ino_of(existing) == ino:
         return (), b""
-    now = time.time_ns()
+    now = now_ns()
     after = _place(server, new, above, existing, attr + target, now)
     _remember(server, origin, number, below)
     if after is not None:

@@ -2,31 +2,14 @@
 """What all tests share: the commands, servers to talk to, and the proof that a test left nothing behind."""
 import gc
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import MADFS, call
 
-ROOT = Path(__file__).resolve().parent.parent
-MADFS = [sys.executable, "-P", "-m", "pymadfs.cli"]
-MPIRUN = [sys.executable, "-P", "-m", "pymadfs.mpirun"]
-TIMEOUT_S = 60
-
-
-def call(argv, *, environment=None, **options):
-    """Run ``argv`` to its end; returns what subprocess.run does, with the output as text.
-
-    ``environment`` is added to the test's own.
-    """
-    options = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, "stdin": subprocess.DEVNULL, **options}
-    return subprocess.run(list(map(str, argv)), env={**clean_environment(), **(environment or {})}, check=False,
-                          **options)
-
-
-def clean_environment():
-    """The environment without settings of MadFS that whoever runs the tests may have."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MADFS_")}
+# Tests may call the commands by name, also when the virtual environment is not activated.
+os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)
 
 
 @pytest.fixture

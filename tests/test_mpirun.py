@@ -4,8 +4,8 @@ import os
 import stat
 
 import pytest
+from support import MPIRUN, call
 
-from conftest import MPIRUN, call
 from pymadfs import launch, mpirun
 
 FLAVOURS = {"mpich": ["mpirun.mpich"], "openmpi": ["mpirun.openmpi", "--oversubscribe"]}
@@ -58,7 +58,8 @@ def test_within_madfs_run(flavour, madfs):
 def test_wrong_usage(flavour, own, arguments, word):
     done = call([*MPIRUN, *own, *arguments], environment={"MADFS_MPIRUN": flavour[0]})
     assert done.returncode == 2
-    assert done.stderr.startswith("madfs-mpirun: ") and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
+    assert done.stderr.startswith("madfs-mpirun: ") and done.stderr.count("\n") == 1, done.stderr
+    assert word in done.stderr
 
 
 def test_own_options_come_first():
@@ -68,8 +69,8 @@ def test_own_options_come_first():
 
 
 def test_environment_of_every_application_context():
-    assert mpirun.with_environment("hydra", ["-n", "1", "a", ":", "b"], {"X": "1"}) == ["-genv", "X", "1", "-n", "1",
-                                                                                        "a", ":", "b"]
+    assert mpirun.with_environment("hydra", ["-n", "1", "a", ":", "b"], {"X": "1"}) == [
+        "-genv", "X", "1", "-n", "1", "a", ":", "b"]
     assert mpirun.with_environment("openmpi", ["-n", "1", "a", ":", "b"], {"X": "1"}) == [
         "-x", "X=1", "-n", "1", "a", ":", "-x", "X=1", "b"]
 

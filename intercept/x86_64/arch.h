@@ -2,7 +2,6 @@
 // What each architecture provides, under the same names in each (aarch64/ has the twin of this file).
 //
 //   arch_syscall()      the kernel's entry, from here: never rewritten, because this library is not scanned
-//   arch_start()        once, before anything else: what the processor can save
 //   arch_next_hit()     the next bytes that look like a system call instruction
 //   arch_survey()       decodes a function and says what stands around one such instruction
 //   arch_crossings()    branches from anywhere else in the object into what a plan would overwrite
@@ -23,6 +22,11 @@
 
 #define ARCH_IS_PIPE(number) ((number) == SYS_pipe)
 #define ARCH_IS_DUP2(number) ((number) == SYS_dup2)
+
+// Descriptor-making calls that other architectures do not have.
+#define ARCH_CREATORS \
+  SYS_open, SYS_creat, SYS_pipe, SYS_dup2, SYS_epoll_create, SYS_eventfd, SYS_signalfd, SYS_inotify_init
+enum { ARCH_CLONE_TLS = 4 };  // argument of clone() with the thread pointer
 
 static inline void arch_flush(const void *code, size_t size) { (void)code, (void)size; }  // caches are coherent
 
@@ -126,7 +130,8 @@ const uint8_t *arch_next_hit(const uint8_t *from, const uint8_t *end);
 bool arch_is_sigreturn(const uint8_t *site, const uint8_t *text);
 // Fills plans[0..count), whose sites lie in code's function in ascending order.
 void arch_survey(const struct madfs_code *code, struct madfs_plan *plans, unsigned count);
-void arch_choose(const struct madfs_code *code, struct madfs_plan *plan);
+// Decides about plans[0..count) of one function, in order.
+void arch_choose(struct madfs_code *code, struct madfs_plan *plans, unsigned count);
 // Calls found() for each direct branch in [text, end) whose target is marked; `marked` has a bit per 16 bytes of text.
 void arch_crossings(const uint8_t *text, const uint8_t *end, const uint8_t *marked,
                     void (*found)(void *context, const uint8_t *branch, const uint8_t *target), void *context);
@@ -143,7 +148,6 @@ void arch_site_write(const struct madfs_plan *plan);  // REQUIRES: the text is w
 
 // --- entry.S --------------------------------------------------------------------------------------------------------
 
-void arch_start(void);
 void madfs_entry(void);
 long arch_on_stack(void *top, long (*function)(void *), void *argument);
 long arch_preserve(long (*function)(void *), void *argument);

@@ -98,7 +98,10 @@ arch_preserve:
     .cfi_offset %r12, -32
     mov     %rdi, %rbx
     mov     %rsi, %r12
-    sub     state_size(%rip), %rsp
+    cmpl    $0, state_kind(%rip)
+    jge     0f
+    call    find_state
+0:  sub     state_size(%rip), %rsp
     and     $-64, %rsp
     mov     state_mask(%rip), %eax
     mov     state_mask+4(%rip), %edx
@@ -149,17 +152,16 @@ clear_header:
     movq    $0, 576(%rsp)
     ret
 
-// void arch_start(void): what to save and how much room it takes.
+// What to save and how much room it takes.  At the first use, because under a hypervisor cpuid takes tens of
+// microseconds, which most processes can do without.
     .p2align 4
-    .globl arch_start
-    .hidden arch_start
-    .type arch_start, @function
-arch_start:
+    .type find_state, @function
+find_state:
     .cfi_startproc
-    endbr64
     push    %rbx
     .cfi_def_cfa_offset 16
     .cfi_offset %rbx, -16
+    xor     %r8d, %r8d                  // the kind found so far
     mov     $1, %eax
     xor     %ecx, %ecx
     cpuid
@@ -173,18 +175,19 @@ arch_start:
     xor     %ecx, %ecx
     cpuid
     mov     %ebx, state_size(%rip)
-    movl    $1, state_kind(%rip)
+    mov     $1, %r8d
     mov     $0xd, %eax
     mov     $1, %ecx
     cpuid
     test    $2, %eax                    // XSAVEC
     jz      1f
-    movl    $2, state_kind(%rip)
-1:  pop     %rbx
+    mov     $2, %r8d
+1:  mov     %r8d, state_kind(%rip)      // last: another thread may be on its way here
+    pop     %rbx
     .cfi_def_cfa_offset 8
     ret
     .cfi_endproc
-    .size arch_start, . - arch_start
+    .size find_state, . - find_state
 
 // unsigned arch_hit_mask(const uint8_t *block): bit i when block[i] is 0f and block[i + 1] is 05
     .p2align 4
@@ -235,6 +238,6 @@ default_mxcsr: .long 0x1f80
     .p2align 3
 state_mask: .quad 3                     // XCR0
 state_size: .quad 512                   // bytes of FXSAVE, or of XSAVE in the standard format, which XSAVEC never exceeds
-state_kind: .long 0                     // 0 FXSAVE, 1 XSAVE, 2 XSAVEC
+state_kind: .long -1                    // not known yet; 0 FXSAVE, 1 XSAVE, 2 XSAVEC
 
     .section .note.GNU-stack, "", @progbits

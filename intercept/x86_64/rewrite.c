@@ -224,7 +224,7 @@ static bool choose_short(const struct madfs_code *code, struct madfs_plan *plan)
   return false;
 }
 
-void arch_choose(const struct madfs_code *code, struct madfs_plan *plan) {
+static void choose(const struct madfs_code *code, struct madfs_plan *plan) {
   unsigned first, displaced;
   bool branch;
   if (plan->tier == ARCH_NO_SITE || plan->tier == ARCH_LEFT) return;
@@ -251,6 +251,18 @@ void arch_choose(const struct madfs_code *code, struct madfs_plan *plan) {
     return;
   }
   if (!choose_short(code, plan)) plan->tier = ARCH_LEFT;
+}
+
+void arch_choose(struct madfs_code *code, struct madfs_plan *plans, unsigned count) {
+  for (unsigned i = 0; i < count; i++) {
+    struct madfs_plan *plan = &plans[i];
+    // What the one before overwrites is not to be had again.
+    if (i && plans[i - 1].tier >= ARCH_IN_PLACE && plans[i - 1].tier <= ARCH_RELOCATE)
+      mark(plan, plans[i - 1].site + plans[i - 1].overwritten_after);
+    choose(code, plan);
+    if (plan->tier == ARCH_SHORT) code->pad_taken = plan->pad.start;
+    else if (plan->tier < ARCH_SHORT && plan->site + plan->overwritten_after > code->end) code->pad_taken = code->end;
+  }
 }
 
 // --- writing --------------------------------------------------------------------------------------------------------

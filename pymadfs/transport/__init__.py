@@ -20,13 +20,8 @@ Visit = namedtuple("Visit", "door conn number servers address")
 connection id there, the server's number, how many servers there are, the address to connect to."""
 
 
-class Slot:
-    """Memory of one call at a time: ``head`` (writable, HEAD_MAX bytes), ``reply`` (MESSAGE_MAX bytes), ``handle``."""
-
-    __slots__ = ("handle", "head", "reply")
-
-    def __init__(self, handle, head, reply):
-        self.handle, self.head, self.reply = handle, head, reply
+Slot = namedtuple("Slot", "handle head reply")
+"""Memory of one call at a time: the transport's ``handle``, ``head`` (writable, HEAD_MAX bytes), ``reply`` (MESSAGE_MAX)."""
 
 
 class Transport:
@@ -43,9 +38,11 @@ class Transport:
     - ``knock(server, secret, kind, timeout_ms) -> Visit``: raises OSError whose strerror says what is wrong.
     - ``slot() -> Slot``
     - ``call(handle, peer, tag, reply_tag, head_length, tail, tail_length, send, send_length, recv, recv_room, bulk_tag,
-      data_offset, timeout_us) -> int``: see ``ux_call`` in ``_ucx.h``; the length of the reply, or -ETIMEDOUT,
-      -ECONNRESET (the peer died), -ENOTCONN (it was dead before anything was sent).
-    - ``prepare(...)``: the same arguments without the time; ``run(handles, timeout_us) -> list`` of what ``call`` returns.
+      fixed, timeout_us) -> int``: see ``ux_call`` in ``_ucx.h``; the length of the reply; 0 when it says that the operation
+      failed (``length(handle)`` then has its length); -ETIMEDOUT, -ECONNRESET (the peer died), -ENOTCONN (it was dead before
+      anything was sent), -EPROTO (the reply is garbage).
+    - ``ask(handle, peer, tag, reply_tag, head_length, tail, tail_length, fixed, timeout_us)``: the same without data.
+    - ``prepare(...)``: the arguments of ``call`` but the time; ``run(handles, timeout_us) -> list`` of what ``call`` returns.
     - ``abandon()``: in a child after fork; -> the transport to go on with, or None for a new one.
 
     Serving side, one thread:

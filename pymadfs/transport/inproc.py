@@ -148,6 +148,7 @@ class _Call:
     def __init__(self):
         self.head, self.reply = bytearray(HEAD_MAX), bytearray(MESSAGE_MAX)
         self.arguments = None
+        self.length = 0
 
 
 class Inproc(Transport):
@@ -156,6 +157,7 @@ class Inproc(Transport):
     def __init__(self, network, address):
         self.network, self.address = network, address
         self.arena = b""
+        self._event = -1  # eventfd, made when somebody wants to sleep on it
         self._peers = {}
         self._visits = {}
         self._last = 0
@@ -163,7 +165,6 @@ class Inproc(Transport):
         self._bulk = {}  # tag -> data that came before anyone asked for it
         self._receives = {}  # tag -> (token, writable view or None)
         self._ended = []  # events of transfers
-        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def connect(self, address, door):
         if not self.network.lives(bytes(address)):
@@ -186,6 +187,8 @@ class Inproc(Transport):
             os.close(self._event)
             self._event = -1
 
+    __del__ = close
+
     def abandon(self):
         self.close()
         return self.network.transport()
@@ -201,8 +204,7 @@ class Inproc(Transport):
                 self._finish(receive, message.data)
         else:
             self._inbox.append(message)
-        if self._event >= 0:
-            os.eventfd_write(self._event, 1)
+        self._wake()
 
     def _finish(self, receive, data):
         token, view = receive
@@ -234,6 +236,12 @@ class Inproc(Transport):
         self.prepare(call, *arguments[:-1])
         return self.run([call], arguments[-1])[0]
 
+    def ask(self, call, peer, tag, reply_tag, head_length, tail, tail_length, fixed, timeout_us):
+        return self.call(call, peer, tag, reply_tag, head_length, tail, tail_length, 0, 0, 0, 0, 0, fixed, timeout_us)
+
+    def length(self, call):
+        return call.length
+
     def run(self, calls, timeout_us):
         started = [self._start(call) for call in calls]
         return [code if code is not None else self._await(call, timeout_us) for call, code in zip(calls, started)]
@@ -253,7 +261,7 @@ class Inproc(Transport):
 
     def _await(self, call, timeout_us):
         """The reply's length, its bytes in ``call.reply`` and in the memory that was to receive."""
-        peer, _, reply_tag, _, _, _, _, length, recv, room, bulk_tag, data_offset = call.arguments
+        peer, _, reply_tag, _, _, _, _, length, recv, room, bulk_tag, fixed = call.arguments
         address = self._peers.get(peer)
         found = []
 
@@ -267,22 +275,31 @@ class Inproc(Transport):
             return -errno.ECONNRESET if in_time else -errno.ETIMEDOUT
         data = found[0].data
         self._inbox.remove(found[0])
-        call.reply[:len(data)] = data
-        if len(data) < REPLY.size or not recv or REPLY.unpack(data).status:
-            return len(data)
-        bulk = REPLY.unpack(data).bulk
+        call.reply[:len(data)], call.length = data, len(data)
+        if len(data) < REPLY.size:
+            return -errno.EPROTO
+        _, status, bulk = REPLY.unpack(data)
+        if status:
+            return 0
+        if len(data) < fixed:
+            return -errno.EPROTO
         if bulk:
             if not self.network.wait(lambda: bulk_tag in self._bulk or not self.network.lives(address), timeout_us):
                 return -errno.ETIMEDOUT
             if bulk_tag not in self._bulk:
                 return -errno.ECONNRESET
-        payload = self._bulk.pop(bulk_tag) if bulk else data[data_offset:]
-        ctypes.memmove(recv, payload, min(room, len(payload)))
+        payload = self._bulk.pop(bulk_tag) if bulk else data[fixed:]
+        if bulk and bulk != len(payload):
+            return -errno.EPROTO
+        if recv:
+            ctypes.memmove(recv, payload, min(room, len(payload)))
         return len(data)
 
     # --- serving ----------------------------------------------------------------------------------------------------
 
     def fileno(self):
+        if self._event < 0:
+            self._event = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         return self._event
 
     def arm(self):

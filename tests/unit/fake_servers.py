@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers as pymadfs/ops.py describes them, in one dict: what the client's unit tests talk to in place of an rpc.Client.
+"""Servers as pymadfs/ops.py describes them, in one dict: what the client's unit tests talk to in place of an
+rpc.Client.
 
 Every request is checked for having come to the right server.
 """
+
 import ctypes
 import errno
 import os
@@ -22,8 +24,22 @@ class Node:
         self.data = {}  # chunk -> bytearray, as its server has it
 
     def attr(self):
-        return ops.ATTR.pack(self.ino, self.size, -(-self.size // 512), self.atime, self.mtime, self.mtime, self.mode,
-                             self.nlink, self.uid, self.gid, 0, self.chunk_size, 0, 0)
+        return ops.ATTR.pack(
+            self.ino,
+            self.size,
+            -(-self.size // 512),
+            self.atime,
+            self.mtime,
+            self.mtime,
+            self.mode,
+            self.nlink,
+            self.uid,
+            self.gid,
+            0,
+            self.chunk_size,
+            0,
+            0,
+        )
 
     @property
     def kind(self):
@@ -61,7 +77,7 @@ class Servers:
         self.notified.append((server, op.name, tail))
         if op is ops.RELEASE:
             for at in range(0, len(tail), 8):
-                ino = int.from_bytes(tail[at:at + 8], "little")
+                ino = int.from_bytes(tail[at : at + 8], "little")
                 assert home(ino) == server
                 if ino in self.inodes:
                     self.inodes[ino].openings -= 1
@@ -159,9 +175,12 @@ class Servers:
                 raise fail(errno.EISDIR)
         elif request.flags & os.O_DIRECTORY:
             raise fail(errno.ENOTDIR)
+        elif home(node.ino) != server:
+            return (0, self.seen(server, node)), b""  # REOPEN goes on
         elif request.flags & os.O_TRUNC:
             self.cut(node, 0)
-        node.openings += 1
+        if node.kind == stat.S_IFREG:
+            node.openings += 1
         return (created, self.seen(server, node)), b""
 
     def reopen(self, server, request, hint):
@@ -177,7 +196,7 @@ class Servers:
         return (self.make(server, path, stat.S_IFDIR | request.mode).attr(),), b""
 
     def symlink(self, server, request, tail):
-        path, target = tail[:request.length], tail[request.length:]
+        path, target = tail[: request.length], tail[request.length :]
         return (self.make(server, path, stat.S_IFLNK | 0o777, target=target).attr(),), b""
 
     def unlink(self, server, request, path):
@@ -195,7 +214,7 @@ class Servers:
         return (), b""
 
     def rename(self, server, request, tail):
-        old, new = tail[:request.length], tail[request.length:]
+        old, new = tail[: request.length], tail[request.length :]
         node, target = self.named(server, old), self.walk(new)
         if target is not None and request.flags:
             raise fail(errno.EEXIST)
@@ -208,13 +227,14 @@ class Servers:
         return (), b""
 
     def readdir(self, server, request, tail):
-        path, last = tail[:request.length], tail[request.length:]
+        path, last = tail[: request.length], tail[request.length :]
         self.walk(path)
-        names = sorted(name for name in self.names
-                       if name != b"/" and parent(name) == path and owner(name, self.servers) == server)
+        names = sorted(
+            name for name in self.names if name != b"/" and parent(name) == path and owner(name, self.servers) == server
+        )
         page, room = b"", min(request.limit, 100)  # small pages, so that there are several
         for name in names:
-            short = name[name.rindex(b"/") + 1:]
+            short = name[name.rindex(b"/") + 1 :]
             if short <= last:
                 continue
             entry = ops.DIRENT.pack(self.names[name].ino, self.names[name].kind >> 12, len(short)) + short
@@ -250,24 +270,24 @@ class Servers:
     def cut(self, node, size):
         for chunk in list(node.data):
             keep = size - chunk * node.chunk_size
-            node.data[chunk] = node.data[chunk][:max(keep, 0)]
+            node.data[chunk] = node.data[chunk][: max(keep, 0)]
         node.size = size
 
     def read(self, server, request, tail):
         assert server == chunk_server(request.ino, request.chunk, self.servers) and request.length > 0
         stored = self.inodes[request.ino].data.get(request.chunk, b"")
-        data = bytes(stored[request.offset:request.offset + request.length])
+        data = bytes(stored[request.offset : request.offset + request.length])
         return (len(data),), data
 
     def write(self, server, request, tail):
         assert server == chunk_server(request.ino, request.chunk, self.servers)
-        node, data = self.inodes[request.ino], tail[request.hint:]
+        node, data = self.inodes[request.ino], tail[request.hint :]
         assert len(data) == request.length and request.offset + request.length <= node.chunk_size
         stored = node.data.setdefault(request.chunk, bytearray())
         stored.extend(bytes(max(0, request.offset - len(stored))))
-        stored[request.offset:request.offset + len(data)] = data
+        stored[request.offset : request.offset + len(data)] = data
         if request.end:
-            assert server == home(request.ino) and tail[:request.hint].startswith(b"/")
+            assert server == home(request.ino) and tail[: request.hint].startswith(b"/")
             node.size = max(node.size, request.end)
         return (node.size if request.end else 0,), b""
 

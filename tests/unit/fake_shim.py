@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module `_shim` that the runtime builds in, over ctypes: slots, shared offsets, and real memory."""
+
 import ctypes
 import errno
 import mmap
@@ -45,8 +46,7 @@ class Shim(types.ModuleType):
 
     def drop(self, fd):
         """close(2) of the last descriptor; returns the handle whose `release` is due."""
-        handle = self.descriptors.pop(fd)
-        return handle
+        return self.descriptors.pop(fd)
 
     def slot(self, handle):
         if handle not in self.slots:

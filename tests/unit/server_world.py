@@ -8,18 +8,13 @@ import struct
 from pymadfs.config import Config
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, home, owner
-from pymadfs.ops import (ATTR, DIRENT, FLAG_REMOTE, GETATTR, LOOKUP, MKDIR, OPEN, READ, READDIR, RELEASE, RENAME, RMDIR,
+from pymadfs.ops import (ATTR, DIRENT, EXTEND, FLAG_REMOTE, GETATTR, LOOKUP, MKDIR, OPEN, READ, READDIR, RELEASE, RENAME, RMDIR,
                          SETATTR, SYMLINK, UNLINK, WRITE)
-from pymadfs.rpc import Request
 from pymadfs.server import handlers
 from pymadfs.server.dispatch import Server
 from pymadfs.server.kv import MemoryKV
 
-CHUNK = 4096
-
-
-class Crash(BaseException):
-    """Raised by a trap: the calling server dies at this await."""
+CHUNK, INLINE = 4096, 2000
 
 
 class Rpc:
@@ -60,11 +55,12 @@ class Rpc:
         for when in ("before", "after"):
             if when == "after":
                 result = await self.world.ask(server, op, tail, *fields, conn=-1 - self.number)
-            if self.world.trap and (self.number, op, when) == self.world.trap:
-                self.world.trap = None
-                self.world.crash(self.number)
+            if self.world.trap and (self.number, op, when) == self.world.trap[:3]:
+                victim, self.world.trap = self.world.trap[3], None
+                self.world.crash(victim)
                 self.world.trapped.set()
-                await asyncio.Event().wait()  # a dead process does not go on
+                if victim == self.number:
+                    await asyncio.Event().wait()  # a dead process does not go on
         return result
 
     async def receive(self, request, view):
@@ -72,16 +68,18 @@ class Rpc:
         view[:len(request.payload)] = request.payload
 
 
-class Call(Request):
-    """A request with what the tests hang on it."""
+class Call:
+    """A request as rpc.Request, with what the tests hang on it: the future of its answer, and its bulk data."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.answer, self.payload = None, b""
+    def __init__(self, op, conn, uid, gid, fields, tail, payload):
+        self.op, self.id, self.conn, self.uid, self.gid, self.fields, self.tail = op, 0, conn, uid, gid, fields, tail
+        self.bulk, self.fsync, self.unread = len(payload), False, 0
+        self.answer, self.payload = asyncio.get_running_loop().create_future(), payload
 
 
 class World:
-    """``count`` servers with their stores in ``path``; ``trap`` is (server, op, "before" or "after"): where it crashes."""
+    """``count`` servers with their stores in ``path``; ``trap`` is (server, op, "before" or "after", victim):
+    the victim dies when the server is about to call op, or has its answer."""
 
     def __init__(self, path, count=3, make_kv=MemoryKV):
         self.path, self.count = str(path), count
@@ -97,7 +95,7 @@ class World:
     def start(self, number):
         path = os.path.join(self.path, str(number))
         os.makedirs(path, exist_ok=True)
-        server = Server(Rpc(self, number), self.kvs[number], path, Config({}))
+        server = Server(Rpc(self, number), self.kvs[number], path, Config({"MADFS_INLINE_MAX": str(INLINE)}))
         server.retry_s = 0.001
         server.conns.update(range(-self.count, 10))
         self.servers[number] = server
@@ -107,7 +105,7 @@ class World:
         """kill -9: what was not committed is gone, nothing more happens."""
         server, self.servers[number] = self.servers[number], None
         for pool in (*server._pools, server._removals):
-            for task in pool._running:
+            for task in pool.running:
                 task.cancel()
             pool._line.clear()
         for task in server._background:
@@ -128,9 +126,7 @@ class World:
         """(reply, tail), or the exception that a client would see.  EIO when the server is dead or dies meanwhile."""
         self.log.append((number, op))
         packed = op.request.pack(*fields)
-        request = Call(op, 0, conn, uid, gid, op.request.unpack(packed), tail, len(payload), False)
-        request.unread, request.payload = 0, payload
-        request.answer = asyncio.get_running_loop().create_future()
+        request = Call(op, conn, uid, gid, op.request.unpack(packed), tail, payload)
         await asyncio.sleep(0)
         server = self.servers[number]
         if server is None:
@@ -213,7 +209,6 @@ class World:
             if number == home(attr.ino):
                 fields = (attr.ino, chunk, within, len(piece), end, len(path))
             else:
-                from pymadfs.ops import EXTEND
                 await self.ask(home(attr.ino), EXTEND, path, attr.ino, end, **user)
                 fields = (attr.ino, chunk, within, len(piece), 0, len(path))
             await self.ask(number, WRITE, path + (b"" if bulk else piece), *fields, payload=piece if bulk else b"", **user)
@@ -248,13 +243,32 @@ class World:
 
     async def quiet(self):
         """Until all removals and renames in the background are done."""
-        while any(server and (server._removals._running or server._background) for server in self.servers):
-            tasks = [task for server in self.servers if server for task in (*server._removals._running, *server._background)]
+        while any(server and (server._removals.running or server._background) for server in self.servers):
+            tasks = [task for server in self.servers if server for task in (*server._removals.running, *server._background)]
             await asyncio.wait(tasks)
 
-    def files(self):
+    def files_of_chunks(self):
         """Names of all chunk files."""
         return [name for _, _, names in os.walk(self.path) for name in names]
 
     def keys(self, prefix):
         return [key for kv in self.kvs for key in kv.items if key.startswith(prefix)]
+
+
+def run(test):
+    """Run an ``async def test(world)`` with three servers."""
+    def wrapper(tmp_path):
+        async def main():
+            world = World(tmp_path)
+            try:
+                await asyncio.wait_for(test(world), 20)
+            finally:
+                await world.stop()
+        asyncio.run(main())
+    wrapper.__name__ = test.__name__
+    wrapper.__doc__ = test.__doc__
+    return wrapper
+
+
+def code(error):
+    return errno.errorcode[error.value.errno]

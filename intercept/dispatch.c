@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+// The hot path.  madfs_filter() runs on the application's stack at every system call of a class that may be ours, and
+// lets go what is not within nanoseconds.  What may be ours goes on with asynchronous signals blocked, on the thread's
+// hook stack: canonical arguments are built from the row, and the runtime answers.
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "intercept.h"
+
+#define AT(d, p) {PARAMETER_AT, d, p, 0}
+#define AT_CWD(p) {PARAMETER_AT, -1, p, 0}
+#define FD(a) {PARAMETER_FD, 0, a, 0}
+#define STR(a) {PARAMETER_STR, 0, a, 0}
+#define INT(a) {PARAMETER_INT, 0, a, 0}
+#define CONSTANT(v) {PARAMETER_CONSTANT, 0, 0, v}
+#define ARGUMENT(a) (1 + (a))
+#define SYSCALL(name, ...) [SYS_##name] = {__VA_ARGS__},
+const struct madfs_row madfs_rows[MADFS_ROWS] = {
+#include "syscalls.def"
+};
+#undef SYSCALL
+
+// What makes a descriptor, for when the runtime makes one.
+static const uint16_t creators[] = {
+    SYS_openat,       SYS_openat2,    SYS_socket,        SYS_socketpair, SYS_accept,        SYS_accept4,
+    SYS_eventfd2,     SYS_pipe2,      SYS_epoll_create1, SYS_dup,        SYS_dup3,          SYS_fcntl,
+    SYS_memfd_create, SYS_timerfd_create, SYS_signalfd4, SYS_inotify_init1, SYS_pidfd_open, SYS_userfaultfd,
+    SYS_io_uring_setup, SYS_perf_event_open, ARCH_CREATORS,
+};
+
+uint8_t madfs_classes[MADFS_CLASSES];
+
+void madfs_classes_fill(void) {
+  for (unsigned i = 0; i < MADFS_ROWS; i++)
+    if (madfs_rows[i].kind != ROW_NONE) madfs_classes[i] |= CLASS_ROW;
+  for (unsigned i = 0; i < sizeof creators / sizeof *creators; i++) madfs_classes[creators[i]] |= CLASS_CREATES;
+}
+
+// --- the answer, on the hook stack ----------------------------------------------------------------------------------
+
+static enum madfs_verdict answer(struct madfs_frame *f, long result) {
+  f->number = result;
+  return MADFS_DONE;
+}
+
+static int directory_of(const struct madfs_frame *f, const struct madfs_parameter *p) {
+  return p->directory < 0 ? AT_FDCWD : (int)f->argument[(int)p->directory];
+}
+
+// The names in a call: how many are ours and how many are not.
+struct names {
+  int ours, theirs, error;
+};
+
+static void build_path(const struct madfs_frame *f, const struct madfs_parameter *p, struct madfs_arg *out, struct names *names) {
+  struct madfs_thread *t = madfs_local.thread;
+  const char *path = (const char *)f->argument[(int)p->argument];
+  char *room = t->path[names->ours > 0];
+  int magic = *out->text ? madfs_path_magic(path) : -1;
+  int where = PATH_OURS;
+  if (magic >= 0) out->length = madfs_slot_path(madfs_fd_slot(magic), room);
+  else where = madfs_path_locate(directory_of(f, p), path, room, &out->length);
+  if (where < 0) names->error = where;
+  else if (where == PATH_HOST) names->theirs++;
+  else if (names->ours++, !*path) names->error = -ENOENT;
+  out->kind = MADFS_ARG_PATH;
+  out->text = room;
+}
+
+static void build_fd(int fd, struct madfs_arg *out, struct names *names) {
+  int slot = madfs_fd_slot(fd);
+  if (slot >= 0) names->ours++;
+  else if (slot == FD_INTERNAL) names->error = -EBADF;
+  else names->theirs++;
+  *out = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = slot >= 0 ? (long)madfs_fd_handle(slot) : -1};
+}
+
+// `follow`: paths such as /proc/self/fd/3 mean the file, not the link.
+static struct names build(const struct madfs_frame *f, const struct madfs_parameter *parameters, unsigned count, bool follow,
+                          struct madfs_call *call) {
+  struct names names = {0, 0, 0};
+  call->count = (int)count;
+  for (unsigned i = 0; i < count && !names.error; i++) {
+    const struct madfs_parameter *p = &parameters[i];
+    struct madfs_arg *out = &call->arg[i];
+    unsigned long value = f->argument[(int)p->argument];
+    switch (p->kind) {
+      case PARAMETER_AT:
+        out->text = follow ? "follow" : "";
+        build_path(f, p, out, &names);
+        break;
+      case PARAMETER_FD:
+        build_fd((int)value, out, &names);
+        break;
+      case PARAMETER_STR:
+        if (value < MADFS_POINTER_MIN || value >= ARCH_POINTER_MAX) names.error = -EFAULT;
+        else *out = (struct madfs_arg){.kind = MADFS_ARG_STR, .text = (const char *)value, .length = strlen((const char *)value)};
+        break;
+      default:
+        *out = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = p->kind == PARAMETER_CONSTANT ? p->value : (long)value};
+    }
+  }
+  return names;
+}
+
+// The path led out of the mount: the original call with the path it came to.
+static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *row, const struct madfs_parameter *parameters,
+                                 int which, int paths) {
+  if (paths > 1) return answer(f, -EXDEV);
+  if (which < 0 || which >= row->count || parameters[which].kind != PARAMETER_AT) return answer(f, -EIO);
+  const struct madfs_parameter *p = &parameters[which];
+  long a[6];
+  for (int i = 0; i < 6; i++) a[i] = (long)f->argument[i];
+  a[(int)p->argument] = (long)madfs_local.thread->escaped;
+  if (p->directory >= 0) a[(int)p->directory] = AT_FDCWD;
+  return answer(f, arch_syscall(f->number, a[0], a[1], a[2], a[3], a[4], a[5]));
+}
+
+static bool has_empty_path(const struct madfs_frame *f, const struct madfs_row *row) {
+  if (!row->empty_count || row->parameter[0].kind != PARAMETER_AT) return false;
+  const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
+  bool flagged = row->flags && (f->argument[row->flags - 1] & AT_EMPTY_PATH);
+  if (!path) return flagged || row->null;
+  return flagged && (unsigned long)path >= MADFS_POINTER_MIN && !*path;
+}
+
+// fstatat(fd, "", ..., AT_EMPTY_PATH) and its like: the descriptor alone, or the working directory.
+static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs_row *row) {
+  struct madfs_thread *t = madfs_local.thread;
+  struct madfs_call call = {.number = row->empty_call};
+  int ignored;
+  if (directory_of(f, &row->parameter[0]) != AT_FDCWD) {
+    struct names names = build(f, row->empty_parameter, row->empty_count, false, &call);
+    if (names.error) return answer(f, names.error);
+    return names.ours ? answer(f, madfs_runtime_call(&call, &ignored)) : MADFS_PASS;
+  }
+  size_t length = madfs_cwd_get(t->path[0]);
+  if (!length) return MADFS_PASS;
+  call.number = row->call;
+  struct names names = build(f, row->parameter + 1, row->count - 1U, false, &call);
+  if (names.error) return answer(f, names.error);
+  for (int i = call.count++; i > 0; i--) call.arg[i] = call.arg[i - 1];
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = t->path[0], .length = length};
+  return answer(f, madfs_runtime_call(&call, &ignored));
+}
+
+static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
+  switch (row->call) {
+    case CALL_openat: case CALL_openat2: case CALL_truncate: case CALL_statfs: case CALL_faccessat: return true;
+    case CALL_newfstatat: return row->parameter[2].kind == PARAMETER_CONSTANT ? !row->parameter[2].value : !(f->argument[3] & AT_SYMLINK_NOFOLLOW);
+    case CALL_statx: return !(f->argument[2] & AT_SYMLINK_NOFOLLOW);
+    default: return false;
+  }
+}
+
+// readlink("/proc/self/fd/N") of a descriptor of ours.
+static enum madfs_verdict read_magic_link(struct madfs_frame *f, const struct madfs_row *row, int fd) {
+  char *path = madfs_local.thread->path[0], *out = (char *)f->argument[(int)row->parameter[1].argument];
+  long size = (int)f->argument[(int)row->parameter[2].argument], length = (long)madfs_slot_path(madfs_fd_slot(fd), path);
+  if (size <= 0) return answer(f, -EINVAL);
+  if ((unsigned long)out < MADFS_POINTER_MIN) return answer(f, -EFAULT);
+  if (length > size) length = size;
+  memcpy(out, path, (size_t)length);
+  return answer(f, length);
+}
+
+// Calls of which C knows more than their row says.
+static enum madfs_verdict answer_special(struct madfs_frame *f, const struct madfs_row *row, bool *answered) {
+  *answered = true;
+  if (row->call == CALL_lseek || row->call == CALL_ioctl) {
+    int slot = madfs_fd_slot((int)f->argument[0]);
+    if (slot == FD_INTERNAL) return answer(f, -EBADF);
+    if (row->call == CALL_ioctl && slot >= 0 && (f->argument[1] == FIOCLEX || f->argument[1] == FIONCLEX)) return MADFS_PASS;
+    if (row->call == CALL_lseek && slot >= 0 && f->argument[2] <= 1 && !(madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)))
+      return answer(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));
+  } else if (row->call == CALL_readlinkat) {
+    const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
+    int fd = (unsigned long)path >= MADFS_POINTER_MIN && (unsigned long)path < ARCH_POINTER_MAX ? madfs_path_magic(path) : -1;
+    if (fd >= 0) return read_magic_link(f, row, fd);
+  } else if (row->call == CALL_mmap && madfs_fd_slot((int)f->argument[4]) == FD_HOST) {
+    // A library is being loaded: nobody runs its text yet.
+    long at = RAW(SYS_mmap, f->argument[0], f->argument[1], f->argument[2], f->argument[3], f->argument[4], f->argument[5]);
+    if (!madfs_failed(at))
+      madfs_scan_mapping((unsigned long)at, f->argument[1], (int)f->argument[4], f->argument[5], (int)f->argument[2]);
+    return answer(f, at);
+  }
+  *answered = false;
+  return MADFS_PASS;
+}
+
+static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
+  bool answered;
+  if (row->kind == ROW_SHIM) return row->shim->work(f);
+  if (row->kind == ROW_CALL) {
+    enum madfs_verdict verdict = answer_special(f, row, &answered);
+    if (answered) return verdict;
+  }
+  if (has_empty_path(f, row)) return answer_empty(f, row);
+  struct madfs_call call = {.number = row->call};
+  struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
+  if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
+  if (names.error) return answer(f, names.error);
+  if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);
+  if (names.theirs) return answer(f, -EXDEV);
+  int which = -1;
+  long result = madfs_runtime_call(&call, &which);
+  if (result == MADFS_HOST_PATH) return escape(f, row, row->parameter, which, names.ours);
+  return answer(f, result);
+}
+
+static long on_hook_stack(void *value) {
+  struct madfs_frame *f = value;
+  if (!madfs_local.thread->registered) madfs_thread_register(madfs_local.thread);
+  return answer_row(f, &madfs_rows[f->number]);
+}
+
+// --- the way there --------------------------------------------------------------------------------------------------
+
+// Asynchronous signals wait until the call is over: their handlers may do anything, and our locks are held.
+static const uint64_t asynchronous = ~(1UL << (SIGSEGV - 1) | 1UL << (SIGBUS - 1) | 1UL << (SIGFPE - 1) | 1UL << (SIGILL - 1) |
+                                       1UL << (SIGTRAP - 1) | 1UL << (SIGABRT - 1) | 1UL << (SIGSYS - 1));
+
+__attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *f) {
+  uint64_t before;
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &asynchronous, &before, sizeof before);
+  struct madfs_thread *t = madfs_thread();
+  enum madfs_verdict verdict = MADFS_DONE;
+  if (t) {
+    madfs_local.inside = 1;
+    verdict = (enum madfs_verdict)arch_on_stack(t, on_hook_stack, f);
+    madfs_local.inside = 0;
+  } else {
+    f->number = -ENOMEM;
+  }
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+  if (t && t->exec_frame == f) f->number = madfs_exec_finish(t);
+  return verdict;
+}
+
+static bool concerns(const struct madfs_frame *f, const struct madfs_row *row) {
+  for (unsigned i = 0; i < row->count; i++) {
+    const struct madfs_parameter *p = &row->parameter[i];
+    unsigned long value = f->argument[(int)p->argument];
+    if (p->kind == PARAMETER_FD && madfs_fd_concerns((int)value)) return true;
+    if (p->kind == PARAMETER_AT && madfs_path_concerns(directory_of(f, p), (const char *)value)) return true;
+  }
+  return false;
+}
+
+__attribute__((noinline)) static bool mmap_concerns(const struct madfs_frame *f) {
+  if ((f->argument[3] & MAP_ANONYMOUS) || (int)f->argument[4] < 0) return false;
+  return (f->argument[2] & PROT_EXEC) || madfs_fd_concerns((int)f->argument[4]);
+}
+
+__attribute__((noinline)) static enum madfs_verdict filter_names(struct madfs_frame *f, const struct madfs_row *row) {
+  if (row->kind == ROW_SHIM) return row->shim->concerns(f) ? forward(f) : MADFS_PASS;
+  if (f->number == SYS_mmap) return mmap_concerns(f) ? forward(f) : MADFS_PASS;
+  return concerns(f, row) ? forward(f) : MADFS_PASS;
+}
+
+__attribute__((noinline)) static enum madfs_verdict filter_inside(struct madfs_frame *f) {
+  if (f->number < MADFS_ROWS) {
+    const struct madfs_row *row = &madfs_rows[f->number];
+    if (row->kind == ROW_SHIM && !row->shim->work) row->shim->concerns(f);  // clone and its like take note
+  }
+  return madfs_fds_inside(f);
+}
+
+enum madfs_verdict madfs_filter(struct madfs_frame *f) {
+  if (MADFS_UNLIKELY((unsigned long)f->number >= MADFS_ROWS)) return MADFS_PASS;
+  if (MADFS_UNLIKELY(madfs_local.inside)) return filter_inside(f);
+  const struct madfs_row *row = &madfs_rows[f->number];
+  if (row->kind == ROW_NONE) return MADFS_PASS;
+  if (row->route == ROUTE_FD && row->kind != ROW_SHIM)
+    return madfs_fd_concerns((int)f->argument[0]) ? forward(f) : MADFS_PASS;
+  return filter_names(f, row);
+}

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which paths are ours, and the working directory when it is.
+//
+// A path is ours when, read from left to right, it comes to the mount: at a component's end, so /madfs2 is not inside
+// /madfs.  "//", "." and ".." are resolved on the way there only; what follows is the runtime's to resolve, because
+// symbolic links matter there, and it says when the path leaves the mount again (MADFS_HOST_PATH).
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "intercept.h"
+
+static bool readable(const char *path) {
+  return (unsigned long)path >= MADFS_POINTER_MIN && (unsigned long)path < ARCH_POINTER_MAX;
+}
+
+static bool dots(const char *component, bool *parent) {
+  if (component[0] != '.') return false;
+  *parent = component[1] == '.';
+  const char *end = component + (*parent ? 2 : 1);
+  return *end == 0 || *end == '/';
+}
+
+// Whether an absolute path must be resolved before one can say where it leads.
+static bool is_odd(const char *path) {
+  bool parent;
+  for (; *path; path++)
+    if (path[0] == '/' && (path[1] == '/' || dots(path + 1, &parent))) return true;
+  return false;
+}
+
+static bool under_mount(const char *path) {
+  const char *mount = madfs_settings.mount;
+  while (*mount && *mount == *path) mount++, path++;
+  return !*mount && (*path == 0 || *path == '/');
+}
+
+// Whether a relative path may lead into the mount from a directory outside it: upwards, or by a name in its path.
+static bool may_enter(const char *path) {
+  bool parent = false;
+  const char *mount = madfs_settings.mount;
+  for (const char *at = path; *at; at++)
+    if ((at == path || at[-1] == '/') && dots(at, &parent) && parent) return true;
+  while (dots(path, &parent)) {
+    while (*path && *path != '/') path++;
+    while (*path == '/') path++;
+  }
+  size_t n = 0;
+  while (path[n] && path[n] != '/') n++;
+  for (; n && *mount; mount++)
+    if (mount[0] == '/' && memcmp(mount + 1, path, n) == 0 && (mount[1 + n] == 0 || mount[1 + n] == '/')) return true;
+  return false;
+}
+
+static bool base_is_ours(int directory) { return directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_concerns(directory); }
+
+bool madfs_path_concerns(int directory, const char *path) {
+  if (!path) return base_is_ours(directory);
+  if (!readable(path)) return false;
+  if (*path != '/') return base_is_ours(directory) || may_enter(path);
+  return under_mount(path) || is_odd(path) || madfs_path_magic(path) >= 0;
+}
+
+int madfs_path_magic(const char *path) {
+  static const char *const names[] = {"/proc/self/fd/", "/dev/fd/", "/proc/thread-self/fd/"};
+  static const char *const standard[] = {"/dev/stdin", "/dev/stdout", "/dev/stderr"};
+  if (atomic_load(&madfs_fds_top) < 0) return -1;
+  unsigned long fd;
+  for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
+    if (!madfs_starts(path, names[i])) continue;
+    const char *end = madfs_number(path + strlen(names[i]), 10, &fd);
+    return end && !*end && fd <= INT32_MAX && madfs_fd_slot((int)fd) >= 0 ? (int)fd : -1;
+  }
+  for (int i = 0; i < 3; i++)
+    if (strcmp(path, standard[i]) == 0) return madfs_fd_slot(i) >= 0 ? i : -1;
+  return -1;
+}
+
+// Resolves an absolute `text` up to the mount.
+static int enter(const char *text, char *out, size_t *length) {
+  size_t n = 0;
+  for (;;) {
+    bool parent;
+    while (*text == '/') text++;
+    if (!*text) return PATH_HOST;
+    const char *end = text;
+    while (*end && *end != '/') end++;
+    if (dots(text, &parent)) {
+      while (parent && n && out[--n] != '/') continue;
+      text = end;
+      continue;
+    }
+    size_t size = (size_t)(end - text);
+    if (n + 1 + size >= MADFS_PATH_MAX) return -ENAMETOOLONG;
+    out[n++] = '/';
+    memcpy(out + n, text, size);
+    n += size;
+    text = end;
+    if (n != madfs_settings.mount_length || memcmp(out, madfs_settings.mount, n) != 0) continue;
+    size_t rest = strlen(text);
+    if (n + rest >= MADFS_PATH_MAX) return -ENAMETOOLONG;
+    memcpy(out + n, text, rest + 1);
+    *length = n + rest;
+    return PATH_OURS;
+  }
+}
+
+static int join(size_t base, const char *path, size_t size, char *out, size_t *length) {
+  if (base + 1 + size >= MADFS_PATH_MAX) return -ENAMETOOLONG;
+  if (size) out[base++] = '/';
+  memcpy(out + base, path, size);
+  out[base + size] = 0;
+  *length = base + size;
+  return PATH_OURS;
+}
+
+// A relative path from a directory outside the mount.
+static int from_outside(int directory, const char *path, size_t size, char *out, size_t *length) {
+  char name[40], number[24], *scratch = madfs_local.thread->scratch;
+  long n;
+  if (!may_enter(path)) return PATH_HOST;
+  if (directory == AT_FDCWD) {
+    n = RAW(SYS_getcwd, scratch, MADFS_PATH_MAX) - 1;
+  } else {
+    size_t at = madfs_copy(name, sizeof name, "/proc/self/fd/");
+    madfs_copy(name + at, sizeof name - at, madfs_decimal(number, (unsigned)directory));
+    n = RAW(SYS_readlinkat, AT_FDCWD, name, scratch, MADFS_PATH_MAX - 1);
+  }
+  if (n <= 0 || scratch[0] != '/' || (size_t)n + 1 + size >= MADFS_PATH_MAX) return PATH_HOST;
+  size_t joined;
+  join((size_t)n, path, size, scratch, &joined);
+  return enter(scratch, out, length);
+}
+
+int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length) {
+  if (!readable(path)) return PATH_HOST;
+  size_t size = strlen(path);
+  if (*path == '/') {
+    if (size >= MADFS_PATH_MAX) return PATH_HOST;  // the kernel's answer is ENAMETOOLONG
+    if (!under_mount(path)) return is_odd(path) ? enter(path, out, length) : PATH_HOST;
+    memcpy(out, path, size + 1);
+    *length = size;
+    return PATH_OURS;
+  }
+  if (directory == AT_FDCWD) {
+    size_t base = madfs_cwd_get(out);
+    if (base) return size >= MADFS_PATH_MAX ? -ENAMETOOLONG : join(base, path, size, out, length);
+  } else {
+    int slot = madfs_fd_slot(directory);
+    if (slot == FD_INTERNAL) return -EBADF;
+    if (slot >= 0) return size >= MADFS_PATH_MAX ? -ENAMETOOLONG : join(madfs_slot_path(slot, out), path, size, out, length);
+  }
+  return size >= MADFS_PATH_MAX ? PATH_HOST : from_outside(directory, path, size, out, length);
+}
+
+// --- the working directory ------------------------------------------------------------------------------------------
+
+// Read without a lock: `version` is odd while it changes.
+static struct {
+  _Atomic unsigned version;
+  _Atomic size_t length;  // 0: the working directory is the kernel's
+  char path[MADFS_PATH_MAX];
+  struct madfs_lock lock;
+} cwd;
+
+// A child of vfork has its own working directory, but its parent's memory.
+static struct madfs_thread *own_cwd(void) {
+  struct madfs_thread *t = madfs_local.thread;
+  return MADFS_UNLIKELY(madfs_local.vfork_depth) && madfs_in_vfork() && t && t->cwd_changed ? t : NULL;
+}
+
+bool madfs_cwd_virtual(void) {
+  const struct madfs_thread *t = own_cwd();
+  return t ? t->cwd_length != 0 : atomic_load_explicit(&cwd.length, memory_order_relaxed) != 0;
+}
+
+size_t madfs_cwd_get(char out[MADFS_PATH_MAX]) {
+  const struct madfs_thread *t = own_cwd();
+  if (t) {
+    memcpy(out, t->cwd, t->cwd_length + 1);
+    return t->cwd_length;
+  }
+  for (;;) {
+    unsigned version = atomic_load(&cwd.version);
+    size_t length = atomic_load(&cwd.length);
+    memcpy(out, cwd.path, length);
+    out[length] = 0;
+    atomic_thread_fence(memory_order_acquire);
+    if (!(version & 1) && atomic_load(&cwd.version) == version) return length;
+    arch_pause();
+  }
+}
+
+static void cwd_store(const char *path, size_t length) {
+  struct madfs_thread *t = madfs_local.thread;
+  if (madfs_in_vfork() && t) {
+    t->cwd_changed = true;
+    t->cwd_length = length;
+    memcpy(t->cwd, path, length);
+    t->cwd[length] = 0;
+    return;
+  }
+  madfs_lock(&cwd.lock);
+  atomic_fetch_add(&cwd.version, 1);
+  memcpy(cwd.path, path, length);
+  atomic_store(&cwd.length, length);
+  atomic_fetch_add(&cwd.version, 1);
+  madfs_unlock(&cwd.lock);
+}
+
+// While the working directory is in the mount, the kernel's is a directory that no longer exists: whatever relative
+// path slips past us fails with ENOENT there, and creates nothing.
+static void park(void) {
+  static const char *const places[] = {"/tmp", "/dev/shm", "/run", "/var/tmp", NULL};
+  char name[64], number[24];
+  for (int i = 0; places[i]; i++) {
+    size_t n = madfs_copy(name, sizeof name, places[i]);
+    n += madfs_copy(name + n, sizeof name - n, "/.madfs-cwd-");
+    madfs_copy(name + n, sizeof name - n, madfs_decimal(number, (unsigned long)RAW(SYS_gettid)));
+    if (madfs_failed(RAW(SYS_mkdirat, AT_FDCWD, name, 0700))) continue;
+    bool there = !madfs_failed(RAW(SYS_chdir, name));
+    RAW(SYS_unlinkat, AT_FDCWD, name, AT_REMOVEDIR);
+    if (there) return;
+  }
+  RAW(SYS_chdir, "/proc");  // nobody can create anything there
+}
+
+void madfs_cwd_set(const char *path, size_t length) {
+  if (!length || length >= MADFS_PATH_MAX) return;
+  if (!madfs_cwd_virtual()) park();
+  cwd_store(path, length);
+}
+
+void madfs_cwd_clear(void) {
+  if (madfs_cwd_virtual()) cwd_store("", 0);
+}
+
+static enum madfs_verdict answer(struct madfs_frame *f, long result) {
+  f->number = result;
+  return MADFS_DONE;
+}
+
+// The runtime looked at the directory: it is ours and madfs_cwd_set() was called, or it lies outside.
+static enum madfs_verdict changed(struct madfs_frame *f, const struct madfs_call *call) {
+  int which;
+  long result = madfs_runtime_call(call, &which);
+  if (result == MADFS_HOST_PATH) {
+    result = RAW(SYS_chdir, madfs_local.thread->escaped);
+    if (!madfs_failed(result)) madfs_cwd_clear();
+  }
+  return answer(f, result);
+}
+
+static bool chdir_concerns(struct madfs_frame *f) {
+  return madfs_cwd_virtual() || madfs_path_concerns(AT_FDCWD, (const char *)f->argument[0]);
+}
+
+static enum madfs_verdict chdir_work(struct madfs_frame *f) {
+  const char *path = (const char *)f->argument[0];
+  char *out = madfs_local.thread->path[0];
+  size_t length;
+  int where = madfs_path_locate(AT_FDCWD, path, out, &length);
+  if (where < 0) return answer(f, where);
+  if (where == PATH_HOST) {
+    long result = RAW(SYS_chdir, path);
+    if (!madfs_failed(result)) madfs_cwd_clear();
+    return answer(f, result);
+  }
+  if (!*path) return answer(f, -ENOENT);
+  struct madfs_call call = {.number = CALL_chdir_path, .count = 1};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = out, .length = length};
+  return changed(f, &call);
+}
+
+const struct madfs_shim madfs_shim_chdir = {chdir_concerns, chdir_work};
+
+static bool fchdir_concerns(struct madfs_frame *f) {
+  return madfs_cwd_virtual() || madfs_fd_concerns((int)f->argument[0]);
+}
+
+static enum madfs_verdict fchdir_work(struct madfs_frame *f) {
+  int slot = madfs_fd_slot((int)f->argument[0]);
+  if (slot == FD_INTERNAL) return answer(f, -EBADF);
+  if (slot == FD_HOST) {
+    long result = RAW(SYS_fchdir, f->argument[0]);
+    if (!madfs_failed(result)) madfs_cwd_clear();
+    return answer(f, result);
+  }
+  struct madfs_call call = {.number = CALL_chdir_fd, .count = 1};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+  return changed(f, &call);
+}
+
+const struct madfs_shim madfs_shim_fchdir = {fchdir_concerns, fchdir_work};
+
+static bool getcwd_concerns(struct madfs_frame *f) { return (void)f, madfs_cwd_virtual(); }
+
+static enum madfs_verdict getcwd_work(struct madfs_frame *f) {
+  char *path = madfs_local.thread->scratch;
+  size_t size = madfs_cwd_get(path) + 1;
+  if (size == 1) return MADFS_PASS;
+  if (size > f->argument[1]) return answer(f, -ERANGE);
+  if (!readable((const char *)f->argument[0])) return answer(f, -EFAULT);
+  memcpy((char *)f->argument[0], path, size);
+  return answer(f, (long)size);
+}
+
+const struct madfs_shim madfs_shim_getcwd = {getcwd_concerns, getcwd_work};

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+// The other library: loaded at the first call that is ours, from the directory this one lies in, and called on the
+// thread's hook stack with the vector registers put aside.  Everything here that libc does happens in arch_preserve().
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "intercept.h"
+
+enum { ENVIRONMENT_MAX = 4096, MESSAGE = 512, GUARD = 4096 };
+
+static struct {
+  _Atomic(const struct madfs_runtime *) table;
+  bool failed;  // said so once; every call is EIO
+  struct madfs_lock lock;
+} runtime;
+
+static int set_inside(int inside) {
+  int before = madfs_local.inside;
+  madfs_local.inside = inside;
+  return before;
+}
+
+static const struct madfs_host host = {
+    .abi = MADFS_HOST_ABI,
+    .version = madfs_version,
+    .open_fd = madfs_fds_open,
+    .slot_read = madfs_fds_slot_read,
+    .offset_get = madfs_fds_offset_get,
+    .offset_set = madfs_fds_offset_set,
+    .offset_cas = madfs_fds_offset_cas,
+    .offset_add = madfs_fds_offset_add,
+    .set_cwd = madfs_cwd_set,
+    .umask = madfs_umask,
+    .inside = set_inside,
+};
+
+// --- threads --------------------------------------------------------------------------------------------------------
+
+__thread struct madfs_local madfs_local;
+static pthread_key_t key;
+
+static void thread_ends(void *value) {
+  struct madfs_thread *t = value;
+  madfs_local.thread = NULL;
+  if (t->exec_area) RAW(SYS_munmap, t->exec_area, t->exec_size);
+  RAW(SYS_munmap, (char *)(t + 1) - MADFS_HOOK_STACK_BYTES - GUARD, MADFS_HOOK_STACK_BYTES + GUARD);
+}
+
+// Early, so that the key is among those whose values need no memory.
+void madfs_thread_key(void) {
+  if (pthread_key_create(&key, thread_ends)) madfs_die(127, "no pthread key is free: run without LD_PRELOAD", NULL);
+}
+
+struct madfs_thread *madfs_thread(void) {
+  if (madfs_local.thread) return madfs_local.thread;
+  size_t size = MADFS_HOOK_STACK_BYTES + GUARD;
+  long base = RAW(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (madfs_failed(base)) return NULL;
+  RAW(SYS_mprotect, base, GUARD, PROT_NONE);
+  struct madfs_thread *t = (struct madfs_thread *)(base + (long)size) - 1;
+  t->self = t;
+  return madfs_local.thread = t;
+}
+
+static long thread_register(void *value) {
+  int saved = errno;
+  pthread_setspecific(key, value);
+  errno = saved;
+  return 0;
+}
+
+void madfs_thread_register(struct madfs_thread *t) {
+  t->registered = true;
+  arch_preserve(thread_register, t);
+}
+
+// --- start ----------------------------------------------------------------------------------------------------------
+
+// The runtime's UCX must not take over the application's settings, nor its signals, nor its memory functions.
+static char **environment_for_runtime(char **list) {
+  static char *const ours[] = {"UCX_MEM_EVENTS=n",   "UCX_ERROR_SIGNALS=",           "UCX_HANDLE_ERRORS=none",
+                               "UCX_DEBUG_SIGNO=0",  "UCX_VFS_ENABLE=n",             "UCX_WARN_UNUSED_ENV_VARS=n",
+                               "UCX_LOG_FILE=stderr"};
+  size_t n = 0;
+  for (char **at = environ; at && *at && n < ENVIRONMENT_MAX; at++)
+    if (!madfs_starts(*at, "UCX_")) list[n++] = *at;
+  for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) list[n++] = ours[i];
+  list[n] = NULL;
+  return list;
+}
+
+// What the loader and the runtime say when they fail, or NULL.
+static const char *load(const char *path, char *message, const struct madfs_runtime **table) {
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) return dlerror();
+  const struct madfs_runtime *(*begin)(const struct madfs_host *, char *, size_t);
+  *(void **)&begin = dlsym(library, "madfs_runtime_start");
+  if (!begin) return dlerror();
+  *table = begin(&host, message, MESSAGE);
+  return *table ? NULL : message;
+}
+
+static long start(void *unused) {
+  static char *list[ENVIRONMENT_MAX + 16];
+  char path[MADFS_PATH_MAX], message[MESSAGE] = "it does not say why";
+  const struct madfs_runtime *table = NULL;
+  (void)unused;
+  size_t n = madfs_copy(path, sizeof path, madfs_settings.library);
+  while (n && path[n - 1] != '/') n--;
+  madfs_copy(path + n, sizeof path - n, "libmadfs_runtime.so");
+  int saved = errno;
+  char **theirs = environ;
+  environ = environment_for_runtime(list);
+  const char *error = load(path, message, &table);
+  environ = theirs;
+  errno = saved;
+  if (error) {
+    runtime.failed = true;
+    madfs_say("the client cannot start, every file below ", madfs_settings.mount, " is an input/output error: ", error, NULL);
+  }
+  atomic_store(&runtime.table, table);
+  return 0;
+}
+
+bool madfs_runtime_loaded(void) { return atomic_load_explicit(&runtime.table, memory_order_relaxed) != NULL; }
+
+static const struct madfs_runtime *need(void) {
+  const struct madfs_runtime *table = atomic_load(&runtime.table);
+  if (table || runtime.failed) return table;
+  madfs_lock(&runtime.lock);
+  if (!atomic_load(&runtime.table) && !runtime.failed) arch_preserve(start, NULL);
+  madfs_unlock(&runtime.lock);
+  return atomic_load(&runtime.table);
+}
+
+// --- calls ----------------------------------------------------------------------------------------------------------
+
+struct job {
+  const struct madfs_runtime *table;
+  const struct madfs_call *call;
+  int escaped;
+};
+
+static long perform(void *value) {
+  struct job *job = value;
+  int saved = errno;
+  long result = job->table->call(job->call, madfs_local.thread->escaped, &job->escaped);
+  errno = saved;
+  return result;
+}
+
+// --- in a child of vfork --------------------------------------------------------------------------------------------
+
+// What opens and changes directories in a child of vfork must not happen on the parent's memory: connections the runtime
+// makes there would be descriptors the parent does not have.  So a copy of the process does it and says what came out.
+struct errand {
+  const struct madfs_call *call;
+  long result;
+  int escaped_argument, slot;
+  _Atomic int answered;  // 1: the result is there; 2: it was taken
+  size_t cwd_length;
+  char cwd[MADFS_PATH_MAX], escaped[MADFS_PATH_MAX];
+};
+
+// False when the process `alive` (0: nobody in particular) ended instead.
+static bool wait_for(_Atomic int *word, int value, long alive) {
+  static const struct timespec moment = {0, 100 * 1000 * 1000};
+  for (int now; (now = atomic_load(word)) < value;) {
+    RAW(SYS_futex, word, FUTEX_WAIT, now, &moment, 0, 0);
+    if (alive && RAW(SYS_wait4, alive, 0, WNOHANG | __WALL, 0) == alive) return false;
+  }
+  return true;
+}
+
+static void tell(_Atomic int *word, int value) {
+  atomic_store(word, value);
+  RAW(SYS_futex, word, FUTEX_WAKE, 1, 0, 0, 0);
+}
+
+static void run_errand(struct errand *e) {
+  struct madfs_thread *t = madfs_local.thread;
+  madfs_local.vfork_depth = 0;
+  RAW(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+  e->result = madfs_runtime_call(e->call, &e->escaped_argument);
+  e->slot = e->result >= 0 ? madfs_fd_slot((int)e->result) : FD_HOST;
+  e->cwd_length = madfs_cwd_get(e->cwd);
+  memcpy(e->escaped, t->escaped, sizeof e->escaped);
+  tell(&e->answered, 1);
+  wait_for(&e->answered, 2, 0);
+  for (;;) RAW(SYS_exit_group, 0);
+}
+
+static long send_out(void *value) {
+  struct errand *e = value;
+  int saved = errno;
+  pid_t copy = fork();  // libc's, for the handlers that the runtime has registered
+  if (copy == 0) run_errand(e);
+  errno = saved;
+  return copy;
+}
+
+static long call_beside(const struct madfs_call *call, int *escaped_argument) {
+  static const struct timespec at_once = {0, 0};
+  const uint64_t child_ended = 1UL << (SIGCHLD - 1);
+  uint64_t pending = 0;
+  long pages = RAW(SYS_mmap, 0, sizeof(struct errand), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (madfs_failed(pages)) return pages;
+  struct errand *e = (struct errand *)pages;
+  e->call = call;
+  RAW(SYS_rt_sigpending, &pending, sizeof pending);
+  long copy = arch_preserve(send_out, e), result = -EAGAIN;
+  if (copy > 0 && wait_for(&e->answered, 1, copy)) {
+    result = e->result;
+    *escaped_argument = e->escaped_argument;
+    memcpy(madfs_local.thread->escaped, e->escaped, sizeof e->escaped);
+    if (result >= 0 && (call->number == CALL_openat || call->number == CALL_openat2)) {
+      result = madfs_fds_borrow(e->slot, call->number == CALL_openat && (call->arg[1].value & O_CLOEXEC));
+    } else if (result >= 0 && (call->number == CALL_chdir_path || call->number == CALL_chdir_fd)) {
+      madfs_cwd_set(e->cwd, e->cwd_length);
+    }
+    tell(&e->answered, 2);
+    RAW(SYS_wait4, copy, 0, __WALL, 0);
+    if (!(pending & child_ended)) RAW(SYS_rt_sigtimedwait, &child_ended, 0, &at_once, sizeof child_ended);
+  }
+  RAW(SYS_munmap, e, sizeof *e);
+  return result;
+}
+
+// What else a child of vfork asks for may use the parent's runtime when it runs already.  When not, results that go to
+// memory would be lost with the copy.
+static long call_in_vfork(const struct madfs_call *call, int *escaped_argument, bool *answered) {
+  *answered = true;
+  switch (call->number) {
+    case CALL_openat: case CALL_openat2: case CALL_chdir_path: case CALL_chdir_fd:
+      return call_beside(call, escaped_argument);
+    case CALL_faccessat: case CALL_mkdirat: case CALL_unlinkat:
+      if (!madfs_runtime_loaded()) return call_beside(call, escaped_argument);
+      break;
+    default:
+      if (!madfs_runtime_loaded()) return -EAGAIN;
+  }
+  *answered = false;
+  return 0;
+}
+
+long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument) {
+  bool answered = false;
+  long special = madfs_in_vfork() ? call_in_vfork(call, escaped_argument, &answered) : 0;
+  if (answered) return special;
+  struct job job = {.table = need(), .call = call};
+  if (!job.table) return -EIO;
+  long result = arch_preserve(perform, &job);
+  *escaped_argument = job.escaped;
+  return result;
+}
+
+static long say_exiting(void *table) {
+  int saved = errno;
+  ((const struct madfs_runtime *)table)->exiting();
+  errno = saved;
+  return 0;
+}
+
+void madfs_runtime_exiting(void) { arch_preserve(say_exiting, (void *)atomic_load(&runtime.table)); }

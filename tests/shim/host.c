@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+// What programs do that is hard on an interposed library; one sub-command each, which says "ok" when all went well.
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(condition) \
+  do { \
+    if (!(condition)) { \
+      printf("line %d: %s (errno %d)\n", __LINE__, #condition, errno); \
+      exit(1); \
+    } \
+  } while (0)
+
+extern char **environ;
+
+static int ended(pid_t child) {
+  int status;
+  CHECK(waitpid(child, &status, 0) == child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// --- threads and cancellation ---------------------------------------------------------------------------------------
+
+static int pipes[2];
+static _Atomic int waiting, cleaned;
+
+static void clean(void *unused) {
+  (void)unused;
+  atomic_fetch_add(&cleaned, 1);
+}
+
+static void *blocks(void *how) {
+  char byte;
+  pthread_cleanup_push(clean, NULL);
+  atomic_store(&waiting, 1);
+  if (how) (void)!read(pipes[0], &byte, 1);
+  else poll(NULL, 0, -1);
+  pthread_cleanup_pop(0);
+  return NULL;
+}
+
+// A thread that blocks in the kernel is cancelled and cleans up.
+static void cancel(void) {
+  CHECK(pipe(pipes) == 0);
+  for (int i = 0; i < 100; i++) {
+    pthread_t thread;
+    void *result;
+    atomic_store(&waiting, 0);
+    CHECK(pthread_create(&thread, NULL, blocks, i & 1 ? &pipes : NULL) == 0);
+    while (!atomic_load(&waiting)) sched_yield();
+    CHECK(pthread_cancel(thread) == 0);
+    CHECK(pthread_join(thread, &result) == 0 && result == PTHREAD_CANCELED);
+  }
+  CHECK(atomic_load(&cleaned) == 100);
+}
+
+static void *writes(void *number) {
+  char name[64], text[64], back[64];
+  for (int i = 0; i < 50; i++) {
+    snprintf(name, sizeof name, "/madfs/t%ld", (long)number);
+    int n = snprintf(text, sizeof text, "%ld:%d", (long)number, i);
+    int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644);
+    CHECK(fd >= 0 && write(fd, text, (size_t)n) == n && lseek(fd, 0, SEEK_SET) == 0);
+    CHECK(read(fd, back, sizeof back) == n && memcmp(text, back, (size_t)n) == 0);
+    CHECK(close(fd) == 0);
+  }
+  return NULL;
+}
+
+static void threads(void) {
+  pthread_t all[8];
+  for (long i = 0; i < 8; i++) CHECK(pthread_create(&all[i], NULL, writes, (void *)i) == 0);
+  for (int i = 0; i < 8; i++) CHECK(pthread_join(all[i], NULL) == 0);
+}
+
+// Threads that come and go leave no stack behind.
+static void *touches(void *unused) { return (void)unused, (void)access("/madfs", F_OK), NULL; }
+
+static long mapped_pages(void) {
+  long pages = 0;
+  FILE *file = fopen("/proc/self/statm", "r");
+  CHECK(file && fscanf(file, "%ld", &pages) == 1);
+  fclose(file);
+  return pages;
+}
+
+static void stacks(void) {
+  long before = 0;
+  for (int i = 0; i < 200; i++) {
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, touches, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    if (i == 20) before = mapped_pages();
+  }
+  CHECK(mapped_pages() - before < 256);
+}
+
+// --- processes ------------------------------------------------------------------------------------------------------
+
+static void vforks(void) {
+  int fd = open("/madfs/v", O_RDWR | O_CREAT, 0644);
+  CHECK(fd >= 0);
+  for (int i = 0; i < 100; i++) {
+    pid_t child = vfork();
+    if (child == 0) {
+      close(fd);  // in the child only
+      _exit(i & 63);
+    }
+    CHECK(ended(child) == (i & 63));
+    CHECK(write(fd, "x", 1) == 1);
+  }
+  struct stat file;
+  CHECK(fstat(fd, &file) == 0 && file.st_size == 100);
+}
+
+static void forks(void) {
+  pthread_t all[4];
+  int fd = open("/madfs/shared", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  CHECK(fd >= 0);
+  for (long i = 0; i < 4; i++) CHECK(pthread_create(&all[i], NULL, writes, (void *)i) == 0);
+  for (int i = 0; i < 20; i++) {
+    pid_t child = fork();
+    if (child == 0) _exit(write(fd, "child", 5) == 5 ? 0 : 1);
+    CHECK(ended(child) == 0);
+    CHECK(write(fd, "parent", 6) == 6);
+  }
+  for (int i = 0; i < 4; i++) pthread_join(all[i], NULL);
+  CHECK(lseek(fd, 0, SEEK_CUR) == 20 * 11);
+}
+
+// posix_spawn's child shares our memory: what it does to descriptors must not show here.
+static void spawn(void) {
+  int in = open("/madfs/in", O_RDWR | O_CREAT | O_TRUNC, 0644), out = open("/madfs/out", O_RDWR | O_CREAT | O_TRUNC, 0644);
+  CHECK(in >= 0 && out >= 0 && write(in, "spawned", 7) == 7 && lseek(in, 0, SEEK_SET) == 0);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, in, 0);
+  posix_spawn_file_actions_adddup2(&actions, out, 1);
+  posix_spawn_file_actions_addclose(&actions, in);
+  posix_spawn_file_actions_addclose(&actions, out);
+  pid_t child;
+  CHECK(posix_spawnp(&child, "cat", &actions, NULL, (char *[]){"cat", NULL}, environ) == 0);
+  CHECK(ended(child) == 0);
+  char back[8] = "";
+  CHECK(pread(out, back, 7, 0) == 7 && strcmp(back, "spawned") == 0);
+  CHECK(lseek(in, 0, SEEK_CUR) == 7);
+  CHECK(posix_spawnp(&child, "/nonexistent", &actions, NULL, (char *[]){"x", NULL}, environ) == ENOENT);
+  posix_spawn_file_actions_destroy(&actions);
+}
+
+// The same with a file that the child opens, and a directory that it changes to.
+static void spawn_open(void) {
+  posix_spawn_file_actions_t actions;
+  CHECK(access("/madfs", F_OK) == 0);
+  mkdir("/madfs/dir", 0755);
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 1, "/madfs/opened", O_WRONLY | O_CREAT, 0644);
+  posix_spawn_file_actions_addchdir_np(&actions, "/madfs/dir");
+  pid_t child;
+  CHECK(posix_spawnp(&child, "pwd", &actions, NULL, (char *[]){"pwd", NULL}, environ) == 0);
+  CHECK(ended(child) == 0);
+  posix_spawn_file_actions_destroy(&actions);
+  char back[32] = "", here[64];
+  int fd = open("/madfs/opened", O_RDONLY);
+  CHECK(fd >= 0 && read(fd, back, sizeof back) == 11 && strcmp(back, "/madfs/dir\n") == 0);
+  CHECK(getcwd(here, sizeof here) && strncmp(here, "/madfs", 6) != 0);
+}
+
+// --- signals --------------------------------------------------------------------------------------------------------
+
+static _Atomic long ticks;
+
+static void tick(int signal) {
+  (void)signal;
+  struct stat file;
+  int saved = errno;
+  atomic_fetch_add(&ticks, 1);
+  stat("/madfs/s", &file);  // a handler may use the file system, too
+  errno = saved;
+}
+
+static void signals(void) {
+  struct itimerval each = {{0, 1000}, {0, 1000}};
+  char back[16];
+  signal(SIGALRM, tick);
+  CHECK(setitimer(ITIMER_REAL, &each, NULL) == 0);
+  int fd = open("/madfs/s", O_RDWR | O_CREAT, 0644);
+  CHECK(fd >= 0);
+  while (atomic_load(&ticks) < 500) {
+    CHECK(pwrite(fd, "0123456789", 10, 0) == 10);
+    CHECK(pread(fd, back, 10, 0) == 10 && memcmp(back, "0123456789", 10) == 0);
+    sigset_t now;
+    CHECK(sigprocmask(SIG_SETMASK, NULL, &now) == 0 && !sigismember(&now, SIGALRM));
+  }
+}
+
+// --- registers ------------------------------------------------------------------------------------------------------
+
+// Everything that the kernel leaves alone must be as it was after a call of ours, too.
+static void registers(void) {
+  int fd = open("/madfs/r", O_RDWR | O_CREAT, 0644);
+  CHECK(fd >= 0);
+#ifdef __x86_64__
+  double x = 1.5, y = 2.5, sum;
+  uint64_t regs[8] = {0};
+  for (int i = 0; i < 100; i++) {
+    long result = SYS_lseek;
+    double a = x, b = y;
+    errno = 77;
+    __asm__ volatile(
+        "movsd %[a], %%xmm1; movsd %[b], %%xmm15; fldl %[a]; mov $11, %%r8; mov $12, %%r9; mov $13, %%r10; mov $14, %%rbx;"
+        "mov $15, %%r12; xor %%edx, %%edx; stc; pushfq; popq 48(%[regs]);"
+        "call *%[go];"
+        "pushfq; popq 56(%[regs]); mov %%r8, (%[regs]); mov %%r9, 8(%[regs]); mov %%r10, 16(%[regs]); mov %%rbx, 24(%[regs]);"
+        "mov %%r12, 32(%[regs]); mov %%rdi, 40(%[regs]);"
+        "movsd %%xmm1, %[a]; movsd %%xmm15, %[b]; fstpl %[s]"
+        : "+a"(result), [a] "+m"(a), [b] "+m"(b), [s] "=m"(sum)
+        : "D"((long)fd), "S"(2L), [regs] "r"(regs), [go] "m"(*(void **)dlsym(RTLD_DEFAULT, "raw_site_pointer"))
+        : "rdx", "rcx", "r8", "r9", "r10", "r11", "r12", "rbx", "xmm1", "xmm15", "memory", "cc");
+    CHECK(a == x && b == y && sum == x && errno == 77);
+    CHECK(regs[0] == 11 && regs[1] == 12 && regs[2] == 13 && regs[3] == 14 && regs[4] == 15 && regs[5] == (uint64_t)fd);
+    CHECK(((regs[6] ^ regs[7]) & 0x8d5) == 0 && result >= 0);
+  }
+#endif
+}
+
+#ifdef __x86_64__
+// A site of the main program: whatever number is in eax.  The instructions before it set nothing.
+__asm__(".text\n.p2align 4\n.type raw_site, @function\nraw_site:\n.cfi_startproc\n nopl 0(%rax,%rax)\n syscall\n ret\n.cfi_endproc\n"
+        ".size raw_site, . - raw_site\n");
+extern char raw_site[];
+__attribute__((visibility("default"))) void *raw_site_pointer = raw_site;
+#endif
+
+// --- descriptors ----------------------------------------------------------------------------------------------------
+
+static void lowest(void) {
+  close(0);
+  int fd = open("/madfs/low", O_RDWR | O_CREAT, 0644);
+  CHECK(fd == 0);
+  int copy = dup(fd), high = fcntl(fd, F_DUPFD, 50), exact = dup2(fd, 60), third = dup3(fd, 61, O_CLOEXEC);
+  CHECK(high == 50 && exact == 60 && third == 61 && copy > 0);
+  CHECK(fcntl(third, F_GETFD) == FD_CLOEXEC && fcntl(exact, F_GETFD) == 0);
+  CHECK(write(copy, "abc", 3) == 3 && lseek(exact, 0, SEEK_CUR) == 3);
+  CHECK((fcntl(high, F_GETFL) & O_ACCMODE) == O_RDWR && fcntl(high, F_SETFL, O_APPEND) == 0);
+  CHECK(fcntl(fd, F_GETFL) & O_APPEND);
+  CHECK(close(fd) == 0 && write(fd, "x", 1) == -1 && errno == EBADF);
+  int host = open("/dev/null", O_WRONLY);
+  CHECK(host == 0 && dup2(host, 60) == 60 && write(60, "zzz", 3) == 3 && lseek(high, 0, SEEK_CUR) == 3);
+  CHECK(dup2(high, host) == 0 && lseek(0, 0, SEEK_END) == 3);
+}
+
+// As daemons do; what is ours must survive where it is not theirs to close.
+static void closing(void) {
+  int fd = open("/madfs/c", O_RDWR | O_CREAT, 0644), other = open("/madfs/c", O_RDONLY);
+  CHECK(fd >= 0 && other >= 0);
+  for (int i = 3; i < 4096; i++) close(i);
+  CHECK(fcntl(fd, F_GETFD) == -1 && lseek(other, 0, SEEK_CUR) == -1);
+  fd = open("/madfs/c", O_RDWR);
+  CHECK(fd == 3 && write(fd, "again", 5) == 5);
+  int low = open("/madfs/c", O_RDONLY);
+  CHECK(low == 4 && close_range(3, ~0U, 0) == 0 && fcntl(3, F_GETFD) == -1 && fcntl(4, F_GETFD) == -1);
+  CHECK(open("/madfs/c", O_RDONLY) == 3);
+  CHECK(syscall(SYS_close_range, 3, ~0U, 4) == 0 && fcntl(3, F_GETFD) == FD_CLOEXEC);
+  // The numbers of internal descriptors are taken, and stay so.
+  int taken = 0;
+  for (int i = 5; i < 4096; i++) {
+    if (fcntl(i, F_GETFD) == -1) continue;
+    taken++;
+    CHECK(close(i) == -1 && errno == EBADF);
+    int result = dup2(3, i);  // the table makes room, the runtime's descriptors do not
+    CHECK(result == i || (result == -1 && errno == EBUSY));
+    if (result == i) close(i);
+  }
+  CHECK(taken >= 2);
+  CHECK(lseek(3, 0, SEEK_END) == 5 && open("/madfs/c", O_RDONLY) == 4);
+}
+
+static void limit(void) {
+  struct rlimit few = {32, 32};
+  CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+  int fd, last = -1;
+  while ((fd = open("/madfs/l", O_RDWR | O_CREAT, 0644)) >= 0) last = fd;
+  CHECK(errno == EMFILE && last > 10);
+  CHECK(close(last) == 0 && open("/madfs/l", O_RDONLY) == last);
+}
+
+static const struct {
+  const char *name;
+  void (*run)(void);
+} commands[] = {{"cancel", cancel},   {"threads", threads}, {"stacks", stacks},       {"vforks", vforks},
+                {"forks", forks},     {"spawn", spawn},     {"spawn_open", spawn_open}, {"signals", signals},
+                {"registers", registers}, {"lowest", lowest}, {"closing", closing},   {"limit", limit}};
+
+int main(int count, char **words) {
+  for (size_t i = 0; count == 2 && i < sizeof commands / sizeof *commands; i++) {
+    if (strcmp(words[1], commands[i].name) != 0) continue;
+    commands[i].run();
+    puts("ok");
+    return 0;
+  }
+  fprintf(stderr, "host: one of the sub-commands\n");
+  return 2;
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+// sites: IN_PLACE
+#include "pattern.h"
+    mov     $1, %eax
+    syscall
+    ret

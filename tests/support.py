@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are, and how the tests call the commands."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MADFS = [sys.executable, "-P", "-m", "pymadfs.cli"]
+MPIRUN = [sys.executable, "-P", "-m", "pymadfs.mpirun"]
+TIMEOUT_S = 60
+
+
+def call(argv, *, environment=None, **options):
+    """Run ``argv`` to its end; returns what subprocess.run does, with the output as text.
+
+    ``environment`` is added to the test's own.
+    """
+    options = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, "stdin": subprocess.DEVNULL, **options}
+    return subprocess.run(list(map(str, argv)), env={**clean_environment(), **(environment or {})}, check=False,
+                          **options)
+
+
+def clean_environment():
+    """The environment without settings of MadFS that whoever runs the tests may have."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MADFS_")}

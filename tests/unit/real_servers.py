@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers' real handlers behind the methods of rpc.Client, on an event loop that runs while a call waits."""
+
+import asyncio
+import ctypes
+
+from server_world import World
+
+from pymadfs.errors import Restart
+from pymadfs.rpc import EAGER_LIMIT
+
+
+class RealServers:
+    """``count`` servers with their stores below ``path``."""
+
+    def __init__(self, path, count=3):
+        self.loop = asyncio.new_event_loop()
+        self.world = self.loop.run_until_complete(self._make(path, count))
+        self.servers, self.uid, self.gid = count, 0, 0
+
+    @staticmethod
+    async def _make(path, count):
+        return World(path, count)
+
+    def call(self, server, op, tail=b"", *fields, send=None, recv=None):
+        return self.loop.run_until_complete(self._ask(server, op, tail, fields, send, recv))
+
+    def call_many(self, calls):
+        return self.loop.run_until_complete(self._all(calls))
+
+    async def _all(self, calls):
+        return await asyncio.gather(*[self._ask(*call) for call in calls], return_exceptions=True)
+
+    def notify(self, server, op, tail=b"", *fields):
+        self.call(server, op, tail, *fields)
+
+    def close(self):
+        """Stop the servers; fails when a handler raised anything but an OSError or Restart."""
+        self.loop.run_until_complete(self.world.quiet())
+        self.loop.run_until_complete(self.world.stop())
+        self.loop.close()
+
+    async def _ask(self, server, op, tail, fields, send, recv):
+        data = ctypes.string_at(*send) if send else b""
+        bulk = len(data) > EAGER_LIMIT
+        try:
+            reply, back = await self.world.ask(
+                server,
+                op,
+                tail if bulk else tail + data,
+                *fields,
+                uid=self.uid,
+                gid=self.gid,
+                payload=data if bulk else b"",
+            )
+        except Restart as restart:
+            raise Restart(restart.prefix, bytes(restart.target)) from None
+        if recv:
+            assert len(back) <= recv[1]
+            ctypes.memmove(recv[0], back, len(back))
+            back = b""
+        return reply, back

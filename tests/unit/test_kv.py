@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both key-value stores: the same verbs, the same answers; durability of the real one."""
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pymadfs.server import kv as kv_module
+from pymadfs.server.kv import MemoryKV, RocksKV
+
+
+@pytest.fixture(params=["memory", "rocks"])
+def kv(request, tmp_path):
+    store = MemoryKV() if request.param == "memory" else RocksKV(str(tmp_path / "kv"))
+    yield store
+    store.close()
+
+
+def test_random_changes_against_a_dict(kv, monkeypatch):
+    monkeypatch.setattr(kv_module, "CACHE_ENTRIES_MAX", 16)
+    chance, model = random.Random(5), {}
+    for _ in range(2000):
+        key = b"k%d" % chance.randrange(60)
+        action = chance.random()
+        if action < 0.3:
+            model[key] = chance.randbytes(chance.choice((0, 5, 3000)))
+            kv.put(key, model[key])
+        elif action < 0.4:
+            model.pop(key, None)
+            kv.delete(key)
+        elif action < 0.5:
+            model[key] = b"lazy" + key
+            kv.lazy(key, model[key])
+        elif action < 0.6:
+            kv.commit(lazily=action < 0.55)
+        assert kv.get(key) == model.get(key)
+    kv.commit(lazily=True)
+    kv.cache.clear()
+    assert dict(kv.scan(b"k", b"", 1000)) == model
+    assert all(kv.get(key) == value for key, value in model.items())
+
+
+def test_scan_begins_after_and_ends_with_the_prefix(kv):
+    for name in (b"a", b"b", b"ba", b"bb", b"bc", b"c"):
+        kv.put(name, name)
+    kv.commit()
+    assert [key for key, _ in kv.scan(b"b", b"", 9)] == [b"b", b"ba", b"bb", b"bc"]
+    assert [key for key, _ in kv.scan(b"b", b"a", 9)] == [b"bb", b"bc"]
+    assert [key for key, _ in kv.scan(b"b", b"aa", 1)] == [b"bb"]
+    assert kv.scan(b"d", b"", 9) == []
+    assert kv.count() >= 6
+
+
+def test_a_refused_batch_leaves_nothing(tmp_path, monkeypatch):
+    store = RocksKV(str(tmp_path / "kv"))
+    store.put(b"a", b"1")
+    store.commit()
+    real = store._db
+
+    class Full:
+        def put(self, key, value):
+            raise Exception("IO error: No space left on device: While appending")
+
+        def write(self, batch):
+            raise Exception("IO error: No space left on device: While appending")
+
+        def get(self, key):
+            return real.get(key)
+
+        def close(self):
+            real.close()
+
+    store._db = Full()
+    store.put(b"a", b"2")
+    store.put(b"b", b"2")
+    with pytest.raises(OSError) as error:
+        store.commit()
+    assert error.value.errno == errno.ENOSPC
+    assert store.get(b"a") == b"1" and store.get(b"b") is None
+    store.put(b"b", b"3")  # the database is opened anew
+    store.commit()
+    assert store.get(b"b") == b"3" and store.get(b"a") == b"1"
+    store.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_loses_nothing(tmp_path):
+    """On a real file system of 4 MiB, in a mount namespace of its own."""
+    script = f"""
+import errno, os, time
+from pymadfs.server import kv as module
+module.REOPEN_SECONDS_MIN = 0.0
+module.WRITE_BUFFER_BYTES = 1 << 20
+kv = module.RocksKV({str(tmp_path / "small")!r} + "/kv")
+acknowledged, filler = [], open({str(tmp_path / "small")!r} + "/filler", "wb", 0)
+try:
+    while True: filler.write(bytes(4096))
+except OSError as error:
+    assert error.errno == errno.ENOSPC
+refused = 0
+for index in range(3000):
+    kv.put(b"key%d" % index, bytes(100))
+    try:
+        kv.commit()
+        acknowledged.append(index)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        refused += 1
+        if refused > 3: break
+assert refused
+assert all(kv.get(b"key%d" % index) for index in acknowledged)
+os.unlink({str(tmp_path / "small")!r} + "/filler")
+filler.close()
+kv.put(b"after", b"1")
+kv.commit()
+kv.close()
+kv = module.RocksKV({str(tmp_path / "small")!r} + "/kv")
+assert kv.get(b"after") == b"1" and all(kv.get(b"key%d" % index) for index in acknowledged)
+assert kv.get(b"key%d" % index) is None
+kv.close()
+print("fine", len(acknowledged))
+"""
+    (tmp_path / "small").mkdir()
+    mount = f"mount -t tmpfs -o size=4m none '{tmp_path}/small' && exec '{sys.executable}' -"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", mount], input=script, text=True, capture_output=True, timeout=60)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this container may not mount: " + done.stderr.strip())
+    assert done.stdout.startswith("fine"), done.stderr
+
+
+def test_what_was_committed_survives_kill_9(tmp_path):
+    script = f"""
+from pymadfs.server.kv import RocksKV
+kv = RocksKV({str(tmp_path / "kv")!r})
+for index in range(100000):
+    kv.put(b"key%d" % index, b"value%d" % index)
+    kv.put(b"other%d" % index, b"value%d" % index)
+    kv.commit()
+    print(index, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    while int(process.stdout.readline()) < 500:
+        pass
+    process.send_signal(signal.SIGKILL)
+    last = 500
+    for line in process.stdout:
+        if line.endswith(b"\n"):
+            last = int(line)
+    process.stdout.close()
+    process.wait()
+    store = RocksKV(str(tmp_path / "kv"))
+    assert all(store.get(b"key%d" % index) == store.get(b"other%d" % index) == b"value%d" % index for index in range(last + 1))
+    store.close()
+
+
+def test_descriptors_to_sync_are_the_live_logs(tmp_path, monkeypatch):
+    store = RocksKV(str(tmp_path / "kv"))
+    store.put(b"a", b"1")
+    store.commit()
+    first = store.sync_fds()
+    assert len(first) == 2  # the log, and the directory for its name
+    for fd in first:
+        os.fsync(fd)
+    assert store.sync_fds() == first[:1]
+    store._db.flush()  # a table is written, another log begins
+    store.put(b"b", b"1")
+    store.commit()
+    names = {os.readlink(f"/proc/self/fd/{fd}") for fd in store.sync_fds()}
+    assert any(name.endswith(".log") for name in names) and not any("deleted" in name for name in names)
+    store.close()
+
+
+def test_a_store_in_use_is_refused(tmp_path):
+    store = RocksKV(str(tmp_path / "kv"))
+    with pytest.raises(OSError):
+        RocksKV(str(tmp_path / "kv"))
+    store.close()
