@@ -148,13 +148,19 @@ static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs
   return answer(f, madfs_runtime_call(&call, &ignored));
 }
 
+// Whether the call means what a link at the path's end points to.
 static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
+  const struct madfs_parameter *flags;
   switch (row->call) {
-    case CALL_openat: case CALL_openat2: case CALL_truncate: case CALL_statfs: case CALL_faccessat: return true;
-    case CALL_newfstatat: return row->parameter[2].kind == PARAMETER_CONSTANT ? !row->parameter[2].value : !(f->argument[3] & AT_SYMLINK_NOFOLLOW);
-    case CALL_statx: return !(f->argument[2] & AT_SYMLINK_NOFOLLOW);
+    case CALL_openat: case CALL_openat2: case CALL_truncate: case CALL_statfs: case CALL_faccessat: case CALL_futimesat:
+    case CALL_utime: return true;
+    case CALL_statx: flags = &row->parameter[1]; break;
+    case CALL_newfstatat: case CALL_fchmodat: case CALL_utimensat: flags = &row->parameter[2]; break;
+    case CALL_fchownat: flags = &row->parameter[3]; break;
     default: return false;
   }
+  unsigned long value = flags->kind == PARAMETER_CONSTANT ? (unsigned long)flags->value : f->argument[(int)flags->argument];
+  return !(value & AT_SYMLINK_NOFOLLOW);
 }
 
 // readlink("/proc/self/fd/N") of a descriptor of ours.
@@ -179,7 +185,7 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
       return answer(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));
   } else if (row->call == CALL_readlinkat) {
     const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
-    int fd = (unsigned long)path >= MADFS_POINTER_MIN && (unsigned long)path < ARCH_POINTER_MAX ? madfs_path_magic(path) : -1;
+    int fd = madfs_path_magic(path);
     if (fd >= 0) return read_magic_link(f, row, fd);
   } else if (row->call == CALL_mmap && madfs_fd_slot((int)f->argument[4]) == FD_HOST) {
     // A library is being loaded: nobody runs its text yet.

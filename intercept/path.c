@@ -64,7 +64,7 @@ bool madfs_path_concerns(int directory, const char *path) {
 int madfs_path_magic(const char *path) {
   static const char *const names[] = {"/proc/self/fd/", "/dev/fd/", "/proc/thread-self/fd/"};
   static const char *const standard[] = {"/dev/stdin", "/dev/stdout", "/dev/stderr"};
-  if (atomic_load(&madfs_fds_top) < 0) return -1;
+  if (!readable(path) || atomic_load(&madfs_fds_top) < 0) return -1;
   unsigned long fd;
   for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
     if (!madfs_starts(path, names[i])) continue;

@@ -149,7 +149,8 @@ static char *exec_pages(struct madfs_thread *t, size_t size) {
   return t->exec_area;
 }
 
-// The caller's environment with what the next program needs to be on the mount as this one is.
+// The caller's environment with what the next program needs to be on the mount as this one is.  MADFS_PRELOAD=0 in it
+// says that it shall not: servers and mpirun are started so, also from a process that is preloaded itself.
 static char **environment(struct madfs_thread *t, char *const *theirs) {
   const char *preload = NULL;
   bool cluster = false, mount = false, version = false;
@@ -159,6 +160,7 @@ static char **environment(struct madfs_thread *t, char *const *theirs) {
     cluster |= madfs_starts(theirs[count], "MADFS_CLUSTER=");
     mount |= madfs_starts(theirs[count], "MADFS_MOUNT=");
     version |= madfs_starts(theirs[count], "MADFS_VERSION=");
+    if (strcmp(theirs[count], "MADFS_PRELOAD=0") == 0) return (char **)theirs;
   }
   size_t texts = 5 * MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
   char *pages = exec_pages(t, (count + 8) * sizeof(char *) + texts);

@@ -184,7 +184,8 @@ static void post(ux_t *u, ux_call_t *c, struct waiter *w)
         check(c);
 }
 
-static void progress_until_idle(ux_t *u, ux_call_t *c, int64_t deadline)
+/* Until nothing of the call is under way, or time is over. */
+static void progress(ux_t *u, ux_call_t *c, int64_t deadline)
 {
     while (c->pending && ux_now_ns() < deadline)
         if (!ucp_worker_progress(u->worker)) {
@@ -194,7 +195,11 @@ static void progress_until_idle(ux_t *u, ux_call_t *c, int64_t deadline)
         }
 }
 
-/* A failed call's transfers must not outlive it: cancel what can be, wait for the rest, cut the connection if need be. */
+/*
+ * A failed call's transfers must not outlive it: cancel what can be, wait a little for the rest, then cut the connection.
+ * UCX promises that this ends all requests on it, so there is no limit to the second wait: to return with one under
+ * way would let it write to memory that is not ours any more.
+ */
 static void drain(ux_t *u, ux_call_t *c)
 {
     for (int which = REPLY; which <= BULK_RECEIVE; which++)
@@ -203,11 +208,11 @@ static void drain(ux_t *u, ux_call_t *c)
     if (!c->pending)
         return;
     if (!c->p->failed)
-        progress_until_idle(u, c, ux_now_ns() + GRACE_NS);
+        progress(u, c, ux_now_ns() + GRACE_NS);
     if (c->pending) {
         ux_peer_fail(c->p);
         ux_cut(c->p);
-        progress_until_idle(u, c, ux_now_ns() + CUT_NS);
+        progress(u, c, INT64_MAX);
     }
 }
 

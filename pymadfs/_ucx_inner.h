@@ -28,7 +28,6 @@
 
 #define DOOR_NS 2000000LL        /* look at the doors this often while spinning */
 #define GRACE_NS 100000000LL     /* for transfers under way when a call fails, before its connection is cut */
-#define CUT_NS 2000000000LL      /* for the same after it was cut */
 #define FOLLOW_NS 50000000LL     /* a follower looks for itself this often */
 #define COPY_MAX 1024            /* bytes of small data that are cheaper copied into one piece than sent as a vector */
 #define BLOCK_SIZE 4096          /* bytes of a reply's block that is kept for the next reply */
@@ -131,7 +130,7 @@ struct ux {
     struct block *blocks;
 };
 
-/* Shared by the three files; all but the first three want the lock held. */
+/* Shared by the three files; all but the first three are for who holds the lock. */
 int64_t ux_now_ns(void);
 int ux_errno(ucs_status_t status); /* -> 0 or -errno */
 void ux_enter(ux_t *u);            /* take the lock: a spinner sees that it is wanted and lets others have it */

@@ -8,11 +8,10 @@
 Nothing more is sent; end of file means that the other side died.  The client uses ``_socket`` only, because it runs
 inside other people's programs; the server is an asyncio protocol without importing asyncio before it serves.
 """
-import errno
-import os
-
 import _blake2
 import _socket
+import errno
+import os
 
 import pymadfs
 
@@ -125,7 +124,7 @@ class _Visitor:
 
     def data_received(self, data):
         if self._timer is None:
-            return  # let in already, or refused: nothing more is expected
+            return None  # let in already, or refused: nothing more is expected
         self._data += data
         if not MAGIC.startswith(self._data[:len(MAGIC)]):
             return self._refuse(0, "is not MadFS")

@@ -61,7 +61,7 @@ def row(syscall):
     else:
         fields = [".kind = ROW_CALL", f".call = CALL_{syscall.target}", *meaning(syscall.call)]
     named = [number for number, (kind, *_) in enumerate(ops.arguments(syscall.call)) if kind in ("at", "fd")]
-    if named == [0] and ops.arguments(syscall.call)[0][0] == "fd" and not syscall.shim:
+    if named == [0] and ops.arguments(syscall.call)[0] == ("fd", "a0") and not syscall.shim:
         fields.insert(1, ".route = ROUTE_FD")
     if syscall.empty and not syscall.refuse:
         fields += [f".empty_call = CALL_{syscall.empty.partition('(')[0]}", *meaning(syscall.empty, "empty_")]

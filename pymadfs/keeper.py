@@ -113,7 +113,7 @@ class Keeper:
         self.plan, self.report, self.control = plan, report, control
         self.servers = [Server(number, plan.store, plan.port and plan.port + number) for number in range(plan.count)]
         self.secret = secrets.token_bytes(32)
-        self.environment = server_environment(os.environ)
+        self.environment = plain_environment(os.environ)
         self.wakeup, self.heal = _signals_as_bytes(signal.SIGTERM, signal.SIGINT, signal.SIGHUP), False
 
     def run(self):
@@ -285,13 +285,14 @@ def say(line):
     os.write(2, line.encode(errors="replace") + b"\n")
 
 
-def server_environment(environment):
-    """``environment`` without our preload: the servers are not clients of themselves."""
-    kept = {name: value for name, value in environment.items() if name not in ("MADFS_STATE", "LD_PRELOAD")}
+def plain_environment(environment):
+    """``environment`` without our preload, for programs that are not to be clients: the servers, mpirun."""
+    plain = {name: value for name, value in environment.items() if name not in ("MADFS_STATE", "MADFS_CWD", "LD_PRELOAD")}
     others = other_preloads(environment)
     if others:
-        kept["LD_PRELOAD"] = ":".join(others)
-    return kept
+        plain["LD_PRELOAD"] = ":".join(others)
+    plain["MADFS_PRELOAD"] = "0"  # else our own preload would put itself back
+    return plain
 
 
 def other_preloads(environment):

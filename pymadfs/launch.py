@@ -320,7 +320,8 @@ def preload_variables(cluster, mount, environment, chunk_size=None):
     ``cluster`` is the path of the cluster file, ``chunk_size`` bytes or None.  Raises LaunchError.
     """
     variables = {"LD_PRELOAD": ":".join([check_library(), *keeper.other_preloads(environment)]),
-                 "MADFS_CLUSTER": os.path.abspath(cluster), "MADFS_MOUNT": mount, "MADFS_VERSION": __version__}
+                 "MADFS_CLUSTER": os.path.abspath(cluster), "MADFS_MOUNT": mount, "MADFS_VERSION": __version__,
+                 "MADFS_PRELOAD": "1"}
     if chunk_size:
         variables["MADFS_CHUNK_SIZE"] = str(chunk_size)
     return variables

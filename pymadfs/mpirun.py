@@ -94,7 +94,7 @@ def main(argv=None):
     options = parser().parse_args(own)
 
     def job():
-        plain = keeper.server_environment(os.environ)
+        plain = keeper.plain_environment(os.environ)
         command = find(plain)
         kind = flavour(command, plain)
         if not arguments:

@@ -12,13 +12,12 @@ the connection, a reply and bulk for the caller carry the request id, bulk for t
 Request ids are ``31 random bits << 28 | counter``: unique in the job, so that a server can recognise a repetition.
 This module runs inside other people's programs: no asyncio at import.
 """
+import _thread
 import errno
 import itertools
 import os
 import struct
 import time
-
-import _thread
 
 from . import door, ops
 from .errors import Restart, fail, from_status, to_status
@@ -65,10 +64,10 @@ _new = tuple.__new__
 _new_object = object.__new__
 
 # For each operation's number what the serving side needs of it: Op, reader and size of the fields, data, whether only servers ask.
-_PARSERS = {
+_PARSERS: dict = {
     op.number: (op, struct.Struct("<" + op.request.format).unpack_from, op.request.size, op.data, op.peer)
     for op in OPS.values()}
-_UNKNOWN = (None, None, 0, None, False)
+_UNKNOWN: tuple = (None, None, 0, None, False)
 _REQUEST_SIZE = REQUEST.size
 
 
@@ -168,7 +167,8 @@ class Client:
 
         Returns a list with, for each, (reply, tail) or the exception that :meth:`call` would have raised.
         """
-        results, ready = [None] * len(calls), []
+        results: list = [None] * len(calls)
+        ready = []
         slots = []
         try:
             for index, (server, op, tail, fields, send, recv) in enumerate(calls):
@@ -373,6 +373,16 @@ class Request:
     """
 
     __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "id", "op", "tail", "uid", "unread")
+    op: ops.Op
+    id: int
+    conn: int
+    uid: int
+    gid: int
+    fields: tuple
+    tail: bytes
+    bulk: int
+    fsync: bool
+    unread: int
 
     def __repr__(self):
         return f"<{self.op.name} {self.id & _ID_LOW} of {self.conn}: {self.fields}>"
@@ -486,7 +496,7 @@ class Service:
         request.fields = _new(op.request.type, fields(arena, start))
         request.tail = bytes(arena[end:end + tail_length]) if tail_length else b""
         request.bulk, request.fsync = bulk, fsync
-        request.unread = bulk and data == "request"
+        request.unread = bulk if data == "request" else 0
         return request
 
     def _refuse(self, conn, request_id, fsync, code):

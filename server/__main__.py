@@ -39,9 +39,11 @@ def main(argv=None):
     try:
         cluster = read_cluster(options.cluster)
         if not 0 <= options.number < len(cluster.servers):
-            raise StartError(f"--number {options.number}: {options.cluster} has servers 0 to {len(cluster.servers) - 1}")
+            last = len(cluster.servers) - 1
+            raise StartError(f"--number {options.number}: {options.cluster} has servers 0 to {last}")
         if options.cpu is not None and options.cpu not in os.sched_getaffinity(0):
-            raise StartError(f"--cpu {options.cpu}: this process may not run there; choose of {os.sched_getaffinity(0)}")
+            raise StartError(f"--cpu {options.cpu}: this process may not run there; "
+                             f"choose one of {sorted(os.sched_getaffinity(0))}")
         store = options.store or cluster.servers[options.number].store
         config = Config()
         ready = functools.partial(announce, options.number, options.ready_fd)

@@ -196,8 +196,9 @@ class Chunks:
     def cut_plan(self, ino, size, chunk_size):
         """Chunk files of ``ino`` with bytes from ``size`` on, a page of them: ``(work, more)``.
 
-        ``work`` is a list of ``(chunk, bytes to keep)`` for ``remove_files`` and then ``cut_done``; keys go last, so that
-        what is cut short by a crash is found again.  ``chunk_size`` may be 0 when ``size`` is.  REQUIRES: nothing pending.
+        ``work`` is a list of ``(chunk, bytes to keep)`` for ``remove_files`` and then ``cut_done``; keys go last, so
+        that what is cut short by a crash is found again.  ``chunk_size`` may be 0 when ``size`` is.
+        REQUIRES: nothing pending.
         """
         first, within = divmod(size, chunk_size) if size else (0, 0)
         prefix = chunks_prefix(ino)
@@ -280,8 +281,8 @@ class Chunks:
     def sync_names(self, directories):
         """fsync the directories ``directories`` (numbers; None is the one that holds them).  For any thread."""
         for number in directories:
-            fd = os.open("data" if number is None else f"data/{number:02x}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-                         dir_fd=self._directory)
+            name = "data" if number is None else f"data/{number:02x}"
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
             try:
                 os.fsync(fd)
             finally:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The coherent cache of directories above a server's entries, and the names that an operation under way holds.
 
-Who owns a directory's entry tells its attributes with DIRINFO and remembers who asked (the holders).  A holder keeps them
-until INVALIDATE, EMPTY, or the loss of its connection to the owner.  The owner changes mode or owner of a directory, or
-removes it, only after all holders have acknowledged that they forgot it; until then it holds the name, and DIRINFO for
-it waits.  A restarted owner does not know its holders: its first INVALIDATE goes to everybody, for all directories.
+Who owns a directory's entry tells its attributes with DIRINFO and remembers who asked (the holders).  A holder keeps
+them until INVALIDATE, EMPTY, or the loss of its connection to the owner.  The owner changes mode or owner of a
+directory, or removes it, only after all holders have acknowledged that they forgot it; until then it holds the name, and
+DIRINFO for it waits.  A restarted owner does not know its holders: its first INVALIDATE goes to everybody, for all directories.
 
-A handler that meets a name that is held, or a directory that is not known here, raises Wait: it has changed nothing yet,
-and runs again from the start after what Wait names.
+A handler that meets a name that is held, or a directory that is not known here, raises Wait: it has changed nothing
+yet, and runs again from the start after what Wait names.
 """
 import asyncio
 import errno
@@ -107,7 +107,7 @@ class Directories:
         return self._known.get(above) or self.load(above)
 
     def _searched(self, path, uid, gid, want):
-        """The Dir of ``path`` after the walk of a user other than root: search permission on all above, ``want`` on it."""
+        """The Dir of ``path`` after the walk of a user who is not root: search permission above, ``want`` on it."""
         above, at = b"/", path.find(b"/", 1)
         while path != b"/":
             found = self._known.get(above) or self.load(above)
@@ -134,8 +134,8 @@ class Directories:
     def above(self, key):
         """The entry ``key``, here, that is looked at because it is above another; None when there is none.
 
-        A directory that is held (it is about to change or go) has to be waited for.  A file or link is held by a rename,
-        which may itself be waiting for who asks: as long as it is there, it is in the way.
+        A directory that is held (it is about to change or go) has to be waited for.  A file or link is held by a
+        rename, which may itself be waiting for who asks: as long as it is there, it is in the way.
         """
         value = self._meta.kv.get(key)
         if value is not None and is_directory(value):

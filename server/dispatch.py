@@ -2,8 +2,8 @@
 """From requests to replies: runs handlers, batches their changes, and bounds what may wait.
 
 A handler is a function of ``(server, request)`` registered with ``@serves(OP)``.  It returns ``(fields, tail)`` or
-``(fields, tail, data)``; DEFERRED when somebody else will call ``Server.finish``; or a coroutine, which then is one of the
-few that may wait at a time.  It raises OSError, Restart, or Wait (see directories.py).
+``(fields, tail, data)``; DEFERRED when somebody else will call ``Server.finish``; or a coroutine, which then is one of
+the few that may wait at a time.  It raises OSError, Restart, or Wait (see directories.py).
 
 Changes: a handler checks first and changes then, so that one that raises has changed nothing.  All changes of the
 requests of one poll are one batch of the key-value store, written before the first of their replies is sent.  When the
@@ -130,8 +130,8 @@ class Server:
     """One shard: its state, and the way of a request through it.
 
     ``rpc`` is an rpc.Service (or its twin in tests), ``kv`` a store of kv.py, ``path`` the directory of chunk files,
-    ``ended()`` is called when SHUTDOWN was asked.  Raises meta.StoreError and OSError.  Everything but ``Piece`` transfers
-    and sync rounds happens on the event loop's thread.
+    ``ended()`` is called when SHUTDOWN was asked.  Raises meta.StoreError and OSError.  Everything but transfers of a
+    ``Piece`` and sync rounds happens on the event loop's thread.
     """
 
     def __init__(self, rpc, kv, path, config, ended=lambda: None):
@@ -147,6 +147,7 @@ class Server:
         self.inode_owners = {}  # ino -> uid, answers for handlers that waited for them
         self.bytes_in = self.bytes_out = 0
         self.retry_s = RETRY_S
+        self.disk_slow_until = 0.0  # monotonic seconds; see data.py
         self.conns = set()
         self.since_s = time.monotonic()
         self._outbox = []
@@ -187,7 +188,7 @@ class Server:
         self.chunks.close()
 
     def remove(self, coroutine):
-        """Run a removal behind its reply, a few at a time.  What is not done at the end is taken up at the next start."""
+        """Run a removal behind its reply, a few at a time.  What is left at the end is taken up at the next start."""
         self._removals.run(coroutine)
 
     def spawn(self, coroutine):
@@ -363,7 +364,7 @@ class Server:
     # --- times of directories ---------------------------------------------------------------------------------------
 
     def touched(self, path, above, now):
-        """An entry ``path`` in the directory ``above`` (a Dir) came or went: the directory's times become ``now``, soon."""
+        """An entry ``path`` in the directory ``above`` (a Dir) came or went: its times become ``now``, soon."""
         if above.key is not None:
             value = self.kv.get(above.key)
             if value is not None and not has_times(value, now):

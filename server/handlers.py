@@ -302,7 +302,8 @@ def symlink(server, request):
         raise fail(errno.ENAMETOOLONG if len(target) > PATH_BYTES_MAX else errno.EINVAL)
     key, above = new_entry(server, path, request)
     now = now_ns()
-    value = new_attr(server.meta.serial(), stat.S_IFLNK | 0o777, request.uid, group_of(above, request), now, size=len(target))
+    ino, gid = server.meta.serial(), group_of(above, request)
+    value = new_attr(ino, stat.S_IFLNK | 0o777, request.uid, gid, now, size=len(target))
     server.kv.put(key, value + target)
     server.touched(path, above, now)
     return (value,), b""

@@ -78,7 +78,8 @@ def _drop_inode(server, ino, value, now):
 async def shrink(server, ino, size, old, chunk_size):
     """Drop stored bytes from ``size`` on, of a file of ``old`` bytes, on all servers that may have some."""
     first, last = (size // chunk_size, max(old - 1, 0) // chunk_size) if chunk_size else (0, 0)
-    numbers = {chunk_server(ino, chunk, server.servers) for chunk in range(first, min(last, first + server.servers) + 1)}
+    chunks = range(first, min(last, first + server.servers) + 1)
+    numbers = {chunk_server(ino, chunk, server.servers) for chunk in chunks}
     numbers.add(home(ino))
     calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size) for number in numbers if number != server.number]
     try:

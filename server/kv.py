@@ -3,11 +3,13 @@
 
 A store collects changes (``put``, ``delete``) and shows them to ``get`` at once; ``commit`` hands them to the database
 as one atomic batch.  What ``commit`` has returned from survives ``kill -9``; what ``sync_fds`` were fsynced after it
-survives power loss.  ``lazy`` puts wait for the next ``commit(lazily=True)``: directory times need no batch of their own.
+survives power loss.  ``lazy`` puts wait for the next ``commit(lazily=True)``: directory times need no batch of their
+own.
 """
 import errno
 import os
 import time
+from abc import ABC, abstractmethod
 
 from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
 
@@ -21,7 +23,7 @@ BLOCK_CACHE_BYTES = 64 << 20
 REOPEN_SECONDS_MIN = 1.0
 
 
-class Store:
+class Store(ABC):
     """What both stores share: the pending batch and a bounded write-through cache (present and absent keys)."""
 
     def __init__(self):
@@ -97,6 +99,18 @@ class Store:
         assert not self.pending
         return self._range(prefix, prefix + after, limit)
 
+    @abstractmethod
+    def _read(self, key):
+        """Value of ``key`` in the database, or None."""
+
+    @abstractmethod
+    def _write(self, batch):
+        """Store all of the dict ``batch``, or nothing and raise OSError; None as value deletes."""
+
+    @abstractmethod
+    def _range(self, prefix, after, limit):
+        """See scan; ``after`` is a whole key."""
+
 
 class MemoryKV(Store):
     """A dict with the verbs of RocksKV.  It outlives a server object, so tests restart servers on it."""
@@ -121,9 +135,6 @@ class MemoryKV(Store):
     def _range(self, prefix, after, limit):
         keys = sorted(key for key in self.items if key.startswith(prefix) and (key > after or after == prefix == key))
         return [(key, self.items[key]) for key in keys[:limit]]
-
-    def count(self):
-        return len(self.items)
 
     def sync_fds(self):
         return []
@@ -177,7 +188,7 @@ class RocksKV(Store):
             raise converted(error) from None
 
     def _reopen(self):
-        """After a failed write RocksDB refuses all others until it is opened anew; while that fails too, serve reads."""
+        """After a failed write RocksDB refuses all others until it is opened anew; while that fails, serve reads."""
         now = time.monotonic()
         if now < self._retry_at:
             raise fail(errno.ENOSPC, self.path)
@@ -207,10 +218,6 @@ class RocksKV(Store):
             if len(found) >= limit:
                 break
         return found
-
-    def count(self):
-        """About how many keys there are."""
-        return self._db.property_int_value("rocksdb.estimate-num-keys") or 0
 
     def sync_fds(self):
         """Descriptors to fsync, in order, for everything committed so far to be on disk.

@@ -56,8 +56,8 @@ class Locks:
         return conflict(self.held.get(ino, ()), wanted)
 
     def set(self, ino, wanted, token=None):
-        """Set or remove a lock.  Returns the tokens of waiters that have theirs now, or None when ``wanted`` has to wait:
-        it is then queued under ``token``.  Without a token: EAGAIN.  EDEADLK when waiting would never end."""
+        """Set or remove a lock.  Returns the tokens of waiters that have theirs now, or None when ``wanted`` has to
+        wait: it is then queued under ``token``.  Without a token: EAGAIN.  EDEADLK when waiting would never end."""
         if wanted.type not in (F_RDLCK, F_WRLCK, F_UNLCK) or wanted.start >= wanted.end:
             raise fail(errno.EINVAL)
         locks = self.held.get(ino, [])

@@ -139,6 +139,10 @@ def is_directory(value):
     return value[49] & 0xF0 == 0x40
 
 
+def is_file(value):
+    return value[49] & 0xF0 == 0x80
+
+
 def is_symlink(value):
     return value[49] & 0xF0 == 0xA0
 
@@ -202,7 +206,7 @@ def stripped(mode):
 
 
 def allowed(mode, owner_uid, owner_gid, uid, gid, want):
-    """Whether ``uid``/``gid`` may do all of ``want`` (READ, WRITE, SEARCH bits) with an inode of this mode and owner."""
+    """Whether ``uid``/``gid`` may do all of ``want`` (READ, WRITE, SEARCH) with an inode of this mode and owner."""
     if uid == 0:
         return not want & SEARCH or stat.S_ISDIR(mode) or bool(mode & 0o111)
     if uid == owner_uid:
@@ -268,7 +272,7 @@ class Meta:
             if found != value:
                 raise StoreError({
                     b"Mformat": f"the store is of format {found}, this server writes format {value}: use another store",
-                    b"Mnumber": f"the store belongs to server {found}, this is server {value}: give each server its own",
+                    b"Mnumber": f"the store belongs to server {found}, this is server {value}: each needs its own",
                     b"Mservers": f"the store is of a cluster of {found} servers, this one has {value}: start {found}",
                 }[key])
 
@@ -319,10 +323,3 @@ class Meta:
         if found is None:
             raise fail(errno.ENOENT)
         return key, found
-
-    def detach(self, key, value, nlink=1):
-        """Move the embedded inode ``value`` of entry ``key`` to a record of its own; the entry is left to the caller."""
-        self.kv.put(inode_key(ino_of(value)), changed(value, nlink=nlink) if nlink != 1 else value)
-
-    def scan(self, prefix, after=b"", limit=1):
-        return self.kv.scan(prefix, after, limit)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What servers ask of each other, and what people ask of a server.  None of these waits for another server, save INSTALL
-for its parent directory (rename.py): so servers that wait for each other always get their answers."""
+"""What servers ask of each other, and what people ask of a server.  None of these waits for another server, save
+INSTALL for its parent directory (rename.py): so servers that wait for each other always get their answers."""
+import asyncio
 import errno
 import os
 import time
@@ -12,7 +13,19 @@ from pymadfs.ops import ATTR, CUT, DIRINFO, DROP, EMPTY, INVALIDATE, SHUTDOWN, S
 
 from .dispatch import serves
 from .inodes import cut_here, drop_here
-from .meta import changed, entries_prefix, entry_key, inode_key, is_directory, now_ns
+from .meta import (
+    changed,
+    entries_prefix,
+    entry_key,
+    inode_key,
+    is_directory,
+    is_file,
+    is_pointer,
+    now_ns,
+    size_of,
+)
+
+CENSUS_PAGE = 1024  # keys looked at before others are served
 
 
 @serves(DIRINFO)
@@ -50,7 +63,8 @@ def touch(server, request):
     if value is None or not is_directory(value):
         raise fail(errno.ENOENT)
     attr = ATTR.unpack(value)
-    value = changed(value, nlink=max(2, attr.nlink + links), mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns))
+    value = changed(value, nlink=max(2, attr.nlink + links), mtime_ns=max(now, attr.mtime_ns),
+                    ctime_ns=max(now, attr.ctime_ns))
     if links:
         server.kv.put(key, value)
     else:
@@ -80,7 +94,8 @@ def drop(server, request):
 
 
 @serves(STATUS)
-def status(server, request):
+async def status(server, request):
+    files, stored = await census(server)
     build = flexbuffers.Builder()
     rpc = server.rpc
     with build.Map():
@@ -90,7 +105,8 @@ def status(server, request):
         build.Float("uptime_s", time.monotonic() - server.since_s)
         build.Int("connections", len(server.conns))
         build.Int("open_files", len(server.openings.total))
-        build.Int("entries", server.kv.count())
+        build.Int("files", files)
+        build.Int("bytes", stored)
         build.Int("bytes_in", server.bytes_in)
         build.Int("bytes_out", server.bytes_out)
         build.Int("sync_rounds", server.syncer.rounds)
@@ -100,6 +116,23 @@ def status(server, request):
                 if count and name != "garbage":
                     build.Int(name, count)
     return (), bytes(build.Finish())
+
+
+async def census(server):
+    """``(files, bytes)``: regular files whose inode is here, and their sizes; others are served meanwhile."""
+    files = stored = 0
+    for kind in (entries_prefix(b"")[:1], inode_key(0)[:1]):
+        after: bytes | None = b""
+        while after is not None:
+            server.commit()
+            page = server.kv.scan(kind, after, CENSUS_PAGE)
+            for _, value in page:
+                if is_file(value) and not is_pointer(value):
+                    files += 1
+                    stored += size_of(value)
+            after = page[-1][0][len(kind):] if len(page) == CENSUS_PAGE else None
+            await asyncio.sleep(0)
+    return files, stored
 
 
 @serves(SHUTDOWN)

@@ -229,7 +229,8 @@ def unpack(number, record):
     fields = INTENT.unpack(record)
     at = INTENT.size
     middle, end = at + fields.old, at + fields.old + fields.new
-    return Move(number, fields.flags, record[at:middle], record[middle:end], fields.uid, fields.gid, fields.attr, record[end:])
+    old, new, target = record[at:middle], record[middle:end], record[end:]
+    return Move(number, fields.flags, old, new, fields.uid, fields.gid, fields.attr, target)
 
 
 # --- across two servers: the other one ------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a server process: start, listen at the door, poll the network, stop.
 
-One thread runs the event loop.  The network's descriptor wakes it; it then polls and serves until nothing comes any more,
-and arms the descriptor again.  Before that it polls on for a few microseconds, if nothing else waits for the loop and
-there is a processor for everybody who polls: a wake-up costs more than many requests.
+One thread runs the event loop.  The network's descriptor wakes it; it then polls and serves until nothing comes any
+more, and arms the descriptor again.  Before that it polls on for a few microseconds, if nothing else waits for the
+loop and there is a processor for everybody who polls: a wake-up costs more than many requests.
 """
 import asyncio
 import fcntl
@@ -16,7 +16,6 @@ import socket
 import anyio
 
 from pymadfs import door
-from pymadfs.log import log
 from pymadfs.rpc import Service
 
 from . import handlers
@@ -86,14 +85,16 @@ class Poller:
 async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, ready):
     """Serve until SIGTERM, SIGINT or SHUTDOWN.
 
-    ``cluster`` names this server as ``number``; ``store`` is its directory; ``listen_fd`` a socket that listens already;
-    ``cpu`` pins the event loop's thread; ``ready(host, port)`` is called when clients can come.  Raises StartError.
+    ``cluster`` names this server as ``number``; ``store`` is its directory; ``listen_fd`` a socket that listens
+    already; ``cpu`` pins the event loop's thread; ``ready(host, port)`` is called when clients can come.  Raises
+    StartError.
     """
     raise_limits()
     with listener(cluster.servers[number], listen_fd) as sock, locked_store(store):
         stopped = anyio.Event()
         try:
-            server = Server(Service(cluster, number, config), RocksKV(os.path.join(store, "kv")), store, config, stopped.set)
+            kv = RocksKV(os.path.join(store, "kv"))
+            server = Server(Service(cluster, number, config), kv, store, config, stopped.set)
         except (StoreError, OSError) as error:
             raise StartError(f"the store {store} cannot be used: {error}") from None
         if cpu is not None:
@@ -172,8 +173,3 @@ class locked_store:
 
     def __exit__(self, *_):
         os.close(self._fd)
-
-
-def defect(loop, context):
-    """What nobody awaited failed: a defect worth a line, not the end of the server."""
-    log(f"server: {context.get('message')}: {context.get('exception')!r}")

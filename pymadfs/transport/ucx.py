@@ -17,7 +17,7 @@ EVENTS = 64
 _KINDS_OF_A_SERVER = 0b1100 << TAG_SHIFT  # it is asked for requests, fsyncs and replies to it: kinds without these bits
 _events = struct.Struct("<QQIiI4x")
 _EVENT_SIZE = _events.size
-assert _EVENT_SIZE == ffi.sizeof("ux_event_t")
+assert ffi.sizeof("ux_event_t") == _EVENT_SIZE
 
 SETTINGS = {
     # Shared memory tells of a dead peer too; without it UCX would use TCP on one node whenever that is asked for.
@@ -127,7 +127,7 @@ class Ucx(Transport):
         return self.arena
 
     def poll(self, spin_us, limit):
-        count = self._poll(limit if limit < EVENTS else EVENTS, spin_us)
+        count = self._poll(min(EVENTS, limit), spin_us)
         if count <= 0:
             return ()
         return _events.iter_unpack(self._events[:count * _EVENT_SIZE])

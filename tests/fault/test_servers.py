@@ -86,28 +86,28 @@ def test_client_goes_on_after_a_restart(standing):
     assert output == "on\n", log
 
 
-def listening_ports(pid):
-    """TCP ports on which process ``pid`` listens: the door, and UCX's own."""
-    inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd") if os.path.lexists(f"/proc/{pid}/fd/{fd}")}
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        with open(f"/proc/{pid}/net/{table}") as lines:
-            for line in list(lines)[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                    ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
+def listening(pid):
+    """TCP addresses on which process ``pid`` listens: the door, and UCX's own, one for each network."""
+    inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    addresses = set()
+    with open(f"/proc/{pid}/net/tcp") as lines:
+        for line in list(lines)[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                host, _, port = fields[1].partition(":")
+                addresses.add((socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)))
+    return addresses
 
 
 def test_garbage_on_every_port(standing):
     path, _store, environment = standing
     server = cluster.read(path).servers[0]
-    ports = listening_ports(server.pid)
-    assert server.port in ports
+    addresses = listening(server.pid)
+    assert (server.host, server.port) in addresses
     generator = random.Random(2026)
-    for port in ports:
+    for address in sorted(addresses):
         for size in (0, 1, 7, 64, 1000, 100_000):
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            with socket.create_connection(address, timeout=5) as connection:
                 try:
                     connection.sendall(generator.randbytes(size))
                     connection.shutdown(socket.SHUT_WR)

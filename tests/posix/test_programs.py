@@ -23,10 +23,10 @@ SCRIPTS = {
     "cp_r": MAKE_TREE + "cp -r src dst && cp -a src copy && diff -r --no-dereference src dst && diff -r --no-dereference src copy",
     "cp_host_both_ways": MAKE_TREE + "t=$(mktemp -d /tmp/cmp.XXXXXX); cp -r src $t/ && cp -r $t/src back && diff -r --no-dereference "
                          "src back; rm -rf $t",
-    "ls_lR": MAKE_TREE + "touch -d '2020-01-01' src/a/* src/* ; ls -lR --time-style=full-iso src | sed -e '/^total/d' "
-                         r"-e 's/^\(d[^ ]* *[0-9]* [^ ]* *[^ ]* *\)[0-9]*/\1SIZE/' | grep -v dangling | grep -v link",
+    "ls_lR": MAKE_TREE + "rm src/dangling; find src -depth -exec touch -h -d '2020-01-01' {} +; ls -lR --time-style=full-iso src | sed -e '/^total/d' "
+                         r"-e 's/^\(d[^ ]* *[0-9]* [^ ]* *[^ ]* *\)[0-9]*/\1SIZE/'",
     "ls_links": MAKE_TREE + "ls -1RF src; ls -l src/nothing src/link/ ; ls -ld src/dirlink/ | cut -c1-10",
-    "tar": MAKE_TREE + "tar cf x.tar src && mkdir out && tar xf x.tar -C out && diff -r --no-dereference src out/src && tar tf x.tar | sort",
+    "tar": MAKE_TREE + "tar cf x.tar src && mkdir out && tar xf x.tar -C out && diff -r --no-dereference src out/src && tar tf x.tar | sort; rm x.tar",
     "tar_gz_pipe": MAKE_TREE + "tar czf - src | (mkdir out && cd out && tar xzf -) && diff -r --no-dereference src out/src; rm -rf out",
     "md5sum": MAKE_TREE + "find src -type f | sort | xargs md5sum > sums && md5sum -c sums && echo changed >> src/a/hello; md5sum -c sums",
     "find": MAKE_TREE + "find . | sort; find src -type f -size +1000c | sort; find src -name '*ll*' | sort; find -L src -type f | sort; "
@@ -35,7 +35,7 @@ SCRIPTS = {
     "find_delete": MAKE_TREE + "find src -type f -delete; find src | sort; find src -depth -type d -empty -delete; find . | sort",
     "du": MAKE_TREE + "du -s --apparent-size -b src/a/hello src/a/b/small src/a/b/c/large src/zero && du -s src > size && test -s size; "
                       "rm size",
-    "dd": "dd if=/dev/zero of=f bs=1M count=5 status=none; dd if=/dev/urandom of=g bs=4096 count=300 status=none; "
+    "dd": "dd if=/dev/zero of=f bs=1M count=5 status=none; seq 1 180000 | head -c 1228800 > g; "
           "dd if=g of=h bs=47008 status=none && cmp g h && dd if=g of=f bs=1000 skip=3 seek=7 count=11 conv=notrunc status=none; "
           "dd if=g bs=1 skip=5 count=20 status=none | cmp - <(tail -c +6 g | head -c 20) && rm g h; stat -c '%s' f",
     "dd_past_end": "echo abc > f; dd if=f bs=1 skip=10 status=none | wc -c; dd if=/dev/zero of=f bs=1 count=1 seek=600000 status=none; wc -c f",

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python programs do on the mount what they do on a local directory; the interpreter of the test and the system's are tried."""
+import os
 import shutil
 import sys
 
 import pytest
 
-PYTHONS = sorted({sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable,
-                  shutil.which("python3") or sys.executable})
+# The virtual environment's is the system's own binary; a python3 further down PATH is another build.
+_FOUND = [sys.executable, *(shutil.which("python3", path=part) for part in os.environ["PATH"].split(os.pathsep))]
+PYTHONS = list({os.path.realpath(python): python for python in reversed(_FOUND) if python}.values())
 
 SCRIPTS = {
     "open": """

@@ -60,8 +60,8 @@ static void load(const char *path)
     if (!library)
         printf("%s\n", dlerror());
     CHECK(library);
-    const struct madfs_runtime *(*start)(const struct madfs_host *, char *, size_t) =
-        (const struct madfs_runtime *(*)(const struct madfs_host *, char *, size_t))dlsym(library, "madfs_runtime_start");
+    const struct madfs_runtime *(*start)(const struct madfs_host *, char *, size_t);
+    *(void **)&start = dlsym(library, "madfs_runtime_start");
     CHECK(start);
     runtime = start(&host, error, sizeof error);
     if (!runtime)

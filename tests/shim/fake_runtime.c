@@ -262,6 +262,7 @@ const struct madfs_runtime *madfs_runtime_start(const struct madfs_host *table, 
   }
   host = table;
   if (at) snprintf(mount, sizeof mount, "%s", at);
+  while (mount[strlen(mount) - 1] == '/') mount[strlen(mount) - 1] = 0;
   int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0 || ftruncate(fd, sizeof *store)) {
     snprintf(error, error_size, "%s: %s", path, strerror(errno));

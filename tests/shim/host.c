@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What programs do that is hard on an interposed library; one sub-command each, which says "ok" when all went well.
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -212,6 +211,14 @@ static void signals(void) {
 
 // --- registers ------------------------------------------------------------------------------------------------------
 
+#ifdef __x86_64__
+// A site of the main program: whatever number is in eax.  The instructions before it set nothing.
+__asm__(".text\n.p2align 4\n.type raw_site, @function\nraw_site:\n.cfi_startproc\n nopl 0(%rax,%rax)\n syscall\n ret\n.cfi_endproc\n"
+        ".size raw_site, . - raw_site\n");
+extern char raw_site[];
+static void *volatile raw_site_pointer = raw_site;
+#endif
+
 // Everything that the kernel leaves alone must be as it was after a call of ours, too.
 static void registers(void) {
   int fd = open("/madfs/r", O_RDWR | O_CREAT, 0644);
@@ -231,7 +238,7 @@ static void registers(void) {
         "mov %%r12, 32(%[regs]); mov %%rdi, 40(%[regs]);"
         "movsd %%xmm1, %[a]; movsd %%xmm15, %[b]; fstpl %[s]"
         : "+a"(result), [a] "+m"(a), [b] "+m"(b), [s] "=m"(sum)
-        : "D"((long)fd), "S"(2L), [regs] "r"(regs), [go] "m"(*(void **)dlsym(RTLD_DEFAULT, "raw_site_pointer"))
+        : "D"((long)fd), "S"(2L), [regs] "r"(regs), [go] "m"(raw_site_pointer)
         : "rdx", "rcx", "r8", "r9", "r10", "r11", "r12", "rbx", "xmm1", "xmm15", "memory", "cc");
     CHECK(a == x && b == y && sum == x && errno == 77);
     CHECK(regs[0] == 11 && regs[1] == 12 && regs[2] == 13 && regs[3] == 14 && regs[4] == 15 && regs[5] == (uint64_t)fd);
@@ -239,14 +246,6 @@ static void registers(void) {
   }
 #endif
 }
-
-#ifdef __x86_64__
-// A site of the main program: whatever number is in eax.  The instructions before it set nothing.
-__asm__(".text\n.p2align 4\n.type raw_site, @function\nraw_site:\n.cfi_startproc\n nopl 0(%rax,%rax)\n syscall\n ret\n.cfi_endproc\n"
-        ".size raw_site, . - raw_site\n");
-extern char raw_site[];
-__attribute__((visibility("default"))) void *raw_site_pointer = raw_site;
-#endif
 
 // --- descriptors ----------------------------------------------------------------------------------------------------
 

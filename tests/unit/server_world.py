@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several servers in one event loop over a network that can be cut at any message: for the tests of the server's logic."""
+"""Several servers in one event loop over a network that can be cut at any message: to test the server's logic."""
 import asyncio
 import errno
 import os
@@ -8,8 +8,25 @@ import struct
 from pymadfs.config import Config
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, home, owner
-from pymadfs.ops import (ATTR, DIRENT, EXTEND, FLAG_REMOTE, GETATTR, LOOKUP, MKDIR, OPEN, READ, READDIR, RELEASE, RENAME, RMDIR,
-                         SETATTR, SYMLINK, UNLINK, WRITE)
+from pymadfs.ops import (
+    ATTR,
+    DIRENT,
+    EXTEND,
+    FLAG_REMOTE,
+    GETATTR,
+    LOOKUP,
+    MKDIR,
+    OPEN,
+    READ,
+    READDIR,
+    RELEASE,
+    RENAME,
+    RMDIR,
+    SETATTR,
+    SYMLINK,
+    UNLINK,
+    WRITE,
+)
 from pymadfs.server import handlers
 from pymadfs.server.dispatch import Server
 from pymadfs.server.kv import MemoryKV
@@ -162,7 +179,7 @@ class World:
         reply, _ = await self.call(OPEN, path, flags, mode, CHUNK, **user)
         attr = ATTR.unpack(reply.attr)
         if not keep:
-            await self.release(attr.ino, **{"conn": user.get("conn", 1)})
+            await self.release(attr.ino, conn=user.get("conn", 1))
         return attr
 
     async def release(self, ino, conn=1):
@@ -211,7 +228,8 @@ class World:
             else:
                 await self.ask(home(attr.ino), EXTEND, path, attr.ino, end, **user)
                 fields = (attr.ino, chunk, within, len(piece), 0, len(path))
-            await self.ask(number, WRITE, path + (b"" if bulk else piece), *fields, payload=piece if bulk else b"", **user)
+            tail, payload = (path, piece) if bulk else (path + piece, b"")
+            await self.ask(number, WRITE, tail, *fields, payload=payload, **user)
             offset, data = end, data[len(piece):]
 
     async def read(self, ino, offset, length):
@@ -244,7 +262,8 @@ class World:
     async def quiet(self):
         """Until all removals and renames in the background are done."""
         while any(server and (server._removals.running or server._background) for server in self.servers):
-            tasks = [task for server in self.servers if server for task in (*server._removals.running, *server._background)]
+            tasks = [task for server in self.servers if server
+                     for task in (*server._removals.running, *server._background)]
             await asyncio.wait(tasks)
 
     def files_of_chunks(self):

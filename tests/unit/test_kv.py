@@ -52,7 +52,6 @@ def test_scan_begins_after_and_ends_with_the_prefix(kv):
     assert [key for key, _ in kv.scan(b"b", b"a", 9)] == [b"bb", b"bc"]
     assert [key for key, _ in kv.scan(b"b", b"aa", 1)] == [b"bb"]
     assert kv.scan(b"d", b"", 9) == []
-    assert kv.count() >= 6
 
 
 def test_a_refused_batch_leaves_nothing(tmp_path, monkeypatch):
@@ -126,7 +125,8 @@ print("fine", len(acknowledged))
 """
     (tmp_path / "small").mkdir()
     mount = f"mount -t tmpfs -o size=4m none '{tmp_path}/small' && exec '{sys.executable}' -"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", mount], input=script, text=True, capture_output=True, timeout=60)
+    command = ["unshare", "-m", "sh", "-c", mount]
+    done = subprocess.run(command, input=script, text=True, capture_output=True, timeout=60)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("this container may not mount: " + done.stderr.strip())
     assert done.stdout.startswith("fine"), done.stderr
@@ -153,7 +153,8 @@ for index in range(100000):
     process.stdout.close()
     process.wait()
     store = RocksKV(str(tmp_path / "kv"))
-    assert all(store.get(b"key%d" % index) == store.get(b"other%d" % index) == b"value%d" % index for index in range(last + 1))
+    for index in range(last + 1):
+        assert store.get(b"key%d" % index) == store.get(b"other%d" % index) == b"value%d" % index
     store.close()
 
 

@@ -36,7 +36,8 @@ def test_split_merge_and_replace_as_a_byte_map():
                 seen[at][lock.owner] = lock.type
         assert seen == {at: held for at, held in model.items() if held}
         for one in locks:  # no two that could be one
-            assert not any(one is not two and (one.owner, one.type, one.end) == (two.owner, two.type, two.start) for two in locks)
+            ends = one.owner, one.type, one.end
+            assert not any(one is not two and ends == (two.owner, two.type, two.start) for two in locks)
 
 
 def test_waiting_is_granted_in_order():

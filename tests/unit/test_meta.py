@@ -91,7 +91,8 @@ def test_intent_records():
 
 
 @pytest.mark.parametrize("mode, uid, gid, want, expected", [
-    (0o700, 5, 9, 7, True), (0o077, 5, 9, 4, False), (0o070, 9, 6, 7, True), (0o707, 9, 6, 4, False), (0o007, 9, 9, 7, True),
+    (0o700, 5, 9, 7, True), (0o077, 5, 9, 4, False), (0o070, 9, 6, 7, True), (0o707, 9, 6, 4, False),
+    (0o007, 9, 9, 7, True),
     (0o770, 9, 9, 1, False), (0o000, 0, 0, 6, True), (0o600, 0, 0, 1, False), (0o601, 0, 0, 1, True)])
 def test_permission_bits(mode, uid, gid, want, expected):
     assert allowed(stat.S_IFREG | mode, 5, 6, uid, gid, want) is expected

@@ -22,6 +22,10 @@ def cluster_of(servers):
     return Cluster("/madfs", b"s" * 32, [Server(i, "127.0.0.1", 1000 + i, 0, "/none") for i in range(servers)])
 
 
+def is_reply(message):
+    return message.tag >> ops.TAG_SHIFT == ops.TAG_REPLY
+
+
 class House:
     """A network with services that answer each request by ``answer(service, request)``."""
 
@@ -192,7 +196,7 @@ def test_oneway_operations_have_no_reply():
 
 
 def test_a_lost_message_is_eio_with_the_server_named(capfd):
-    house = House(faults=inproc.Faults(lose=lambda message: message.tag >> ops.TAG_SHIFT == ops.TAG_REPLY))
+    house = House(faults=inproc.Faults(lose=is_reply))
     with pytest.raises(OSError) as caught:
         house.client().call(0, ops.LOOKUP, b"/a")
     assert caught.value.errno == errno.EIO
@@ -336,7 +340,7 @@ def test_a_lying_length_is_answered_with_eproto(length):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_corrupted_replies_raise_oserror_only(seed):
-    house = House(faults=inproc.Faults(corrupt=lambda message: message.tag >> ops.TAG_SHIFT == ops.TAG_REPLY, seed=seed))
+    house = House(faults=inproc.Faults(corrupt=is_reply, seed=seed))
     try:
         house.client().call(0, ops.LOOKUP, b"/a")
     except (OSError, Restart):

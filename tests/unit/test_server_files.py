@@ -2,6 +2,7 @@
 """Bytes, sizes, openings and removals over several servers."""
 import asyncio
 import errno
+import itertools
 import os
 import random
 
@@ -9,8 +10,24 @@ import pytest
 from server_world import CHUNK, INLINE, code, run
 
 from pymadfs.layout import home
-from pymadfs.ops import (ATTR, EXTEND, FSYNC, OPEN, RELEASE, RESERVE, SET_ATIME, SET_GID, SET_MODE, SET_MTIME, SET_MTIME_NOW,
-                         SET_SIZE, SET_UID, SETATTR, STATFS, WRITE)
+from pymadfs.ops import (
+    ATTR,
+    EXTEND,
+    FSYNC,
+    OPEN,
+    RELEASE,
+    RESERVE,
+    SET_ATIME,
+    SET_GID,
+    SET_MODE,
+    SET_MTIME,
+    SET_MTIME_NOW,
+    SET_SIZE,
+    SET_UID,
+    SETATTR,
+    STATFS,
+    WRITE,
+)
 
 
 @run
@@ -115,7 +132,7 @@ async def test_reserve_never_gives_a_range_twice(world):
     attr = await world.create(b"/log")
     asked = [world.ask(home(attr.ino), RESERVE, b"/log", attr.ino, 10 + index) for index in range(20)]
     ranges = sorted((reply.offset, 10 + index) for index, (reply, _) in enumerate(await asyncio.gather(*asked)))
-    for (start, length), (following, _) in zip(ranges, ranges[1:]):
+    for (start, length), (following, _) in itertools.pairwise(ranges):
         assert start + length == following
     assert (await world.stat(b"/log")).size == sum(length for _, length in ranges)
 
@@ -135,8 +152,8 @@ async def test_changing_attributes(world):
     await world.setattr(b"/f", SET_MODE, mode=0o600, uid=0)
     attr = await world.setattr(b"/f", SET_ATIME | SET_MTIME, atime=11, mtime=12)
     assert (attr.mode, attr.atime_ns, attr.mtime_ns) == (0o100600, 11, 12) and attr.ctime_ns > 12
-    refused = (("EPERM", SET_MODE, {"mode": 0o777}), ("EPERM", SET_UID, {}), ("EPERM", SET_ATIME, {}), ("EACCES", SET_MTIME_NOW, {}),
-               ("EACCES", SET_SIZE, {}))
+    refused = (("EPERM", SET_MODE, {"mode": 0o777}), ("EPERM", SET_UID, {}), ("EPERM", SET_ATIME, {}),
+               ("EACCES", SET_MTIME_NOW, {}), ("EACCES", SET_SIZE, {}))
     for expected, valid, fields in refused:
         with pytest.raises(OSError) as error:
             await world.call(SETATTR, b"/f", 0, valid, fields.get("mode", 0), 0, 0, 0, 0, 0, uid=9, gid=9)

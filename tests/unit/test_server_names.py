@@ -244,7 +244,8 @@ async def test_a_batch_that_cannot_be_written_fails_as_a_whole(world):
 
 @run
 async def test_names_that_may_not_be(world):
-    for path, expected in ((b"/" + b"x" * 256, "ENAMETOOLONG"), (b"relative", "EINVAL"), (b"/a\0b", "EINVAL"), (b"/.", "EINVAL"),
+    for path, expected in ((b"/" + b"x" * 256, "ENAMETOOLONG"), (b"relative", "EINVAL"),
+                           (b"/a\0b", "EINVAL"), (b"/.", "EINVAL"),
                            (b"/..", "EINVAL"), (b"//", "EINVAL"), (b"/" + b"x/" * 2100, "ENAMETOOLONG")):
         with pytest.raises(OSError) as error:
             await world.create(path)

@@ -13,7 +13,7 @@ from flatbuffers import flexbuffers
 from pymadfs.cluster import Cluster, Server
 from pymadfs.config import Config
 from pymadfs.layout import home, owner
-from pymadfs.ops import (ATTR, FSYNC, GETATTR, LOOKUP, OPEN, MKDIR, READ, RENAME, RMDIR, SHUTDOWN, STATUS, UNLINK, WRITE)
+from pymadfs.ops import ATTR, FSYNC, GETATTR, LOOKUP, MKDIR, OPEN, READ, RENAME, RMDIR, SHUTDOWN, STATUS, UNLINK, WRITE
 from pymadfs.rpc import Client
 
 COMMAND = [sys.executable, "-P", "-m", "pymadfs.server"]
@@ -26,7 +26,8 @@ class Servers:
         self.path, self.file = path, str(path / "cluster")
         self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
         ports = [sock.getsockname()[1] for sock in self.sockets]
-        entries = [Server(number, "127.0.0.1", port, 0, str(path / f"store{number}")) for number, port in enumerate(ports)]
+        entries = [Server(number, "127.0.0.1", port, 0, str(path / f"store{number}"))
+                   for number, port in enumerate(ports)]
         self.cluster = Cluster("/madfs", secrets.token_bytes(32), entries)
         self.cluster.write(self.file)
         self.processes = [None] * count
@@ -148,7 +149,8 @@ def test_what_is_wrong_is_said_in_one_line(servers, tmp_path):
     free.write(str(tmp_path / "free"))
     assert "is used by another server" in refused("--cluster", str(tmp_path / "free"), "--number", "0")
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused("--cluster", str(tmp_path / "free"), "--number", "0", "--store", str(tmp_path / "file/x"))
+    assert "cannot be written" in refused("--cluster", str(tmp_path / "free"), "--number", "0",
+                                          "--store", str(tmp_path / "file/x"))
     servers.end(1)
     assert "belongs to server 1" in refused("--cluster", str(tmp_path / "free"), "--number", "0",
                                             "--store", str(tmp_path / "store1"))

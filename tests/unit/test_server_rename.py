@@ -62,9 +62,10 @@ async def test_refusals(world):
     await world.create(b"/file")
     for index in range(3):
         new = world.path_on(index)
-        for old, path, flags, expected in ((b"/none", new, 0, "ENOENT"), (b"/file", b"/d", 0, "EISDIR"), (b"/d", new, 0, "EXDEV"),
-                                           (b"/file", b"/none" + new, 0, "ENOENT"), (b"/file", b"/file" + new, 0, "ENOTDIR"),
-                                           (b"/file", new, 2, "EINVAL"), (b"/file", b"/file", NOREPLACE, "EEXIST")):
+        cases = ((b"/none", new, 0, "ENOENT"), (b"/file", b"/d", 0, "EISDIR"), (b"/d", new, 0, "EXDEV"),
+                 (b"/file", b"/none" + new, 0, "ENOENT"), (b"/file", b"/file" + new, 0, "ENOTDIR"),
+                 (b"/file", new, 2, "EINVAL"), (b"/file", b"/file", NOREPLACE, "EEXIST"))
+        for old, path, flags, expected in cases:
             with pytest.raises(OSError) as error:
                 await world.rename(old, path, flags)
             assert code(error) == expected, (old, path)
@@ -108,8 +109,8 @@ async def test_opposite_renames_do_not_wait_for_each_other(world):
         a, b, c = (world.path_on(index, stem=b"n%d-" % turn) for index in range(3))
         for path in (a, b, c):
             await world.create(path)
-        results = await asyncio.gather(*(world.rename(old, new) for old, new in ((a, b), (b, a), (b, c), (c, a), (a, c))),
-                                       return_exceptions=True)
+        moves = (a, b), (b, a), (b, c), (c, a), (a, c)
+        results = await asyncio.gather(*(world.rename(old, new) for old, new in moves), return_exceptions=True)
         assert all(result is None or result.errno == errno.ENOENT for result in results), results
         inodes = [await world.stat(b"/" + name) for name in await world.names(b"/") if name.startswith(b"n%d-" % turn)]
         assert len({attr.ino for attr in inodes}) == len(inodes) >= 1

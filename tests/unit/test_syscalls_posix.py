@@ -655,7 +655,21 @@ def odd_flags(s):
     )
 
 
-SCRIPTS = (files, vectors, appending, directories, slashes, links, through_links, chain, names, renames, paths_only, access, odd_flags)
+SCRIPTS = (
+    files,
+    vectors,
+    appending,
+    directories,
+    slashes,
+    links,
+    through_links,
+    chain,
+    names,
+    renames,
+    paths_only,
+    access,
+    odd_flags,
+)
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -222,7 +222,8 @@ def test_parallel_calls_to_three_servers(three):
         assert results[10] == ((), b"")
         data = [content(n, size) for n in range(6)]
         memory = [ctypes.create_string_buffer(each, size) for each in data]
-        calls = [(n % 3, ops.WRITE, b"", (n, 0, 0, size, 0, 0), (ctypes.addressof(memory[n]), size), None) for n in range(6)]
+        calls = [(n % 3, ops.WRITE, b"", (n, 0, 0, size, 0, 0), (ctypes.addressof(memory[n]), size), None)
+                 for n in range(6)]
         assert [reply.size for reply, _ in client.call_many(calls)] == [zlib.crc32(each) for each in data]
 
 
@@ -332,6 +333,39 @@ def test_a_stopped_server_costs_the_timeout_and_no_more(servers, what, capfd):
         assert client.call(0, ops.LOOKUP, b"/again")[1] == b"/again"
 
 
+@pytest.mark.parametrize("what", ["write", "read"])
+def test_a_server_stopped_in_the_middle_of_bulk_touches_nothing_later(servers, what):
+    size = 2 << 20
+    dice = random.Random(5)
+    memory = ctypes.create_string_buffer(size)
+    arguments = {"send" if what == "write" else "recv": (ctypes.addressof(memory), size)}
+
+    def work(client, failed):
+        try:
+            while True:
+                if what == "write":
+                    client.call(0, ops.WRITE, b"", 1, 0, 0, size, 0, 0, **arguments)
+                else:
+                    client.call(0, ops.READ, b"", 1, 0, 0, size, **arguments)
+        except OSError as error:
+            failed.append(error.errno)
+
+    with servers.client(MADFS_TIMEOUT_MS="200") as client:
+        for _ in range(5):
+            failed, count = [], client.counters[what] + dice.randrange(3, 20)
+            thread = threading.Thread(target=work, args=(client, failed))
+            thread.start()
+            while client.counters[what] < count:
+                client.call(0, ops.LOOKUP, b"/")
+            servers.kill(0, signal.SIGSTOP)
+            thread.join(10)
+            assert failed == [errno.EIO]
+            ctypes.memset(memory, 0x55, size)
+            servers.kill(0, signal.SIGCONT)
+            assert client.call(0, ops.LOOKUP, b"/again")[1] == b"/again"
+            assert memory.raw == b"\x55" * size
+
+
 def test_a_forked_child_makes_its_own_connections(servers):
     with servers.client() as client:
         client.call(0, ops.LOOKUP, b"/parent")
@@ -386,7 +420,8 @@ client.close()
     (tmp_path / "ucx.conf").write_text("UCX_TLS=nonsense\n")
     environment = {**servers.environment, "UCX_TLS": "nonsense", "UCX_NET_DEVICES": "none:1", "UCX_LOG_LEVEL": "debug",
                    "HOME": str(tmp_path), "UCX_CONFIG_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=20, capture_output=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=20, capture_output=True,
+                          cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -436,12 +471,11 @@ def test_garbage_at_every_port_does_no_harm(servers):
         for place in places:
             for length in (0, 1, 8, 47, 100, 5000, 70_000):
                 assert servers.processes[0].poll() is None, servers.log.read_text()
-                with socket.create_connection(place, 5) as visitor:
-                    with contextlib.suppress(OSError):
-                        visitor.sendall(dice.randbytes(length))
-                        visitor.shutdown(socket.SHUT_WR)
-                        visitor.settimeout(1)
-                        while visitor.recv(4096):
-                            pass
+                with socket.create_connection(place, 5) as visitor, contextlib.suppress(OSError):
+                    visitor.sendall(dice.randbytes(length))
+                    visitor.shutdown(socket.SHUT_WR)
+                    visitor.settimeout(1)
+                    while visitor.recv(4096):
+                        pass
                 assert client.call(0, ops.LOOKUP, b"/alive")[1] == b"/alive"
         assert servers.processes[0].poll() is None
