@@ -2,6 +2,7 @@
 """Builds what pyproject.toml cannot say: two shared libraries and an extension, from C, CPython, cffi and UCX.
 
     pymadfs/_lib/libmadfs_intercept.so   the shim: intercept/*.c and intercept/<machine>/*, depends on libc only
+    pymadfs/_lib/libmadfs_intercept.sites   where the system calls of this machine's libc are, to be quick at start
     pymadfs/_lib/libmadfs_runtime.so     the embedded client: bridge.c, libpython, frozen modules, cffi, our binding
     pymadfs/_lib/libmf*.so.0             UCX under private names (pymadfs/_ucx_private.py)
     pymadfs/_ucx_cffi.*.so               our binding as an ordinary extension, for the servers
@@ -227,6 +228,15 @@ class Ucx:
         except self.private.PrivateUcxError as error:
             raise Stop(str(error)) from None
 
+    def async_state(self):
+        """``[(offset, size)]`` of UCX's variables that a fork invalidates (``_ucx_fork.c``)."""
+        library = next(copy for copy in self.copies if copy.endswith("/libmfs.so.0"))
+        found = self.private.variables(library, ("ucs_async_global_context", "ucs_async_thread_global_context"))
+        if len(found) != 2:
+            print(f"  warning: the UCX in {self.folder} is stripped: the child of a fork may hang in it", flush=True)
+            return []
+        return found
+
     def link(self, target, objects, arguments, rpath, inputs=()):
         def finish(path):
             self.private.rename(path)
@@ -249,7 +259,8 @@ def binding_objects(ucx, group, include):
         build.ffibuilder.emit_c_code(source)
         made(source, "emit")
     headers = ["-I", os.path.join(ROOT, "pymadfs"), "-isystem", os.path.join(ucx.prefix, "include")]
-    own = [compile_object(path, [*OWN, "-fvisibility=default", *headers], "common")
+    state = "-DASYNC_STATE=" + ",".join(f"{{{offset},{size}}}" for offset, size in ucx.async_state())
+    own = [compile_object(path, [*OWN, "-fvisibility=default", state, *headers], "common")
            for path in sorted(glob.glob(os.path.join(ROOT, "pymadfs", "_ucx*.c")))]
     return [compile_object(source, [*FOREIGN, *headers, "-I", include], group), *own]
 
@@ -302,6 +313,17 @@ def make_shim():
     return link(path_of("libmadfs_intercept.so"), objects, ["-Wl,-z,initfirst,-z,defs"])
 
 
+def note_sites(shim):
+    """``libmadfs_intercept.sites`` beside the shim: what it finds in this machine's libraries (intercept/sites.c)."""
+    target = os.path.splitext(shim)[0] + ".sites"
+    command = [getattr(sys, "_base_executable", sys.executable), "-I", "-S", "-c", ""]
+    environment = {"LD_PRELOAD": shim, "MADFS_SITES_WRITE": target, "MADFS_STRICT": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode or done.stderr or not os.path.exists(target):
+        raise Stop(f"the built {shim} does not run here: {done.stderr.strip() or done.returncode}")
+    return target
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +340,8 @@ class BuildNative(build_ext):
         self.outputs.append(place(make_binding(ucx), package))
         self.outputs.append(place(make_runtime(ucx), folder))
         self.outputs.append(place(make_shim(), folder))
+        if not SANITIZE:
+            self.outputs.append(note_sites(self.outputs[-1]))
         for path in set(glob.glob(os.path.join(folder, "libmf*.so.0"))) - set(self.outputs):
             os.remove(path)  # of a UCX that was built with before
 

@@ -46,8 +46,12 @@ def command(*arguments):
 
 
 def capture(arguments, **options):
-    """Standard output of a command that must succeed; its errors go to ours."""
-    return subprocess.run(list(map(str, arguments)), check=True, stdout=subprocess.PIPE, text=True, **options).stdout
+    """Standard output of a command that must succeed; RuntimeError with what it said when it does not."""
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, **options)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, arguments))} failed with status {done.returncode}: "
+                           f"{done.stderr}{done.stdout}")
+    return done.stdout
 
 
 def pin(pid, cpu):

@@ -23,25 +23,21 @@ def start_ms(arguments, environment):
     return (time.perf_counter() - begin) * 1e3
 
 
-def added(measure, rounds):
-    """Median over ``rounds`` of (with the shim less without), and of without; each round measures both, side by side."""
-    plain, loaded = dict(os.environ), {**os.environ, **cli.preload_environment()}
+def added(measure, plain, loaded, rounds):
+    """Median over ``rounds`` of (with ``loaded`` less with ``plain``), and of plain; the two take turns."""
     pairs = [(measure(plain), measure(loaded)) for _ in range(rounds)]
     return statistics.median(b - a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
 
 def run(quick=False):
-    rounds = 3 if quick else ROUNDS
-    with tempfile.TemporaryDirectory(prefix="madfs-bench-") as directory:
+    starts = 5 if quick else STARTS
+    with tempfile.TemporaryDirectory(prefix="madfs-bench-") as directory, common.servers(1) as cluster:
+        plain, loaded = dict(os.environ), {**os.environ, **cli.preload_environment(cluster)}
         program = common.compile_program("syscall_cost.c", directory)
         for kind in ("getppid", "pread"):
-            cost, plain = added(lambda env, kind=kind: per_call(program, kind, env), rounds)
-            yield common.Row(f"{kind}_added", cost, "ns", plain)
-    cost, plain = added(lambda env: start_ms(["/bin/true"], env), 5 if quick else STARTS)
-    yield common.Row("start_added", cost, "ms", plain)
-    with common.servers(1) as cluster:
-        touch = {**os.environ, **cli.preload_environment(cluster)}
-        mount = touch["MADFS_MOUNT"]
-        pairs = [(start_ms(["stat", "/tmp"], touch), start_ms(["stat", mount], touch)) for _ in range(5 if quick else STARTS)]
-    yield common.Row("first_touch_added", statistics.median(b - a for a, b in pairs), "ms",
-                     statistics.median(a for a, _ in pairs))
+            cost, alone = added(lambda env, kind=kind: per_call(program, kind, env), plain, loaded, 3 if quick else ROUNDS)
+            yield common.Row(f"{kind}_added", cost, "ns", alone)
+        cost, alone = added(lambda env: start_ms(["/bin/true"], env), plain, loaded, starts)
+        yield common.Row("start_added", cost, "ms", alone)
+        cost, alone = added(lambda path: start_ms(["stat", path], loaded), "/tmp", loaded["MADFS_MOUNT"], starts)
+        yield common.Row("first_touch_added", cost, "ms", alone)

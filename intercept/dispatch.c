@@ -34,11 +34,24 @@ static const uint16_t creators[] = {
 
 uint8_t madfs_classes[MADFS_CLASSES];
 
-void madfs_classes_fill(void) {
-  for (unsigned i = 0; i < MADFS_ROWS; i++)
-    if (madfs_rows[i].kind != ROW_NONE) madfs_classes[i] |= CLASS_ROW;
-  for (unsigned i = 0; i < sizeof creators / sizeof *creators; i++) madfs_classes[creators[i]] |= CLASS_CREATES;
+static bool makes_descriptor[MADFS_ROWS];
+
+// Calls that are ours only when their first argument is, so that the entry code can let them go without asking.
+static bool is_fd_call(long number) {
+  const struct madfs_row *row = &madfs_rows[number];
+  return row->kind == ROW_SHIM ? number == SYS_close || number == SYS_dup || number == SYS_fcntl : row->route == ROUTE_FD;
 }
+
+void madfs_classes_fill(void) {
+  for (unsigned i = 0; i < sizeof creators / sizeof *creators; i++) {
+    makes_descriptor[creators[i]] = true;
+    madfs_classes[creators[i]] = CLASS_ASK;
+  }
+  for (long i = 0; i < MADFS_ROWS; i++)
+    if (madfs_rows[i].kind != ROW_NONE) madfs_classes[i] = is_fd_call(i) ? CLASS_FD : CLASS_ASK;
+}
+
+bool madfs_creates_descriptor(long number) { return number >= 0 && number < MADFS_ROWS && makes_descriptor[number]; }
 
 // --- the answer, on the hook stack ----------------------------------------------------------------------------------
 

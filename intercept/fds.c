@@ -10,7 +10,7 @@
 // A lock on byte `slot` of T, held by the placeholder's open file description, says that some process still has it:
 // the kernel releases it with the last copy, even when that process was killed.
 //
-// `known` caches by descriptor what the kernel would say.  It is cleared before the kernel closes and set after the
+// madfs_fds_known caches by descriptor what the kernel would say.  It is cleared before the kernel closes and set after the
 // kernel has opened, so a number is never thought to be ours while it is somebody else's.  A child of vfork shares the
 // cache with its parent but not the descriptors: it always asks the kernel, and writes nothing.
 #include <errno.h>
@@ -72,14 +72,14 @@ static struct {
   struct madfs_lock lock;
 } table = {.fd = -1};
 
-static _Atomic uint32_t known[KNOWN];
+_Atomic uint32_t madfs_fds_known[KNOWN];
 _Atomic int madfs_fds_top = -1;
 
 // --- the cache ------------------------------------------------------------------------------------------------------
 
 static void learn(int fd, uint32_t what) {
   if (fd < 0 || fd >= KNOWN || madfs_in_vfork()) return;
-  atomic_store(&known[fd], what);
+  atomic_store(&madfs_fds_known[fd], what);
   int top = atomic_load(&madfs_fds_top);
   while (what && fd > top && !atomic_compare_exchange_weak(&madfs_fds_top, &top, fd)) continue;
 }
@@ -96,13 +96,13 @@ static int ask(int fd) {
 bool madfs_fd_concerns(int fd) {
   if (fd < 0) return false;
   if (MADFS_UNLIKELY(fd >= KNOWN || madfs_local.vfork_depth)) return atomic_load(&madfs_fds_top) >= 0 && madfs_fd_slot(fd) != FD_HOST;
-  return atomic_load_explicit(&known[fd], memory_order_relaxed) != KNOWN_NO;
+  return atomic_load_explicit(&madfs_fds_known[fd], memory_order_relaxed) != KNOWN_NO;
 }
 
 int madfs_fd_slot(int fd) {
   if (fd < 0) return FD_HOST;
   if (fd >= KNOWN) return ask(fd);
-  uint32_t what = atomic_load(&known[fd]);
+  uint32_t what = atomic_load(&madfs_fds_known[fd]);
   if (madfs_in_vfork()) return what == KNOWN_INTERNAL ? FD_INTERNAL : ask(fd);
   return what == KNOWN_NO ? FD_HOST : what == KNOWN_INTERNAL ? FD_INTERNAL : (int)(what - 1);
 }
@@ -595,7 +595,7 @@ enum madfs_verdict madfs_fds_inside(struct madfs_frame *f) {
     return MADFS_PASS;
   }
   if (number == SYS_fcntl && (int)a[1] != F_DUPFD && (int)a[1] != F_DUPFD_CLOEXEC) return MADFS_PASS;
-  if (number >= MADFS_CLASSES || !(madfs_classes[number] & CLASS_CREATES)) return MADFS_PASS;
+  if (!madfs_creates_descriptor(number)) return MADFS_PASS;
   long result = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
   if (!madfs_failed(result)) {
     if (number == SYS_pipe2 || ARCH_IS_PIPE(number)) hide_pair((int *)a[0]);

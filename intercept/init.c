@@ -70,6 +70,6 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   if (directory) madfs_cwd_set(directory, strlen(directory));
   madfs_thread_key();
   madfs_classes_fill();
-  madfs_scan_process();
+  madfs_scan_process(variable(environment, "MADFS_SITES_WRITE"));
   report();
 }

@@ -82,8 +82,9 @@ enum {
 #undef SHIM
 
 extern const struct madfs_row madfs_rows[MADFS_ROWS];
-extern uint8_t madfs_classes[MADFS_CLASSES];  // != 0: the stubs ask madfs_filter()
-enum { CLASS_ROW = 1, CLASS_CREATES = 2 };    // has a row; makes a descriptor (of interest inside the runtime)
+// NONE: the stubs leave the call to the kernel.  FD: only its first argument, a descriptor, can make it ours.
+extern uint8_t madfs_classes[MADFS_CLASSES];
+enum { CLASS_NONE, CLASS_FD, CLASS_ASK };
 
 // --- threads --------------------------------------------------------------------------------------------------------
 
@@ -108,6 +109,7 @@ struct madfs_thread {
 
 // Initial-exec, because this library is there when the program starts; one instruction to read.
 struct madfs_local {
+  // The entry code reads these two at once: when both are 0, this is an ordinary call of the application's.
   int inside;       // in the runtime, or in our own work: system calls go to the kernel
   int vfork_depth;  // children of vfork that this thread runs as, or has run as
   struct madfs_thread *thread;
@@ -138,13 +140,24 @@ struct madfs_census {
 };
 extern struct madfs_census madfs_census;
 
-void madfs_scan_process(void);  // every object mapped now
+void madfs_scan_process(const char *sites);  // every object mapped now; `sites`: where to write down what was found
 void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection);
 
-// --- patch.c --------------------------------------------------------------------------------------------------------
+// --- sites.c: what is known of libraries without scanning them --------------------------------------------------------
+
+enum { MADFS_BUILD_ID = 20 };
 
 struct madfs_plan;  // arch.h
 struct madfs_code;
+
+void madfs_sites_open(bool writes);
+int madfs_sites_find(const uint8_t *build_id, uint64_t offset, const struct madfs_code *code, struct madfs_plan *plans,
+                     unsigned room, unsigned *idle);
+void madfs_sites_note(const uint8_t *build_id, uint64_t offset, const struct madfs_code *code,
+                      const struct madfs_plan *plans, unsigned count);
+void madfs_sites_write(const char *path);  // REQUIRES: madfs_sites_open(true)
+
+// --- patch.c --------------------------------------------------------------------------------------------------------
 
 // Rewrites the planned sites of one mapping.  Number of sites rewritten: all or none.
 unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, unsigned count, int protection);
@@ -153,6 +166,7 @@ unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, un
 
 enum madfs_verdict madfs_filter(struct madfs_frame *frame);  // called by entry.S
 void madfs_classes_fill(void);
+bool madfs_creates_descriptor(long number);
 
 // --- fds.c: descriptors and the table of open files -----------------------------------------------------------------
 

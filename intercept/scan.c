@@ -10,7 +10,7 @@
 
 #include "intercept.h"
 
-enum { MAPS_ROOM = 1 << 20, PLANS_MAX = 4096, ALIGNMENT = 16 };
+enum { MAPS_ROOM = 1 << 20, MAPPINGS_MAX = 8192, PLANS_MAX = 4096, ALIGNMENT = 16 };
 
 struct madfs_census madfs_census;
 
@@ -58,6 +58,29 @@ static bool image_functions(struct image *image) {
     image->functions_count = count;
     image->header = s->p_vaddr;
     return true;
+  }
+  return false;
+}
+
+// The build id that the linker gave the object, cut or filled to MADFS_BUILD_ID bytes.
+static bool image_build_id(const struct image *image, uint8_t id[MADFS_BUILD_ID]) {
+  for (unsigned i = 0; i < image->segments_count; i++) {
+    const Elf64_Phdr *s = &image->segments[i];
+    size_t room;
+    const uint8_t *at = s->p_type == PT_NOTE ? image_at(image, s->p_vaddr, &room) : NULL;
+    if (!at || room > s->p_memsz) room = s->p_memsz;
+    while (at && room >= sizeof(Elf64_Nhdr)) {
+      const Elf64_Nhdr *note = (const Elf64_Nhdr *)at;
+      size_t name = (note->n_namesz + 3UL) & ~3UL, size = sizeof *note + name + ((note->n_descsz + 3UL) & ~3UL);
+      if (size > room) break;
+      if (note->n_type == NT_GNU_BUILD_ID && name == 4 && !memcmp(note + 1, "GNU", 4)) {
+        memset(id, 0, MADFS_BUILD_ID);
+        memcpy(id, (const uint8_t *)(note + 1) + name, note->n_descsz < MADFS_BUILD_ID ? note->n_descsz : MADFS_BUILD_ID);
+        return true;
+      }
+      at += size;
+      room -= size;
+    }
   }
   return false;
 }
@@ -266,8 +289,8 @@ static unsigned collect(struct madfs_code *code, struct madfs_plan *plans) {
   return count;
 }
 
-static void tally(const struct madfs_plan *plans, unsigned count, unsigned patched, const char *name) {
-  unsigned sites = 0, idle = 0;
+static void tally(const struct madfs_plan *plans, unsigned count, unsigned idle, unsigned patched, const char *name) {
+  unsigned sites = idle;
   for (unsigned i = 0; i < count; i++) {
     if (plans[i].tier == ARCH_NO_SITE) continue;
     sites++;
@@ -285,18 +308,31 @@ static void tally(const struct madfs_plan *plans, unsigned count, unsigned patch
   }
 }
 
-static void rewrite(const struct image *image, const uint8_t *text, size_t length, int protection, const char *name) {
+static unsigned search(struct image *image, struct madfs_code *code, struct madfs_plan *plans) {
+  if (!arch_next_hit(code->text, code->text_end)) return 0;
+  if (!image_functions(image)) image->functions_count = 0;
+  unsigned count = collect(code, plans);
+  survey(image, code, plans, count, false);
+  if (find_crossings(image, code, plans, count)) survey(image, code, plans, count, true);
+  return count;
+}
+
+// Rewrites the text at `text`, which its file has at `offset`.
+static void rewrite(struct image *image, const uint8_t *text, size_t length, unsigned long offset, int protection,
+                    const char *name) {
   struct madfs_code code = {.text = text, .text_end = text + length, .table = read_only, .image = image};
-  if (!arch_next_hit(text, text + length)) return;
+  uint8_t build_id[MADFS_BUILD_ID];
   size_t room = PLANS_MAX * sizeof(struct madfs_plan);
   long got = RAW(SYS_mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (madfs_failed(got)) madfs_die(127, "no memory to intercept system calls", NULL);
   struct madfs_plan *plans = (struct madfs_plan *)got;
-  unsigned count = collect(&code, plans);
-  survey(image, &code, plans, count, false);
-  if (find_crossings(image, &code, plans, count)) survey(image, &code, plans, count, true);
+  unsigned idle = 0;
+  bool named = image_build_id(image, build_id);
+  int known = named ? madfs_sites_find(build_id, offset, &code, plans, PLANS_MAX, &idle) : -1;
+  unsigned count = known >= 0 ? (unsigned)known : search(image, &code, plans);
+  if (named && known < 0) madfs_sites_note(build_id, offset, &code, plans, count);
   unsigned patched = madfs_patch(&code, plans, count, protection);
-  tally(plans, count, patched, name);
+  tally(plans, count, idle, patched, name);
   RAW(SYS_munmap, got, room);
 }
 
@@ -335,31 +371,41 @@ static size_t read_maps(char *text) {
   return size;
 }
 
-void madfs_scan_process(void) {
-  long got = RAW(SYS_mmap, 0, MAPS_ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+// Objects in the order of their addresses; the first part of each has its headers.
+static void rewrite_all(const struct mapping *mappings, unsigned count) {
+  struct image image = {.mapped = true};
+  unsigned long address;
+  for (unsigned i = 0; i < count; i++) {
+    const struct mapping *m = &mappings[i];
+    const uint8_t *start = (const uint8_t *)m->start;
+    if (m->offset == 0) image = (struct image){.base = start, .size = m->end - m->start, .mapped = true};
+    if (!m->executable || strcmp(m->name, madfs_settings.library) == 0) continue;
+    if (!image.base || !image_open(&image) || !image_address(&image, m->offset, &address)) continue;
+    image.bias = m->start - address;
+    int protection = PROT_READ | PROT_EXEC | (m->writable ? PROT_WRITE : 0);
+    rewrite(&image, start, m->end - m->start, m->offset, protection, m->name);
+  }
+}
+
+void madfs_scan_process(const char *sites) {
+  const size_t room = MAPS_ROOM + MAPPINGS_MAX * sizeof(struct mapping);
+  long got = RAW(SYS_mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (madfs_failed(got)) madfs_die(127, "no memory to intercept system calls", NULL);
   char *line = (char *)got;
-  struct mapping m;
-  struct image image = {.mapped = true};
+  struct mapping *mappings = (struct mapping *)(got + MAPS_ROOM);
+  unsigned count = 0;
+  unsigned long own = (unsigned long)&madfs_scan_process;
   read_maps(line);
-  while (*line && (line = maps_line(line, &m))) {
-    if (m.name[0] != '/') continue;  // anonymous, [vdso], [stack]: not from a file
-    if (m.offset == 0) {
-      image = (struct image){.base = (const uint8_t *)m.start, .size = m.end - m.start, .mapped = true};
-    }
-    unsigned long address, own = (unsigned long)&madfs_scan_process;
-    if (!m.executable) continue;
-    if (own >= m.start && own < m.end) {
-      madfs_copy(madfs_settings.library, sizeof madfs_settings.library, m.name);
-      continue;
-    }
-    if (!arch_next_hit((const uint8_t *)m.start, (const uint8_t *)m.end)) continue;
-    if (!image.base || !image_open(&image) || !image_address(&image, m.offset, &address)) continue;
-    image.bias = m.start - address;
-    if (!image_functions(&image)) image.functions_count = 0;
-    rewrite(&image, (const uint8_t *)m.start, m.end - m.start, PROT_READ | PROT_EXEC | (m.writable ? PROT_WRITE : 0), m.name);
+  while (*line && count < MAPPINGS_MAX && (line = maps_line(line, &mappings[count]))) {
+    const struct mapping *m = &mappings[count];
+    if (m->name[0] != '/') continue;  // anonymous, [vdso], [stack]: not from a file
+    if (own >= m->start && own < m->end) madfs_copy(madfs_settings.library, sizeof madfs_settings.library, m->name);
+    count++;
   }
-  RAW(SYS_munmap, got, MAPS_ROOM);
+  madfs_sites_open(sites != NULL);
+  rewrite_all(mappings, count);
+  madfs_sites_write(sites);
+  RAW(SYS_munmap, got, room);
 }
 
 void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection) {
@@ -375,8 +421,7 @@ void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned lon
   struct image image = {.base = (const uint8_t *)got, .size = size};
   if (image_open(&image) && image_address(&image, offset, &address)) {
     image.bias = start - address;
-    if (!image_functions(&image)) image.functions_count = 0;
-    rewrite(&image, (const uint8_t *)start, length, protection, "a library being loaded");
+    rewrite(&image, (const uint8_t *)start, length, offset, protection, "a library being loaded");
   }
   RAW(SYS_munmap, got, size);
 }

@@ -355,8 +355,9 @@ static int open_descriptors(ux_t *u)
 ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room)
 {
     ux_t *u = calloc(1, sizeof *u);
-    if (!u) {
+    if (!u || ux_keep_pristine() < 0) {
         snprintf(error, room, "out of memory");
+        free(u);
         return NULL;
     }
     pthread_mutex_init(&u->lock, NULL);
@@ -383,6 +384,7 @@ void ux_abandon(ux_t *u)
     close(u->wake);
     close(u->doors);
     close(u->epoll);
+    ux_make_pristine();
 }
 
 void ux_close(ux_t *u)

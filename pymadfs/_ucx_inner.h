@@ -144,4 +144,8 @@ void ux_cut(struct peer *p);                          /* what is under way on it
 void ux_free_if_unused(struct peer *p);               /* after the last call of a peer that was disconnected */
 void ux_look_at_doors(ux_t *u);                       /* end of file there: that peer is dead */
 
+/* _ucx_fork.c: remember UCX as it was loaded (0 or -1), and go back to that in the child of a fork. */
+int ux_keep_pristine(void);
+void ux_make_pristine(void);
+
 #endif

@@ -79,7 +79,8 @@ def parse(text, path="the cluster file"):
         except ValueError:
             raise ClusterError(f"{path}, line {number}: not understood: {line!r}") from None
     if version != VERSION:
-        raise ClusterError(f"{path} is of version {version}, this is MadFS with version {VERSION}: make it anew with `madfs up`")
+        raise ClusterError(f"{path} is of version {version}, this MadFS has version {VERSION}: "
+                           "make it anew with `madfs up`")
     if not (mount and secret and servers) or [s.number for s in servers] != list(range(len(servers))):
         raise ClusterError(f"{path} lacks a mount, a secret or servers numbered from 0: make it anew with `madfs up`")
     return Cluster(mount, secret, servers, path)

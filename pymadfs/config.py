@@ -27,21 +27,27 @@ SETTINGS = (
     Setting("cluster", "MADFS_CLUSTER", str, "", "Path of the cluster file that names the servers."),
     Setting("mount", "MADFS_MOUNT", str, "/madfs", "Absolute path under which the file system appears."),
     Setting("chunk_size", "MADFS_CHUNK_SIZE", size, 512 << 10, "Bytes in a chunk of a new file."),
-    Setting("inline_max", "MADFS_INLINE_MAX", size, 8 << 10, "Bytes of a small file kept in RocksDB instead of a chunk file."),
+    Setting("inline_max", "MADFS_INLINE_MAX", size, 8 << 10,
+            "Bytes of a small file kept in RocksDB instead of a chunk file."),
     Setting("eager_max", "MADFS_EAGER_MAX", size, 8 << 10, "Bytes of data sent within a message rather than after it."),
     Setting("timeout_ms", "MADFS_TIMEOUT_MS", int, 30_000, "Milliseconds an operation may wait for a live server."),
     Setting("connect_ms", "MADFS_CONNECT_MS", int, 3_000, "Milliseconds to reach a server before it counts as dead."),
-    Setting("spin_us", "MADFS_SPIN_US", int, -1, "Microseconds to poll before sleeping; -1 chooses by the cores at hand."),
-    Setting("transports", "MADFS_UCX_TLS", str, "", "UCX transports MadFS may use (UCX_TLS syntax); empty: UCX chooses."),
+    Setting("spin_us", "MADFS_SPIN_US", int, -1,
+            "Microseconds to poll before sleeping; -1 chooses by the cores at hand."),
+    Setting("transports", "MADFS_UCX_TLS", str, "",
+            "UCX transports MadFS may use (UCX_TLS syntax); empty: UCX chooses."),
     Setting("log", "MADFS_LOG", str, "", "File that messages go to; empty: standard error."),
-    Setting("preload", "MADFS_PRELOAD", flag, True, "Whether programs that are executed stay on MadFS; 0 lets them leave."),
-    Setting("debug", "MADFS_DEBUG", flag, False, "Print what was patched and every call that failed inside the client."),
+    Setting("preload", "MADFS_PRELOAD", flag, True,
+            "Whether programs that are executed stay on MadFS; 0 lets them leave."),
+    Setting("debug", "MADFS_DEBUG", flag, False,
+            "Print what was patched and every call that failed inside the client."),
     Setting("strict", "MADFS_STRICT", flag, False, "Abort when a system call instruction cannot be intercepted."),
 )
 
 
 class Config:
-    """Settings as attributes, from ``environment`` (default: the process's).  Raises ValueError that names the variable."""
+    """Settings as attributes, from ``environment`` (default: the process's).  Raises ValueError that names the
+    variable."""
 
     def __init__(self, environment=None):
         environment = os.environ if environment is None else environment

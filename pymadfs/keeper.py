@@ -287,7 +287,8 @@ def say(line):
 
 def plain_environment(environment):
     """``environment`` without our preload, for programs that are not to be clients: the servers, mpirun."""
-    plain = {name: value for name, value in environment.items() if name not in ("MADFS_STATE", "MADFS_CWD", "LD_PRELOAD")}
+    plain = {name: value for name, value in environment.items()
+             if name not in ("MADFS_STATE", "MADFS_CWD", "LD_PRELOAD")}
     others = other_preloads(environment)
     if others:
         plain["LD_PRELOAD"] = ":".join(others)

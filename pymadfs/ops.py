@@ -126,8 +126,9 @@ MKDIR = Op(5, "mkdir", "mode:I", _A, doc="Make the directory in the tail.")
 UNLINK = Op(6, "unlink", "", "", doc="Remove the name in the tail; its chunks are removed behind the reply.")
 RMDIR = Op(7, "rmdir", "", "", doc="Remove the empty directory in the tail.")
 READDIR = Op(8, "readdir", "limit:I length:H", "done:B",
-             doc="One page of this server's entries of a directory. Tail: the directory's path (`length` bytes), then the "
-                 "last name of the previous page or nothing. Reply's tail: DIRENT records, `limit` bytes at most.",
+             doc="One page of this server's entries of a directory. Tail: the directory's path (`length` "
+                 "bytes), then the last name of the previous page or nothing. "
+                 "Reply's tail: DIRENT records, `limit` bytes at most.",
              retry=True)
 RENAME = Op(9, "rename", "flags:I length:H", "",
             doc="Move the name `tail[:length]` to `tail[length:]`, replacing what is there (RENAME_NOREPLACE).")
@@ -136,10 +137,10 @@ SETATTR = Op(10, "setattr", "ino:Q valid:I mode:I uid:I gid:I size:Q atime_ns:q 
                  "link changes only with SET_LINK; without it, its attributes come back with its target as tail.")
 SYMLINK = Op(11, "symlink", "length:H", _A, doc="Make the link `tail[:length]` that points to `tail[length:]`.")
 READ = Op(12, "read", "ino:Q chunk:Q offset:I length:I", "count:I", data="reply", retry=True,
-          doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole or the end of the file).")
+          doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole, or the file's end).")
 WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H", "size:Q", data="request", retry=True,
-           doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least `end` and the "
-               "times change. Tail: `hint` bytes of path, then the data when it is not a bulk message.")
+           doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least "
+               "`end` and the times change. Tail: `hint` bytes of path, then the data when it is not a bulk message.")
 EXTEND = Op(14, "extend", "ino:Q end:Q", "size:Q", retry=True,
             doc="The size becomes at least `end` and the times change; sent in parallel with the data. Tail: hint.")
 RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q",
@@ -152,22 +153,24 @@ STATUS = Op(18, "status", "", "", retry=True, doc="A FlexBuffer with this server
 SHUTDOWN = Op(19, "shutdown", "", "", doc="End the server after what it has in hand.")
 DIRINFO = Op(20, "dirinfo", "server:I", _A, peer=True, retry=True,
              doc="Attributes of the directory in the tail, for `server` to keep until INVALIDATE; as LOOKUP otherwise.")
-INVALIDATE = Op(21, "invalidate", "", "", peer=True, retry=True, doc="Forget the directory in the tail, or all without one.")
+INVALIDATE = Op(21, "invalidate", "", "", peer=True, retry=True,
+                doc="Forget the directory in the tail, or all without one.")
 EMPTY = Op(22, "empty", "", "empty:B", peer=True, retry=True,
            doc="Forget the directory in the tail and say whether this server has no entry in it.")
 INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I id:Q below:Q server:I " + _A, "", peer=True, retry=True,
-             doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, replacing what is "
-                 "there; the rest of the tail is a symbolic link's target. Renames before `below` are over. EAGAIN: the name "
-                 "is in use.")
+             doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, "
+                 "replacing what is there; the rest of the tail is a symbolic link's target. "
+                 "Renames before `below` are over. EAGAIN: the name is in use.")
 CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I", "", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server.")
 TOUCH = Op(25, "touch", "mtime_ns:q links:i", "", peer=True,
            doc="Entries of the directory in the tail changed: set its times, add to its link count.")
 LOCK = Op(26, "lock", "ino:Q owner:Q start:Q end:Q type:H wait:H", "type:H start:Q end:Q owner:Q",
-          doc="POSIX record lock on [start, end): type F_RDLCK, F_WRLCK or F_UNLCK; wait 2 asks only (F_GETLK). Tail: hint.")
+          doc="POSIX record lock on [start, end): type F_RDLCK, F_WRLCK or F_UNLCK; wait 2 asks only (F_GETLK). "
+              "Tail: hint.")
 REOPEN = Op(27, "reopen", "ino:Q flags:I", _A,
-            doc="Count an opening of an inode at its home, where OPEN's answer pointed (FLAG_REMOTE): access and O_TRUNC as "
-                "there. Tail: hint.")
+            doc="Count an opening of an inode at its home, where OPEN's answer pointed (FLAG_REMOTE): access and "
+                "O_TRUNC as there. Tail: hint.")
 DROP = Op(28, "drop", "ino:Q", "", peer=True, retry=True,
           doc="The last name of an inode that lives here is gone: remove it once nobody has it open.")
 
@@ -239,7 +242,8 @@ Syscall("sync_file_range", "fsync(fd(a0))")
 Syscall("fadvise64", "advise(fd(a0))")
 Syscall("readahead", "advise(fd(a0))")
 Syscall("getdents64", "getdents64(fd(a0), a1, a2)")
-Syscall("getdents", "getdents(fd(a0), a1, a2)", refuse="EINVAL", only=X86, note="the record of Linux 2.4; libc uses getdents64")
+Syscall("getdents", "getdents(fd(a0), a1, a2)", refuse="EINVAL", only=X86,
+        note="the record of Linux 2.4; libc uses getdents64")
 Syscall("mmap", "mmap(fd(a4), a0, a1, a2, a3, a5)", note="a copy of the file; MAP_SHARED with PROT_WRITE: ENODEV")
 Syscall("ioctl", "ioctl(fd(a0), a1, a2)", note="FIONREAD, FIOCLEX, FIONCLEX; others: ENOTTY")
 Syscall("flock", "flock(fd(a0), a1)", refuse="ENOLCK", note="not yet")
@@ -285,12 +289,14 @@ Syscall("futimesat", "futimesat(at(a0, a1), a2)", empty="futimes(fd(a0), a2)", f
 Syscall("utimes", "futimesat(at(AT_FDCWD, a0), a1)", only=X86)
 Syscall("utime", "utime(at(AT_FDCWD, a0), a1)", only=X86)
 
-Syscall("copy_file_range", "copy_file_range(fd(a0), fd(a2))", refuse="EXDEV", note="callers fall back to read and write")
+Syscall("copy_file_range", "copy_file_range(fd(a0), fd(a2))", refuse="EXDEV",
+        note="callers fall back to read and write")
 Syscall("sendfile", "sendfile(fd(a0), fd(a1))", refuse="EINVAL", note="callers fall back to read and write")
 Syscall("splice", "splice(fd(a0), fd(a2))", refuse="EINVAL", note="callers fall back to read and write")
 Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
-for _name in ("setxattr", "lsetxattr", "getxattr", "lgetxattr", "listxattr", "llistxattr", "removexattr", "lremovexattr"):
+for _name in ("setxattr", "lsetxattr", "getxattr", "lgetxattr", "listxattr", "llistxattr", "removexattr",
+              "lremovexattr"):
     Syscall(_name, f"{_name}(at(AT_FDCWD, a0))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
 for _name in ("fsetxattr", "fgetxattr", "flistxattr", "fremovexattr"):
     Syscall(_name, f"{_name}(fd(a0))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
@@ -308,7 +314,8 @@ Syscall("close_range", "close_range(a0, a1, a2)", shim=True)
 Syscall("dup", "dup(a0)", shim=True)
 Syscall("dup2", "dup2(a0, a1)", shim=True, only=X86)
 Syscall("dup3", "dup3(a0, a1, a2)", shim=True)
-Syscall("fcntl", "fcntl(a0, a1, a2)", shim=True, note="POSIX record locks through the server; OFD locks and leases: EINVAL")
+Syscall("fcntl", "fcntl(a0, a1, a2)", shim=True,
+        note="POSIX record locks through the server; OFD locks and leases: EINVAL")
 Syscall("chdir", "chdir(a0)", shim=True)
 Syscall("fchdir", "fchdir(a0)", shim=True)
 Syscall("getcwd", "getcwd(a0, a1)", shim=True)

@@ -432,6 +432,7 @@ class Service:
         self._calls = {}  # request id -> (Future, server number, Op, timer)
         self._peers = {}  # server number -> _ServerPeer
         self._limit_s = config.timeout_ms / 1000
+        self.lost = None  # called with the number of a server whose connection was lost
 
     # --- event loop -------------------------------------------------------------------------------------------------
 
@@ -719,6 +720,8 @@ class Service:
         if peer.door is not None:
             peer.loop.remove_reader(peer.door.fileno())
             peer.door.close()
+        if self.lost is not None:
+            self.lost(server)
 
     def _late(self, request_id):
         call = self._calls.get(request_id)

@@ -307,6 +307,8 @@ def _vector(address, count):
     if not 0 <= count <= abi.IOV_MAX:
         raise fail(errno.EINVAL)
     segments, total = [], 0
+    if not count:
+        return segments, total  # the address is not looked at
     for base, length in abi.IOVEC.iter_unpack(_load(address, count * abi.IOVEC.size)):
         if length < 0:
             raise fail(errno.EINVAL)

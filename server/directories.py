@@ -3,8 +3,9 @@
 
 Who owns a directory's entry tells its attributes with DIRINFO and remembers who asked (the holders).  A holder keeps
 them until INVALIDATE, EMPTY, or the loss of its connection to the owner.  The owner changes mode or owner of a
-directory, or removes it, only after all holders have acknowledged that they forgot it; until then it holds the name, and
-DIRINFO for it waits.  A restarted owner does not know its holders: its first INVALIDATE goes to everybody, for all directories.
+directory, or removes it, only after all holders have acknowledged that they forgot it; until then it holds the name,
+and DIRINFO for it waits.  A restarted owner does not know its holders: its first INVALIDATE goes to everybody, for all
+directories.
 
 A handler that meets a name that is held, or a directory that is not known here, raises Wait: it has changed nothing
 yet, and runs again from the start after what Wait names.

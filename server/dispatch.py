@@ -140,6 +140,7 @@ class Server:
         self.meta = Meta(kv, self.number, self.servers, os.getuid(), os.getgid())
         self.chunks = Chunks(kv, path, config.inline_max)
         self.dirs = Directories(self.meta, self.call_peer)
+        rpc.lost = self.dirs.lost
         self.openings, self.locks = Openings(), Locks()
         self.orphans = set()  # inodes without a name that somebody has open
         self.intents = set()  # renames of ours whose second half is under way

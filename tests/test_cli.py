@@ -132,7 +132,8 @@ def test_other_preloads_stay(madfs):
 def test_run_within_run(madfs):
     inner = "echo in > /inner/f; cat /inner/f; echo $LD_PRELOAD; " + (
         "set -- $(grep '^server 0' $MADFS_CLUSTER); grep -c intercept /proc/$5/maps")
-    done = madfs("run", "--servers", 1, "--", *MADFS, "run", "--servers", 1, "--mount", "/inner", "--", "sh", "-c", inner)
+    done = madfs("run", "--servers", 1, "--", *MADFS, "run", "--servers", 1, "--mount", "/inner", "--", "sh", "-c",
+                 inner)
     assert done.stdout == f"in\n{launch.LIBRARY}\n0\n", done.stderr
 
 

@@ -6,7 +6,8 @@
 //   arch_survey()       decodes a function and says what stands around one such instruction
 //   arch_crossings()    branches from anywhere else in the object into what a plan would overwrite
 //   arch_choose()       how to rewrite the site (the tiers below)
-//   arch_stub_size(), arch_stub_write(), arch_site_write()    do it
+//   arch_pack(), arch_unpack()    such a choice as one word
+//   arch_stub_write(), arch_site_write()    do it
 //   arch_on_stack()     calls a function on another stack
 //   arch_preserve()     calls a function that may touch vector registers, and puts these back
 //   madfs_entry         where stubs jump: saves registers, asks madfs_filter(), goes back
@@ -140,6 +141,10 @@ void arch_crossings(const uint8_t *text, const uint8_t *end, const uint8_t *mark
 void arch_suspect(struct madfs_plan *plan, const uint8_t *from, const uint8_t *to);
 // Whether `at` is an instruction that only fills space, and which.
 bool arch_is_padding(const uint8_t *at, size_t room, struct arch_instruction *out);
+
+// A plan of tiers A to E as one word, relative to the text; and back, when the code is what it was.
+uint64_t arch_pack(const struct madfs_plan *plan, const struct madfs_code *code);
+bool arch_unpack(uint64_t word, const struct madfs_code *code, struct madfs_plan *plan);
 
 enum { ARCH_STUB_MAX = 160 };
 // Writes the stub of plan->stub and fills the record; its size, or 0 when an operand cannot be reached from there.

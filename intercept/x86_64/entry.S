@@ -14,6 +14,35 @@ madfs_entry:
     endbr64
     lea     -128(%rsp), %rsp            // the red zone
     push    %r11
+    // The shortest way: a call of class CLASS_FD, whose first argument is a descriptor that is not ours.  Nothing here
+    // changes the flags, so they need not be saved.
+    mov     madfs_local@gottpoff(%rip), %rcx
+    mov     %fs:(%rcx), %rcx            // inside and vfork_depth
+    jrcxz   1f
+    jmp     4f
+1:  movzwl  %ax, %ecx
+    lea     madfs_classes(%rip), %r11
+    movzbl  (%r11,%rcx), %ecx
+    lea     -1(%rcx), %ecx
+    jrcxz   2f
+    jmp     4f
+2:  push    %rdi
+    movzwl  2(%rsp), %ecx               // a descriptor of more than 16 bits is nothing for the table
+    jrcxz   3f
+    pop     %rdi
+    jmp     4f
+3:  movzwl  (%rsp), %ecx
+    pop     %rdi
+    lea     madfs_fds_known(%rip), %r11
+    movl    (%r11,%rcx,4), %ecx
+    jrcxz   5f
+    jmp     4f
+5:  pop     %r11
+    lea     128(%rsp), %rsp
+    mov     (%r11), %r11
+    notrack jmp *%r11
+    // Otherwise C decides.
+4:  mov     (%rsp), %r11
     push    %r9
     push    %r8
     push    %r10

@@ -265,6 +265,38 @@ void arch_choose(struct madfs_code *code, struct madfs_plan *plans, unsigned cou
   }
 }
 
+// --- one word ---------------------------------------------------------------------------------------------------------
+
+// site: 32, tier: 4, bytes before: 8, instructions after: 4, distance of the padding (tier E): 8 bits.
+uint64_t arch_pack(const struct madfs_plan *plan, const struct madfs_code *code) {
+  uint64_t pad = plan->tier == ARCH_SHORT ? (uint8_t)(plan->pad.start - (plan->site + SHORT_BYTES)) : 0;
+  return (uint64_t)(plan->site - code->text) | (uint64_t)plan->tier << 32 | (uint64_t)plan->overwritten_before << 36 |
+         (uint64_t)plan->displaced << 44 | pad << 48;
+}
+
+bool arch_unpack(uint64_t word, const struct madfs_code *code, struct madfs_plan *plan) {
+  size_t offset = (uint32_t)word, before = word >> 36 & 255, size = (size_t)(code->text_end - code->text);
+  unsigned tier = word >> 32 & 15, displaced = word >> 44 & 15;
+  const uint8_t *site = code->text + offset, *at = site - before;
+  if (offset < before || offset + SYSCALL_BYTES > size || site[0] != 0x0f || site[1] != 0x05) return false;
+  if (tier < ARCH_IN_PLACE || tier > ARCH_SHORT || displaced > ARCH_NEXT_MAX) return false;
+  plan->site = site;
+  plan->befores = 0;
+  for (; at < site && plan->befores < ARCH_BEFORE_MAX; at += plan->before[plan->befores++].length) {
+    arch_decode(at, (size_t)(code->text_end - at), &plan->before[plan->befores]);
+    if (plan->before[plan->befores].kind != ARCH_PLAIN) return false;
+  }
+  if (at != site) return false;
+  at += SYSCALL_BYTES;
+  for (unsigned i = 0; i < displaced; at += plan->next[i++].length) {
+    arch_decode(at, (size_t)(code->text_end - at), &plan->next[i]);
+    if (plan->next[i].kind == ARCH_INVALID) return false;
+  }
+  plan->pad = (struct arch_pad){site + SHORT_BYTES + (int8_t)(word >> 48), JUMP_BYTES};
+  settle(plan, tier, 0, (unsigned)before, displaced);
+  return true;
+}
+
 // --- writing --------------------------------------------------------------------------------------------------------
 
 static uint8_t *put(uint8_t *out, const void *bytes, size_t size) { return (uint8_t *)memcpy(out, bytes, size) + size; }

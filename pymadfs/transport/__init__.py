@@ -21,7 +21,8 @@ connection id there, the server's number, how many servers there are, the addres
 
 
 Slot = namedtuple("Slot", "handle head reply")
-"""Memory of one call at a time: the transport's ``handle``, ``head`` (writable, HEAD_MAX bytes), ``reply`` (MESSAGE_MAX)."""
+"""Memory of one call at a time: the transport's ``handle``, ``head`` (writable, HEAD_MAX bytes), ``reply``
+(MESSAGE_MAX)."""
 
 
 class Transport:
@@ -30,7 +31,8 @@ class Transport:
     Both sides:
 
     - ``address`` (bytes): what others connect to.
-    - ``connect(address, door) -> peer`` (int): ``door`` is a descriptor or -1; raises OSError.  ``disconnect(peer)`` ends
+    - ``connect(address, door) -> peer`` (int): ``door`` is a descriptor or -1; raises OSError.  ``disconnect(peer)``
+    ends
       what is under way with it.  ``alive(peer)``.  ``close()``.
 
     Calling side, any thread:
@@ -38,11 +40,12 @@ class Transport:
     - ``knock(server, secret, kind, timeout_ms) -> Visit``: raises OSError whose strerror says what is wrong.
     - ``slot() -> Slot``
     - ``call(handle, peer, tag, reply_tag, head_length, tail, tail_length, send, send_length, recv, recv_room, bulk_tag,
-      fixed, timeout_us) -> int``: see ``ux_call`` in ``_ucx.h``; the length of the reply; 0 when it says that the operation
-      failed (``length(handle)`` then has its length); -ETIMEDOUT, -ECONNRESET (the peer died), -ENOTCONN (it was dead before
-      anything was sent), -EPROTO (the reply is garbage).
+      fixed, timeout_us) -> int``: see ``ux_call`` in ``_ucx.h``; the length of the reply; 0 when it says that the
+      operation failed (``length(handle)`` then has its length); -ETIMEDOUT, -ECONNRESET (the peer died), -ENOTCONN (it
+      was dead before anything was sent), -EPROTO (the reply is garbage).
     - ``ask(handle, peer, tag, reply_tag, head_length, tail, tail_length, fixed, timeout_us)``: the same without data.
-    - ``prepare(...)``: the arguments of ``call`` but the time; ``run(handles, timeout_us) -> list`` of what ``call`` returns.
+    - ``prepare(...)``: the arguments of ``call`` but the time; ``run(handles, timeout_us) -> list`` of what ``call``
+    returns.
     - ``abandon()``: in a child after fork; -> the transport to go on with, or None for a new one.
 
     Serving side, one thread:

@@ -7,8 +7,8 @@
     client = Client(cluster, config, network.transport())
 
 The service either runs on an event loop in another thread (``fileno()`` is an eventfd), or is stepped by the caller's
-wait: ``network.steps.append(function)``, each function polling one service and answering.  With steps, time is virtual: a
-call whose reply cannot come any more fails with ETIMEDOUT at once.
+wait: ``network.steps.append(function)``, each function polling one service and answering.  With steps, time is virtual:
+a call whose reply cannot come any more fails with ETIMEDOUT at once.
 """
 import collections
 import ctypes

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that die, that come back, and that are sent garbage: the caller hears of it in time and nothing acknowledged is lost."""
+"""Servers that die, that come back, and that are sent garbage: the caller hears of it in time and nothing acknowledged
+is lost."""
 import os
 import random
 import signal
@@ -68,15 +69,17 @@ def test_killed_server_gives_eio_and_keeps_what_was_acknowledged(standing, big):
     subprocess.run(["madfs", "up", "--servers", "2", "--cluster", path, "--store", store], check=True, timeout=60)
     check = "import sys\nfor i in range(int(sys.argv[2])):\n    data = open(f'{sys.argv[1]}/f{i}', 'rb').read()\n" \
             "    assert data == b'%08d' % i * int(sys.argv[3]), i\nprint('intact')"
-    done = subprocess.run([sys.executable, "-c", check, environment["MADFS_MOUNT"], str(written), "150000" if big else "1"],
+    done = subprocess.run([sys.executable, "-c", check, environment["MADFS_MOUNT"], str(written),
+                           "150000" if big else "1"],
                           env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "intact\n", done.stderr
 
 
 def test_client_goes_on_after_a_restart(standing):
     path, store, environment = standing
-    script = "import sys, os\np = sys.argv[1] + '/x%d'\nfor i in range(8): open(p % i, 'w').write('a')\nprint('ready', flush=True)\n" \
-             "sys.stdin.readline()\nfor i in range(8): assert open(p % i).read() == 'a'\nfor i in range(8, 16): open(p % i, 'w').write('b')\nprint('on')"
+    script = ("import sys\np = sys.argv[1] + '/x%d'\nfor i in range(8): open(p % i, 'w').write('a')\n"
+              "print('ready', flush=True)\nsys.stdin.readline()\nfor i in range(8): assert open(p % i).read() == 'a'\n"
+              "for i in range(8, 16): open(p % i, 'w').write('b')\nprint('on')")
     client = subprocess.Popen([sys.executable, "-c", script, environment["MADFS_MOUNT"]], env=environment, text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert client.stdout.readline() == "ready\n"
@@ -116,7 +119,8 @@ def test_garbage_on_every_port(standing):
                         pass
                 except OSError:
                     pass  # being thrown out is the right answer
-    done = subprocess.run(["sh", "-c", "echo alive > $MADFS_MOUNT/f && cat $MADFS_MOUNT/f && ls $MADFS_MOUNT"], env=environment,
+    done = subprocess.run(["sh", "-c", "echo alive > $MADFS_MOUNT/f && cat $MADFS_MOUNT/f && ls $MADFS_MOUNT"],
+                          env=environment,
                           capture_output=True, text=True, timeout=30)
     assert done.stdout == "alive\nf\n", done.stderr
     assert cluster.read(path).servers[0].pid == server.pid
@@ -126,9 +130,11 @@ def test_garbage_on_every_port(standing):
 def test_large_files_are_spread_over_all_servers(tmp_path):
     store = tmp_path / "store"
     subprocess.run(["madfs", "run", "--servers", "3", "--store", str(store), "--chunk-size", "64K", "--",
-                    "sh", "-c", "head -c 1000000 /dev/zero > $MADFS_MOUNT/f && stat -c %s $MADFS_MOUNT/f"], check=True, timeout=60)
+                    "sh", "-c", "head -c 1000000 /dev/zero > $MADFS_MOUNT/f && stat -c %s $MADFS_MOUNT/f"], check=True,
+                    timeout=60)
     sizes = []
     for server in sorted(store.iterdir()):
         if server.is_dir():
-            sizes.append(sum(os.path.getsize(os.path.join(d, f)) for d, _, names in os.walk(server / "data") for f in names))
+            sizes.append(sum(os.path.getsize(os.path.join(d, f)) for d, _, names in os.walk(server / "data")
+                             for f in names))
     assert len(sizes) == 3 and min(sizes) >= 5 * 65536 - 65536 and sum(sizes) == 1_000_000

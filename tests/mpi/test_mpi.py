@@ -37,11 +37,13 @@ def build(flavour, source, tmp_path):
 
 
 def run(flavour, *arguments, launcher="wrapper", io=False):
-    """Run four ranks on three servers; returns standard output.  ``launcher``: madfs-mpirun, or mpirun under madfs run."""
+    """Run four ranks on three servers; returns standard output.  ``launcher``: madfs-mpirun, or mpirun under madfs
+    run."""
     options = [*flavour["mpirun"][1:], *(flavour["io"] if io else []), "-n", "4"]
     mpirun = ["madfs-mpirun"] if launcher == "wrapper" else [flavour["mpirun"][0]]
     environment = {**flavour["environment"], "MADFS_MPIRUN": flavour["mpirun"][0]}
-    done = subprocess.run(["madfs", "run", "--servers", "3", "--", *mpirun, *options, *map(str, arguments)], env=environment,
+    done = subprocess.run(["madfs", "run", "--servers", "3", "--", *mpirun, *options, *map(str, arguments)],
+                          env=environment,
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -12,7 +12,8 @@ from pymadfs import cli
 
 
 class Runner:
-    """Runs a script in a fresh local directory and in a fresh directory on the mount, and compares all that can be seen."""
+    """Runs a script in a fresh local directory and in a fresh directory on the mount, and compares all that can be
+    seen."""
 
     def __init__(self, cluster, local):
         self.local = local
@@ -78,7 +79,8 @@ def standing(tmp_path_factory):
     directory = tmp_path_factory.mktemp("standing")
     path = str(directory / "cluster")
     common = ["--cluster", path]
-    subprocess.run(["madfs", "up", "--servers", "3", "--store", str(directory / "store"), *common], check=True, timeout=60)
+    subprocess.run(["madfs", "up", "--servers", "3", "--store", str(directory / "store"), *common], check=True,
+                   timeout=60)
     yield path
     subprocess.run(["madfs", "down", *common], check=True, timeout=60)
 

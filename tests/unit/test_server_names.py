@@ -8,7 +8,7 @@ import pytest
 from server_world import code, run
 
 from pymadfs.errors import Restart
-from pymadfs.ops import LOOKUP, OPEN, SET_MODE, SET_MTIME, SETATTR
+from pymadfs.ops import DIRINFO, LOOKUP, OPEN, SET_MODE, SET_MTIME, SETATTR
 
 
 @run
@@ -180,6 +180,22 @@ async def test_a_restarted_owner_reaches_holders_it_does_not_remember(world):
         with pytest.raises(OSError) as error:
             await world.create(path + b"x", uid=5, gid=5)
         assert code(error) == "EACCES"
+
+
+@run
+async def test_what_a_lost_server_told_is_asked_again(world):
+    await world.mkdir(b"/d")
+    number = world.owner(b"/d")
+    path = world.path_on((number + 1) % 3, b"/d")
+    await world.create(path)
+    await world.unlink(path)
+    for lost in (False, True):
+        if lost:
+            world.servers[(number + 1) % 3].rpc.lost(number)
+        world.log.clear()
+        await world.create(path)
+        await world.unlink(path)
+        assert ((number, DIRINFO) in world.log) is lost
 
 
 @run

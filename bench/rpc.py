@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Round trip of a small RPC and bandwidth of bulk, Python on both sides, against C on the same UCX."""
+import asyncio
+import ctypes
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import libucx
+import uvloop
+
+from pymadfs import cluster, door, ops
+from pymadfs.config import Config
+from pymadfs.rpc import Client, Service
+
+from . import common
+
+TRANSPORTS = {"shm": "posix,cma,self", "tcp": "tcp,self"}
+CALLS, ROUNDS = 20_000, 5
+BULK = 512 << 10
+
+
+def answer_all(service, loop, data):
+    """Serve like a MadFS server does: handlers inline, poll a little, then let the event loop wait."""
+    while True:
+        requests = service.poll(0 if service.pending else 50)
+        for request in requests:
+            if request.op is ops.READ:
+                service.reply(request, (len(data),), data=data)
+            else:
+                service.reply(request, (request.tail[:0].ljust(ops.ATTR.size, b"\0"),))
+        if not requests:
+            if service.pending:
+                loop.call_soon(answer_all, service, loop, data)
+                return
+            if service.arm():
+                return
+
+
+async def serve(path):
+    """A server with nothing behind it: GETATTR answers zeros, READ the same half MiB."""
+    service = Service(cluster.read(path), 0, Config())
+    loop = asyncio.get_running_loop()
+    entry = service.cluster.servers[0]
+    await loop.create_server(door.guard(service), entry.host, entry.port)
+    data = memoryview(bytes(BULK))
+    loop.add_reader(service.fileno(), answer_all, service, loop, data)
+    print("ready", flush=True)
+    answer_all(service, loop, data)
+    await asyncio.Event().wait()
+
+
+def microseconds(client, calls):
+    """Median round trip of a call with 64 bytes or so each way."""
+    call, clock, lasted = client.call, time.perf_counter_ns, []
+    for _ in range(calls):
+        begin = clock()
+        call(0, ops.GETATTR, b"/a/hint/of/some/length", 1)
+        lasted.append(clock() - begin)
+    return statistics.median(lasted) / 1e3
+
+
+def bulk_rate(client, calls):
+    """MiB/s of reading half a MiB at a time."""
+    room = ctypes.create_string_buffer(BULK)
+    address = ctypes.addressof(room)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        client.call(0, ops.READ, b"", 1, 0, 0, BULK, recv=(address, BULK))
+    return calls * BULK / (time.perf_counter() - begin) / (1 << 20)
+
+
+def free_port():
+    import socket
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def measure(transports, directory, quick):
+    """-> (round trips in us, bulk rates in MiB/s), one per round."""
+    path = os.path.join(directory, f"cluster-{transports.partition(',')[0]}")
+    described = cluster.Cluster("/madfs", os.urandom(32), [cluster.Server(0, "127.0.0.1", free_port(), 0, "-")])
+    described.write(path)
+    environment = {**os.environ, "MADFS_UCX_TLS": transports}
+    server = subprocess.Popen(["taskset", "-c", "0", sys.executable, "-m", "bench.rpc", path], env=environment,
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        if server.stdout.readline() != "ready\n":
+            raise RuntimeError("the server of the benchmark did not start")
+        os.sched_setaffinity(0, {1 % os.cpu_count()})
+        client = Client(described, Config({"MADFS_UCX_TLS": transports}))
+        scale = 20 if quick else 1
+        microseconds(client, 1000)
+        trips = [microseconds(client, CALLS // scale) for _ in range(ROUNDS)]
+        rates = [bulk_rate(client, 1000 // scale) for _ in range(ROUNDS)]
+        client.close()
+        return trips, rates
+    finally:
+        os.sched_setaffinity(0, range(os.cpu_count()))
+        server.terminate()
+        server.wait()
+
+
+def run(quick=False):
+    prefix = os.path.dirname(libucx.__file__)
+    with tempfile.TemporaryDirectory(prefix="madfs-bench-") as directory:
+        pingpong = common.compile_program("pingpong.c", directory, f"-I{prefix}/include", f"-L{prefix}/lib", "-lucp", "-lucs",
+                                          f"-Wl,-rpath,{prefix}/lib")
+        for name, transports in TRANSPORTS.items():
+            limit = statistics.median(float(common.capture([pingpong, transports, CALLS // (20 if quick else 1)]))
+                                      for _ in range(1 if quick else ROUNDS))
+            trips, rates = measure(transports, directory, quick)
+            yield common.Row(f"round_trip_{name}", statistics.median(trips), "us", limit)
+            yield common.Row(f"bulk_read_512KiB_{name}", statistics.median(rates), "MiB/s", None)
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(sys.argv[1]))
