@@ -26,9 +26,9 @@ const struct madfs_row madfs_rows[MADFS_ROWS] = {
 
 // What makes a descriptor, for when the runtime makes one.
 static const uint16_t creators[] = {
-    SYS_openat,       SYS_openat2,    SYS_socket,        SYS_socketpair, SYS_accept,        SYS_accept4,
-    SYS_eventfd2,     SYS_pipe2,      SYS_epoll_create1, SYS_dup,        SYS_dup3,          SYS_fcntl,
-    SYS_memfd_create, SYS_timerfd_create, SYS_signalfd4, SYS_inotify_init1, SYS_pidfd_open, SYS_userfaultfd,
+    SYS_openat,         SYS_openat2,         SYS_socket,        SYS_socketpair,    SYS_accept,     SYS_accept4,
+    SYS_eventfd2,       SYS_pipe2,           SYS_epoll_create1, SYS_dup,           SYS_dup3,       SYS_fcntl,
+    SYS_memfd_create,   SYS_timerfd_create,  SYS_signalfd4,     SYS_inotify_init1, SYS_pidfd_open, SYS_userfaultfd,
     SYS_io_uring_setup, SYS_perf_event_open, ARCH_CREATORS,
 };
 
@@ -39,7 +39,8 @@ static bool makes_descriptor[MADFS_ROWS];
 // Calls that are ours only when their first argument is, so that the entry code can let them go without asking.
 static bool is_fd_call(long number) {
   const struct madfs_row *row = &madfs_rows[number];
-  return row->kind == ROW_SHIM ? number == SYS_close || number == SYS_dup || number == SYS_fcntl : row->route == ROUTE_FD;
+  return row->kind == ROW_SHIM ? number == SYS_close || number == SYS_dup || number == SYS_fcntl
+                               : row->route == ROUTE_FD;
 }
 
 void madfs_classes_fill(void) {
@@ -69,7 +70,8 @@ struct names {
   int ours, theirs, error;
 };
 
-static void build_path(const struct madfs_frame *f, const struct madfs_parameter *p, struct madfs_arg *out, struct names *names) {
+static void build_path(const struct madfs_frame *f, const struct madfs_parameter *p, struct madfs_arg *out,
+                       struct names *names) {
   struct madfs_thread *t = madfs_local.thread;
   const char *path = (const char *)f->argument[(int)p->argument];
   char *room = t->path[names->ours > 0];
@@ -93,8 +95,8 @@ static void build_fd(int fd, struct madfs_arg *out, struct names *names) {
 }
 
 // `follow`: paths such as /proc/self/fd/3 mean the file, not the link.
-static struct names build(const struct madfs_frame *f, const struct madfs_parameter *parameters, unsigned count, bool follow,
-                          struct madfs_call *call) {
+static struct names build(const struct madfs_frame *f, const struct madfs_parameter *parameters, unsigned count,
+                          bool follow, struct madfs_call *call) {
   struct names names = {0, 0, 0};
   call->count = (int)count;
   for (unsigned i = 0; i < count && !names.error; i++) {
@@ -106,23 +108,24 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
         out->text = follow ? "follow" : "";
         build_path(f, p, out, &names);
         break;
-      case PARAMETER_FD:
-        build_fd((int)value, out, &names);
-        break;
+      case PARAMETER_FD: build_fd((int)value, out, &names); break;
       case PARAMETER_STR:
         if (value < MADFS_POINTER_MIN || value >= ARCH_POINTER_MAX) names.error = -EFAULT;
-        else *out = (struct madfs_arg){.kind = MADFS_ARG_STR, .text = (const char *)value, .length = strlen((const char *)value)};
+        else
+          *out = (struct madfs_arg){
+              .kind = MADFS_ARG_STR, .text = (const char *)value, .length = strlen((const char *)value)};
         break;
       default:
-        *out = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = p->kind == PARAMETER_CONSTANT ? p->value : (long)value};
+        *out =
+            (struct madfs_arg){.kind = MADFS_ARG_INT, .value = p->kind == PARAMETER_CONSTANT ? p->value : (long)value};
     }
   }
   return names;
 }
 
 // The path led out of the mount: the original call with the path it came to.
-static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *row, const struct madfs_parameter *parameters,
-                                 int which, int paths) {
+static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *row,
+                                 const struct madfs_parameter *parameters, int which, int paths) {
   if (paths > 1) return answer(f, -EXDEV);
   if (which < 0 || which >= row->count || parameters[which].kind != PARAMETER_AT) return answer(f, -EIO);
   const struct madfs_parameter *p = &parameters[which];
@@ -165,21 +168,30 @@ static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs
 static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
   const struct madfs_parameter *flags;
   switch (row->call) {
-    case CALL_openat: case CALL_openat2: case CALL_truncate: case CALL_statfs: case CALL_faccessat: case CALL_futimesat:
+    case CALL_openat:
+    case CALL_openat2:
+    case CALL_truncate:
+    case CALL_statfs:
+    case CALL_faccessat:
+    case CALL_futimesat:
     case CALL_utime: return true;
     case CALL_statx: flags = &row->parameter[1]; break;
-    case CALL_newfstatat: case CALL_fchmodat: case CALL_utimensat: flags = &row->parameter[2]; break;
+    case CALL_newfstatat:
+    case CALL_fchmodat:
+    case CALL_utimensat: flags = &row->parameter[2]; break;
     case CALL_fchownat: flags = &row->parameter[3]; break;
     default: return false;
   }
-  unsigned long value = flags->kind == PARAMETER_CONSTANT ? (unsigned long)flags->value : f->argument[(int)flags->argument];
+  unsigned long value =
+      flags->kind == PARAMETER_CONSTANT ? (unsigned long)flags->value : f->argument[(int)flags->argument];
   return !(value & AT_SYMLINK_NOFOLLOW);
 }
 
 // readlink("/proc/self/fd/N") of a descriptor of ours.
 static enum madfs_verdict read_magic_link(struct madfs_frame *f, const struct madfs_row *row, int fd) {
   char *path = madfs_local.thread->path[0], *out = (char *)f->argument[(int)row->parameter[1].argument];
-  long size = (int)f->argument[(int)row->parameter[2].argument], length = (long)madfs_slot_path(madfs_fd_slot(fd), path);
+  long size = (int)f->argument[(int)row->parameter[2].argument],
+       length = (long)madfs_slot_path(madfs_fd_slot(fd), path);
   if (size <= 0) return answer(f, -EINVAL);
   if ((unsigned long)out < MADFS_POINTER_MIN) return answer(f, -EFAULT);
   if (length > size) length = size;
@@ -193,8 +205,10 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
   if (row->call == CALL_lseek || row->call == CALL_ioctl) {
     int slot = madfs_fd_slot((int)f->argument[0]);
     if (slot == FD_INTERNAL) return answer(f, -EBADF);
-    if (row->call == CALL_ioctl && slot >= 0 && (f->argument[1] == FIOCLEX || f->argument[1] == FIONCLEX)) return MADFS_PASS;
-    if (row->call == CALL_lseek && slot >= 0 && f->argument[2] <= 1 && !(madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)))
+    if (row->call == CALL_ioctl && slot >= 0 && (f->argument[1] == FIOCLEX || f->argument[1] == FIONCLEX))
+      return MADFS_PASS;
+    if (row->call == CALL_lseek && slot >= 0 && f->argument[2] <= 1 &&
+        !(madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)))
       return answer(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));
   } else if (row->call == CALL_readlinkat) {
     const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
@@ -202,7 +216,8 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
     if (fd >= 0) return read_magic_link(f, row, fd);
   } else if (row->call == CALL_mmap && madfs_fd_slot((int)f->argument[4]) == FD_HOST) {
     // A library is being loaded: nobody runs its text yet.
-    long at = RAW(SYS_mmap, f->argument[0], f->argument[1], f->argument[2], f->argument[3], f->argument[4], f->argument[5]);
+    long at =
+        RAW(SYS_mmap, f->argument[0], f->argument[1], f->argument[2], f->argument[3], f->argument[4], f->argument[5]);
     if (!madfs_failed(at))
       madfs_scan_mapping((unsigned long)at, f->argument[1], (int)f->argument[4], f->argument[5], (int)f->argument[2]);
     return answer(f, at);
@@ -240,8 +255,9 @@ static long on_hook_stack(void *value) {
 // --- the way there --------------------------------------------------------------------------------------------------
 
 // Asynchronous signals wait until the call is over: their handlers may do anything, and our locks are held.
-static const uint64_t asynchronous = ~(1UL << (SIGSEGV - 1) | 1UL << (SIGBUS - 1) | 1UL << (SIGFPE - 1) | 1UL << (SIGILL - 1) |
-                                       1UL << (SIGTRAP - 1) | 1UL << (SIGABRT - 1) | 1UL << (SIGSYS - 1));
+static const uint64_t asynchronous =
+    ~(1UL << (SIGSEGV - 1) | 1UL << (SIGBUS - 1) | 1UL << (SIGFPE - 1) | 1UL << (SIGILL - 1) | 1UL << (SIGTRAP - 1) |
+      1UL << (SIGABRT - 1) | 1UL << (SIGSYS - 1));
 
 __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *f) {
   uint64_t before;

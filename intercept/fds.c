@@ -2,7 +2,8 @@
 // Descriptors, and the table of open files.
 //
 // Every descriptor of ours is a real one: open("/proc/self/fd/T") of the table T, a memfd that all processes of the
-// tree share, with 2^40 + slot as its kernel file offset.  The kernel carries it through dup, fork, exec and SCM_RIGHTS.
+// tree share, with 2^40 + slot as its kernel file offset.  The kernel carries it through dup, fork, exec and
+// SCM_RIGHTS.
 //
 //   T := header, slots       header := magic, version, hint, one bit per slot
 //   slot := generation, state, flags, lengths, offset, record, path     (paths that do not fit lie behind the slots)
@@ -10,9 +11,9 @@
 // A lock on byte `slot` of T, held by the placeholder's open file description, says that some process still has it:
 // the kernel releases it with the last copy, even when that process was killed.
 //
-// madfs_fds_known caches by descriptor what the kernel would say.  It is cleared before the kernel closes and set after the
-// kernel has opened, so a number is never thought to be ours while it is somebody else's.  A child of vfork shares the
-// cache with its parent but not the descriptors: it always asks the kernel, and writes nothing.
+// madfs_fds_known caches by descriptor what the kernel would say.  It is cleared before the kernel closes and set after
+// the kernel has opened, so a number is never thought to be ours while it is somebody else's.  A child of vfork shares
+// the cache with its parent but not the descriptors: it always asks the kernel, and writes nothing.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -28,8 +29,8 @@ enum {
   SLOT_BYTES = 512,
   PATH_INLINE = SLOT_BYTES - 32 - RECORD_MAX,
   HEADER_BYTES = 64 << 10,
-  KNOWN = 1 << 16,     // descriptors the cache can tell about
-  HIGH_MAX = 1024,     // where internal descriptors go: below this and below the limit; higher ones make fork slow
+  KNOWN = 1 << 16,  // descriptors the cache can tell about
+  HIGH_MAX = 1024,  // where internal descriptors go: below this and below the limit; higher ones make fork slow
   HIGH_ROOM = 128,
   STATE_TEXT = 64,
 };
@@ -95,7 +96,8 @@ static int ask(int fd) {
 
 bool madfs_fd_concerns(int fd) {
   if (fd < 0) return false;
-  if (MADFS_UNLIKELY(fd >= KNOWN || madfs_local.vfork_depth)) return atomic_load(&madfs_fds_top) >= 0 && madfs_fd_slot(fd) != FD_HOST;
+  if (MADFS_UNLIKELY(fd >= KNOWN || madfs_local.vfork_depth))
+    return atomic_load(&madfs_fds_top) >= 0 && madfs_fd_slot(fd) != FD_HOST;
   return atomic_load_explicit(&madfs_fds_known[fd], memory_order_relaxed) != KNOWN_NO;
 }
 
@@ -242,7 +244,9 @@ static int slot_take(void) {
   return -ENFILE;
 }
 
-uint64_t madfs_fd_handle(int slot) { return (uint64_t)slot | (uint64_t)atomic_load(&table.slots[slot].generation) << 20; }
+uint64_t madfs_fd_handle(int slot) {
+  return (uint64_t)slot | (uint64_t)atomic_load(&table.slots[slot].generation) << 20;
+}
 
 // The slot of a handle that is still what the handle means; NULL otherwise.
 static struct slot *of_handle(uint64_t handle) {
@@ -259,7 +263,9 @@ static size_t path_read(int slot, char *path) {
   struct slot *s = &table.slots[slot];
   size_t length = s->path_length < MADFS_PATH_MAX ? s->path_length : MADFS_PATH_MAX - 1;
   if (length < PATH_INLINE) memcpy(path, s->path, length);
-  else if (RAW(SYS_pread64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX) != (long)length) length = 0;
+  else if (RAW(SYS_pread64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX) !=
+           (long)length)
+    length = 0;
   path[length] = 0;
   return length;
 }
@@ -276,7 +282,8 @@ long madfs_slot_seek(int slot, long offset, int whence) {
   return then;
 }
 
-static long slot_fill(int slot, uint32_t flags, const void *record, size_t record_length, const char *path, size_t length) {
+static long slot_fill(int slot, uint32_t flags, const void *record, size_t record_length, const char *path,
+                      size_t length) {
   struct slot *s = &table.slots[slot];
   atomic_store(&s->owner, (uint64_t)RAW(SYS_getpid));
   atomic_store(&s->state, SLOT_SETUP);
@@ -495,8 +502,7 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
   uint32_t flags = madfs_slot_flags(slot);
   switch (command) {
     case F_DUPFD:
-    case F_DUPFD_CLOEXEC:
-      return copy(f, fd, RAW(SYS_fcntl, fd, command, f->argument[2]));
+    case F_DUPFD_CLOEXEC: return copy(f, fd, RAW(SYS_fcntl, fd, command, f->argument[2]));
     case F_GETFD:
     case F_SETFD:
     case F_GETOWN:
@@ -504,21 +510,17 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
     case F_GETOWN_EX:
     case F_SETOWN_EX:
     case F_GETSIG:
-    case F_SETSIG:
-      return flags & O_PATH && command != F_GETFD && command != F_SETFD ? answer(f, -EBADF) : MADFS_PASS;
-    case F_GETFL:
-      return answer(f, flags);
+    case F_SETSIG: return flags & O_PATH && command != F_GETFD && command != F_SETFD ? answer(f, -EBADF) : MADFS_PASS;
+    case F_GETFL: return answer(f, flags);
     case F_SETFL:
       if (flags & O_PATH) return answer(f, -EBADF);
       madfs_slot_set_flags(slot, (flags & ~(uint32_t)CHANGEABLE) | ((uint32_t)f->argument[2] & CHANGEABLE));
       return answer(f, 0);
     case F_GETLK:
     case F_SETLK:
-    case F_SETLKW:
-      return answer(f, flags & O_PATH ? -EBADF : record_lock(slot, command, f->argument[2]));
+    case F_SETLKW: return answer(f, flags & O_PATH ? -EBADF : record_lock(slot, command, f->argument[2]));
     case F_GETPIPE_SZ:
-    case F_SETPIPE_SZ:
-      return answer(f, -EBADF);
+    case F_SETPIPE_SZ: return answer(f, -EBADF);
     default:  // leases, seals, notification, locks of open file descriptions
       return answer(f, -EINVAL);
   }
@@ -568,10 +570,12 @@ static void learn_inherited(void) {
 void madfs_fds_adopt(const char *state) {
   unsigned long fd, inode;
   struct stat file;
-  if (!state || !(state = madfs_number(state, 10, &fd)) || *state != ':' || !madfs_number(state + 1, 10, &inode)) return;
+  if (!state || !(state = madfs_number(state, 10, &fd)) || *state != ':' || !madfs_number(state + 1, 10, &inode))
+    return;
   if (madfs_failed(RAW(SYS_fstat, fd, &file)) || file.st_ino != inode || file.st_size < (long)TABLE_BYTES) return;
   if (madfs_failed(table_map((int)fd))) return;
-  if (table.header->magic != MAGIC || table.header->version != TABLE_VERSION || table.header->slot_bytes != SLOT_BYTES) {
+  if (table.header->magic != MAGIC || table.header->version != TABLE_VERSION ||
+      table.header->slot_bytes != SLOT_BYTES) {
     RAW(SYS_munmap, table.header, TABLE_BYTES);
     return;
   }

@@ -4,8 +4,8 @@
 // Built from every intercept/*.c except bridge.c and every file of intercept/<architecture>/:
 //
 //   gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -ftls-model=initial-exec
-//       -D_GNU_SOURCE -mgeneral-regs-only -ffreestanding -fno-stack-protector -fno-strict-aliasing -DMADFS_VERSION='"0.1.0"'
-//       -Iintercept -Iintercept/x86_64 intercept/*.c intercept/x86_64/*.[cS]
+//       -D_GNU_SOURCE -mgeneral-regs-only -ffreestanding -fno-stack-protector -fno-strict-aliasing
+//       -DMADFS_VERSION='"0.1.0"' -Iintercept -Iintercept/x86_64 intercept/*.c intercept/x86_64/*.[cS]
 //       -Wl,-z,initfirst,-z,now,-z,relro,-z,nodelete,-z,defs -o libmadfs_intercept.so
 //
 // -mgeneral-regs-only and -ffreestanding are part of the design, not of the taste: see intercept.h.

@@ -18,11 +18,11 @@
 #define MADFS_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
 enum {
-  MADFS_ROWS = 512,                      // system call numbers with a row; higher ones go to the kernel
-  MADFS_CLASSES = 1 << 16,               // what the stubs index with 16 bits of the number
-  MADFS_HOOK_STACK_BYTES = 256 << 10,    // stack of a call that is ours
-  MADFS_POINTER_MIN = 64 << 10,          // lower addresses are never mapped: the kernel says EFAULT
-  MADFS_VFORK_DEPTH = 4,                 // vfork in a child of vfork in ...
+  MADFS_ROWS = 512,                    // system call numbers with a row; higher ones go to the kernel
+  MADFS_CLASSES = 1 << 16,             // what the stubs index with 16 bits of the number
+  MADFS_HOOK_STACK_BYTES = 256 << 10,  // stack of a call that is ours
+  MADFS_POINTER_MIN = 64 << 10,        // lower addresses are never mapped: the kernel says EFAULT
+  MADFS_VFORK_DEPTH = 4,               // vfork in a child of vfork in ...
 };
 
 // --- a rewritten system call instruction ----------------------------------------------------------------------------
@@ -143,7 +143,8 @@ extern struct madfs_census madfs_census;
 void madfs_scan_process(const char *sites);  // every object mapped now; `sites`: where to write down what was found
 void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection);
 
-// --- sites.c: what is known of libraries without scanning them --------------------------------------------------------
+// --- sites.c: what is known of libraries without scanning them
+// --------------------------------------------------------
 
 enum { MADFS_BUILD_ID = 20 };
 
@@ -191,12 +192,12 @@ void madfs_fds_offset_set(uint64_t handle, int64_t value);
 int madfs_fds_offset_cas(uint64_t handle, int64_t old, int64_t new_);
 int64_t madfs_fds_offset_add(uint64_t handle, int64_t n);
 
-long madfs_fds_need(void);                          // makes the table; 0 or -errno
-long madfs_fds_borrow(int slot, int cloexec);       // a descriptor of a slot that another process holds
-void madfs_fds_adopt(const char *state);           // MADFS_STATE of the program that executed this one
-bool madfs_fds_state(char *text, size_t size);     // MADFS_STATE for a program to be executed
-long madfs_fds_hide(long fd);                      // moves a descriptor of the runtime out of the way; its new number
-void madfs_fds_forget(int fd);                     // the runtime closed it
+long madfs_fds_need(void);                      // makes the table; 0 or -errno
+long madfs_fds_borrow(int slot, int cloexec);   // a descriptor of a slot that another process holds
+void madfs_fds_adopt(const char *state);        // MADFS_STATE of the program that executed this one
+bool madfs_fds_state(char *text, size_t size);  // MADFS_STATE for a program to be executed
+long madfs_fds_hide(long fd);                   // moves a descriptor of the runtime out of the way; its new number
+void madfs_fds_forget(int fd);                  // the runtime closed it
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
 
 // --- path.c: which paths are ours, and the working directory --------------------------------------------------------
@@ -215,7 +216,7 @@ void madfs_cwd_clear(void);
 
 // --- process.c ------------------------------------------------------------------------------------------------------
 
-bool madfs_in_vfork(void);  // this is a child that runs on its parent's memory
+bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
 int madfs_memory_owner(void);  // the process whose memory this is
 unsigned madfs_umask(void);
 long madfs_exec_finish(struct madfs_thread *t);  // the execve that process.c prepared
@@ -231,7 +232,7 @@ void madfs_thread_key(void);
 
 // --- raw.c: what stands in for libc ---------------------------------------------------------------------------------
 
-void madfs_say(const char *first, ...) __attribute__((sentinel));           // one line to standard error
+void madfs_say(const char *first, ...) __attribute__((sentinel));  // one line to standard error
 void madfs_die(int status, const char *first, ...) __attribute__((sentinel, noreturn));
 char *madfs_decimal(char buffer[24], unsigned long value);                   // the digits, inside `buffer`
 const char *madfs_number(const char *text, int base, unsigned long *value);  // the first character after it, or NULL

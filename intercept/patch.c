@@ -22,8 +22,8 @@ static uint8_t *pages_near(const uint8_t *text, const uint8_t *end, size_t size)
     for (int i = 0; i < 2; i++) {
       if (try[i] < MADFS_POINTER_MIN || try[i] > ARCH_POINTER_MAX - size || (i == 0 && try[i] > low)) continue;
       unsigned long at = try[i] & ~(unsigned long)(PAGE - 1);
-      long got = RAW(SYS_mmap, at, size, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+      long got =
+          RAW(SYS_mmap, at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
       if (got == (long)at) return (uint8_t *)at;
       if (!madfs_failed(got)) RAW(SYS_munmap, got, size);  // a kernel before 4.17 takes the flag for a hint
     }

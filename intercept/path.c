@@ -52,7 +52,9 @@ static bool may_enter(const char *path) {
   return false;
 }
 
-static bool base_is_ours(int directory) { return directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_concerns(directory); }
+static bool base_is_ours(int directory) {
+  return directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_concerns(directory);
+}
 
 bool madfs_path_concerns(int directory, const char *path) {
   if (!path) return base_is_ours(directory);
@@ -148,7 +150,8 @@ int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX],
   } else {
     int slot = madfs_fd_slot(directory);
     if (slot == FD_INTERNAL) return -EBADF;
-    if (slot >= 0) return size >= MADFS_PATH_MAX ? -ENAMETOOLONG : join(madfs_slot_path(slot, out), path, size, out, length);
+    if (slot >= 0)
+      return size >= MADFS_PATH_MAX ? -ENAMETOOLONG : join(madfs_slot_path(slot, out), path, size, out, length);
   }
   return size >= MADFS_PATH_MAX ? PATH_HOST : from_outside(directory, path, size, out, length);
 }

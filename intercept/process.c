@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 #include "intercept.h"
@@ -19,18 +20,21 @@ bool madfs_in_vfork(void) {
   return madfs_local.vfork_depth != 0;
 }
 
-int madfs_memory_owner(void) {
-  return madfs_in_vfork() ? madfs_local.thread->vfork_parent[0] : (int)RAW(SYS_getpid);
-}
+int madfs_memory_owner(void) { return madfs_in_vfork() ? madfs_local.thread->vfork_parent[0] : (int)RAW(SYS_getpid); }
 
 static void note_vfork(void) {
+  const uint64_t all = ~0UL;
+  uint64_t before;
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof before);
   struct madfs_thread *t = madfs_thread();
-  madfs_in_vfork();      // forgets those that are over
-  madfs_fds_need();      // the child cannot make the table: it could not give it to us
-  if (!t || madfs_local.vfork_depth >= MADFS_VFORK_DEPTH) return;
-  if (!madfs_local.vfork_depth) t->cwd_changed = false;
-  t->vfork_parent[madfs_local.vfork_depth] = (int)RAW(SYS_getpid);
-  madfs_local.vfork_depth++;
+  madfs_in_vfork();  // forgets those that are over
+  madfs_fds_need();  // the child cannot make the table: it could not give it to us
+  if (t && madfs_local.vfork_depth < MADFS_VFORK_DEPTH) {
+    if (!madfs_local.vfork_depth) t->cwd_changed = false;
+    t->vfork_parent[madfs_local.vfork_depth] = (int)RAW(SYS_getpid);
+    madfs_local.vfork_depth++;
+  }
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
 }
 
 // All of these are executed where they stand: nothing of ours is on the stack, so a child may return from there.
@@ -46,7 +50,8 @@ static bool vfork_concerns(struct madfs_frame *f) {
 static void note_clone(unsigned long flags, unsigned long thread_pointer) {
   if ((flags & CLONE_VM) && (flags & CLONE_VFORK)) note_vfork();
   if (!madfs_local.inside || !(flags & CLONE_SETTLS) || !(flags & CLONE_THREAD)) return;
-  struct madfs_local *its = (struct madfs_local *)(thread_pointer + ((unsigned long)&madfs_local - arch_thread_pointer()));
+  struct madfs_local *its =
+      (struct madfs_local *)(thread_pointer + ((unsigned long)&madfs_local - arch_thread_pointer()));
   its->inside = 1;
 }
 
@@ -129,7 +134,8 @@ static void add(struct builder *b, const char *name, const char *value, const ch
 static bool preloads_us(const char *list) {
   static const char name[] = "libmadfs_intercept.so";
   for (; *list; list++)
-    if (madfs_starts(list, name) && (list[sizeof name - 1] == 0 || list[sizeof name - 1] == ':' || list[sizeof name - 1] == ' '))
+    if (madfs_starts(list, name) &&
+        (list[sizeof name - 1] == 0 || list[sizeof name - 1] == ':' || list[sizeof name - 1] == ' '))
       return true;
   return false;
 }

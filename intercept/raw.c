@@ -111,7 +111,8 @@ void madfs_lock(struct madfs_lock *lock) {
   for (unsigned n = 0;; n++) {
     int owner = 0;
     if (atomic_compare_exchange_strong(&lock->owner, &owner, self)) return;
-    if (owner != self && atomic_compare_exchange_strong(&lock->owner, &owner, self)) return;  // a thread fork left behind
+    if (owner != self && atomic_compare_exchange_strong(&lock->owner, &owner, self))
+      return;  // a thread fork left behind
     struct {
       long seconds, nanoseconds;
     } moment = {0, 100 * 1000};

@@ -87,8 +87,8 @@ void madfs_thread_register(struct madfs_thread *t) {
 
 // The runtime's UCX must not take over the application's settings, nor its signals, nor its memory functions.
 static char **environment_for_runtime(char **list) {
-  static char *const ours[] = {"UCX_MEM_EVENTS=n",   "UCX_ERROR_SIGNALS=",           "UCX_HANDLE_ERRORS=none",
-                               "UCX_DEBUG_SIGNO=0",  "UCX_VFS_ENABLE=n",             "UCX_WARN_UNUSED_ENV_VARS=n",
+  static char *const ours[] = {"UCX_MEM_EVENTS=n",   "UCX_ERROR_SIGNALS=", "UCX_HANDLE_ERRORS=none",
+                               "UCX_DEBUG_SIGNO=0",  "UCX_VFS_ENABLE=n",   "UCX_WARN_UNUSED_ENV_VARS=n",
                                "UCX_LOG_FILE=stderr"};
   size_t n = 0;
   for (char **at = environ; at && *at && n < ENVIRONMENT_MAX; at++)
@@ -125,7 +125,8 @@ static long start(void *unused) {
   errno = saved;
   if (error) {
     runtime.failed = true;
-    madfs_say("the client cannot start, every file below ", madfs_settings.mount, " is an input/output error: ", error, NULL);
+    madfs_say("the client cannot start, every file below ", madfs_settings.mount, " is an input/output error: ", error,
+              NULL);
   }
   atomic_store(&runtime.table, table);
   return 0;
@@ -160,8 +161,9 @@ static long perform(void *value) {
 
 // --- in a child of vfork --------------------------------------------------------------------------------------------
 
-// What opens and changes directories in a child of vfork must not happen on the parent's memory: connections the runtime
-// makes there would be descriptors the parent does not have.  So a copy of the process does it and says what came out.
+// What opens and changes directories in a child of vfork must not happen on the parent's memory: connections the
+// runtime makes there would be descriptors the parent does not have.  So a copy of the process does it and says what
+// came out.
 struct errand {
   const struct madfs_call *call;
   long result;
@@ -240,9 +242,13 @@ static long call_beside(const struct madfs_call *call, int *escaped_argument) {
 static long call_in_vfork(const struct madfs_call *call, int *escaped_argument, bool *answered) {
   *answered = true;
   switch (call->number) {
-    case CALL_openat: case CALL_openat2: case CALL_chdir_path: case CALL_chdir_fd:
-      return call_beside(call, escaped_argument);
-    case CALL_faccessat: case CALL_mkdirat: case CALL_unlinkat:
+    case CALL_openat:
+    case CALL_openat2:
+    case CALL_chdir_path:
+    case CALL_chdir_fd: return call_beside(call, escaped_argument);
+    case CALL_faccessat:
+    case CALL_mkdirat:
+    case CALL_unlinkat:
       if (!madfs_runtime_loaded()) return call_beside(call, escaped_argument);
       break;
     default:

@@ -18,13 +18,13 @@ struct madfs_census madfs_census;
 struct image {
   const uint8_t *base;  // of the file, or of its first mapping
   size_t size;
-  bool mapped;          // segments are where they run, at `bias`
-  unsigned long bias;   // what a virtual address of the file is off by
+  bool mapped;         // segments are where they run, at `bias`
+  unsigned long bias;  // what a virtual address of the file is off by
   const Elf64_Phdr *segments;
   unsigned segments_count;
   const int32_t *functions;  // pairs: start, description; relative to `header`
   unsigned functions_count;
-  unsigned long header;      // virtual address of .eh_frame_hdr
+  unsigned long header;  // virtual address of .eh_frame_hdr
 };
 
 // --- the object -----------------------------------------------------------------------------------------------------
@@ -50,7 +50,8 @@ static bool image_functions(struct image *image) {
     if (s->p_type != PT_GNU_EH_FRAME) continue;
     const uint8_t *header = image_at(image, s->p_vaddr, &room);
     // version 1, pointer pcrel|sdata4, count udata4, table datarel|sdata4: what every linker writes
-    if (!header || room < 12 || header[0] != 1 || header[1] != 0x1b || header[2] != 0x03 || header[3] != 0x3b) return false;
+    if (!header || room < 12 || header[0] != 1 || header[1] != 0x1b || header[2] != 0x03 || header[3] != 0x3b)
+      return false;
     uint32_t count;
     memcpy(&count, header + 8, 4);
     if ((room - 12) / 8 < count) return false;
@@ -75,7 +76,8 @@ static bool image_build_id(const struct image *image, uint8_t id[MADFS_BUILD_ID]
       if (size > room) break;
       if (note->n_type == NT_GNU_BUILD_ID && name == 4 && !memcmp(note + 1, "GNU", 4)) {
         memset(id, 0, MADFS_BUILD_ID);
-        memcpy(id, (const uint8_t *)(note + 1) + name, note->n_descsz < MADFS_BUILD_ID ? note->n_descsz : MADFS_BUILD_ID);
+        memcpy(id, (const uint8_t *)(note + 1) + name,
+               note->n_descsz < MADFS_BUILD_ID ? note->n_descsz : MADFS_BUILD_ID);
         return true;
       }
       at += size;
@@ -248,7 +250,8 @@ static void mark_crossing(void *context, const uint8_t *branch, const uint8_t *t
 }
 
 // Branches from other functions (their cold parts, mostly) into what would be overwritten.
-static bool find_crossings(const struct image *image, struct madfs_code *code, struct madfs_plan *plans, unsigned count) {
+static bool find_crossings(const struct image *image, struct madfs_code *code, struct madfs_plan *plans,
+                           unsigned count) {
   size_t bytes = (size_t)(code->text_end - code->text) / (ALIGNMENT * 8) + 1;
   long got = RAW(SYS_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (madfs_failed(got)) madfs_die(127, "no memory to intercept system calls", NULL);
@@ -268,7 +271,8 @@ static bool find_crossings(const struct image *image, struct madfs_code *code, s
   return c.found;
 }
 
-static void survey(const struct image *image, struct madfs_code *code, struct madfs_plan *plans, unsigned count, bool again) {
+static void survey(const struct image *image, struct madfs_code *code, struct madfs_plan *plans, unsigned count,
+                   bool again) {
   for (unsigned i = 0, n; i < count; i += n) {
     n = 1;
     if (!bounds(image, plans[i].site, code)) {
@@ -284,7 +288,8 @@ static void survey(const struct image *image, struct madfs_code *code, struct ma
 
 static unsigned collect(struct madfs_code *code, struct madfs_plan *plans) {
   unsigned count = 0;
-  for (const uint8_t *at = code->text; count < PLANS_MAX && (at = arch_next_hit(at, code->text_end)); at += ARCH_SITE_BYTES)
+  for (const uint8_t *at = code->text; count < PLANS_MAX && (at = arch_next_hit(at, code->text_end));
+       at += ARCH_SITE_BYTES)
     if (!arch_is_sigreturn(at, code->text)) plans[count++].site = at;
   return count;
 }
@@ -365,7 +370,8 @@ static size_t read_maps(char *text) {
   long fd = RAW(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
   if (madfs_failed(fd)) madfs_die(127, "/proc/self/maps cannot be read: mount /proc, or run without LD_PRELOAD", NULL);
   size_t size = 0;
-  for (long n; size < MAPS_ROOM - 1 && (n = RAW(SYS_read, fd, text + size, MAPS_ROOM - 1 - size)) > 0;) size += (size_t)n;
+  for (long n; size < MAPS_ROOM - 1 && (n = RAW(SYS_read, fd, text + size, MAPS_ROOM - 1 - size)) > 0;)
+    size += (size_t)n;
   RAW(SYS_close, fd);
   text[size] = 0;
   return size;

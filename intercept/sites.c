@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What was found in libraries that every process has, kept in a file beside this library so that a process need not
-// look again: 3 ms become 1.  It is made when the project is built (MADFS_SITES_WRITE=FILE has a process write down what
-// it found).  A library that is not in it, or another build of it, is scanned.
+// look again: 3 ms become 1.  It is made when the project is built (MADFS_SITES_WRITE=FILE has a process write down
+// what it found).  A library that is not in it, or another build of it, is scanned.
 //
 //   file := header, entry*        entry := build id, place of the text in its file, number of sites, site*
 //   site := one word that arch_pack() makes and arch_unpack() checks against the code

@@ -204,8 +204,8 @@ def status_line(row):
     head = f"server {row['server']}  {row['host']}:{row['port']}  pid {row['pid']}"
     if not row["alive"]:
         return f"{head}  does not answer"
-    return (f"{head}  up {row['uptime_s']:.0f} s  {row['files']} files  {mib(row['bytes']):.1f} MiB  "
-            f"{sum(row['operations'].values())} operations  {row['store']}")
+    return (f"{head}  up {row['uptime_s']:.0f} s  {counted(row['files'], 'file')}  {human(row['bytes'])}  "
+            f"{counted(sum(row['operations'].values()), 'operation')}  {row['store']}")
 
 
 def print_summary(cluster, seconds):
@@ -215,12 +215,20 @@ def print_summary(cluster, seconds):
     operations = sum(count for answer in answers for count in answer["operations"].values())
     keeper.say(f"madfs: {len(answers)} of {len(cluster.servers)} servers answered {operations} operations in "
                f"{seconds:.1f} s, {operations / seconds:.0f}/s")
-    keeper.say(f"madfs: {mib(total['bytes_in']):.1f} MiB written, {mib(total['bytes_out']):.1f} MiB read; "
-               f"{total['files']} files of {mib(total['bytes']):.1f} MiB are there at the end")
+    keeper.say(f"madfs: {human(total['bytes_in'])} written, {human(total['bytes_out'])} read; at the end "
+               f"{counted(total['files'], 'file')} of {human(total['bytes'])}")
 
 
-def mib(count_bytes):
-    return count_bytes / (1 << 20)
+def human(size_bytes):
+    """``"512 B"``, ``"2.9 MiB"``."""
+    if size_bytes < 1 << 10:
+        return f"{size_bytes} B"
+    power = min(4, (size_bytes.bit_length() - 1) // 10)
+    return f"{size_bytes / (1 << 10 * power):.1f} {'KMGT'[power - 1]}iB"
+
+
+def counted(number, noun):
+    return f"{number} {noun}" + ("s" if number != 1 else "")
 
 
 def guard(name, function):

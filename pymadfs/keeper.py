@@ -225,6 +225,8 @@ class Keeper:
         for path in (self.plan.cluster, lock_path(self.plan.cluster)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        if self.plan.lock >= 0 and os.fstat(2).st_size == 0:
+            os.unlink(log_path(self.plan.cluster))  # Nothing was worth saying.
         if self.plan.temporary:
             shutil.rmtree(self.plan.temporary, ignore_errors=True)
 
@@ -278,6 +280,11 @@ def _child(plan, report, control, log):
 def lock_path(cluster):
     """The file that the keeper of a standing set locks and writes its process id to."""
     return f"{cluster}.lock"
+
+
+def log_path(cluster):
+    """The file that the keeper of a standing set says things to."""
+    return f"{cluster}.log"
 
 
 def say(line):

@@ -185,7 +185,7 @@ def start_standing(cluster, mount, *, servers=None, store=None, port=0):
         private = None if store else private_directory()
         path, count = prepare_store(store or private, servers)
         plan = keeper.Plan(count, mount, cluster, path, port, private, lock)
-        pid, report, _ = keeper.fork(plan, log=f"{cluster}.log")
+        pid, report, _ = keeper.fork(plan, log=keeper.log_path(cluster))
     except BaseException:
         os.unlink(keeper.lock_path(cluster))
         if private:
@@ -229,11 +229,11 @@ def heal_standing(cluster):
     deadline = time.monotonic() + keeper.START_S + keeper.STOP_S
     while os.path.samestat(before, os.stat(cluster)):  # The keeper replaces the file when it is done.
         if time.monotonic() > deadline:
-            raise LaunchError(f"the servers of {cluster} did not start again; see {cluster}.log")
+            raise LaunchError(f"the servers of {cluster} did not start again; see {keeper.log_path(cluster)}")
         time.sleep(0.01)
     dead = [str(server.number) for server in read_cluster(cluster).servers if not server.pid]
     if dead:
-        raise LaunchError(f"server {', '.join(dead)} of {cluster} did not start again; see {cluster}.log")
+        raise LaunchError(f"server {', '.join(dead)} of {cluster} did not start again; see {keeper.log_path(cluster)}")
 
 
 def _signal_keeper(cluster, number, wait_s):
@@ -248,7 +248,7 @@ def _signal_keeper(cluster, number, wait_s):
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
             if not poller.poll(wait_s * 1000):
-                raise LaunchError(f"the servers of {cluster} did not stop within {wait_s} s; see {cluster}.log")
+                raise LaunchError(f"the servers of {cluster} did not stop within {wait_s} s; see {keeper.log_path(cluster)}")
     finally:
         os.close(pidfd)
 

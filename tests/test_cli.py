@@ -219,7 +219,7 @@ def standing(madfs, tmp_path):
     yield path, store
     if path.exists():
         assert madfs("down", "--cluster", path).returncode == 0
-    assert sorted(os.listdir(tmp_path / "dir")) == ["cluster.log"]
+    assert set(os.listdir(tmp_path / "dir")) <= {"cluster.log"}  # it stays when it says something
 
 
 def test_standing_servers_are_shared(madfs, standing):
@@ -341,7 +341,7 @@ def test_port_taken(madfs, tmp_path):
         done = madfs("up", "--servers", 1, "--cluster", tmp_path / "cluster", "--port", port)
     assert done.returncode == 2
     one_line(done, str(port), "--port")
-    assert sorted(os.listdir(tmp_path)) == ["cluster.log", "tmp"] and os.listdir(tmp_path / "tmp") == []
+    assert os.listdir(tmp_path) == ["tmp"] and os.listdir(tmp_path / "tmp") == []
 
 
 def test_cluster_file_open_to_others(madfs, cluster_file, tmp_path):
@@ -433,4 +433,4 @@ def test_summary(madfs):
     done = madfs("run", "--servers", 2, "--summary", "--", "sh", "-c",
                  "head -c 3000000 /dev/zero > /madfs/f; cat /madfs/f | wc -c")
     assert done.returncode == 0 and done.stdout == "3000000\n"
-    assert "2 of 2 servers" in done.stderr and "2.9 MiB written" in done.stderr and "1 files of 2.9 MiB" in done.stderr
+    assert "2 of 2 servers" in done.stderr and "2.9 MiB written" in done.stderr and "1 file of 2.9 MiB" in done.stderr

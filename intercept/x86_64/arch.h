@@ -71,10 +71,10 @@ struct arch_instruction {
   const uint8_t *address;
   uint8_t length;
   uint8_t kind;
-  uint8_t displacement;    // offset of a rip-relative disp32 in the instruction; 0: none
-  uint8_t condition;       // BRANCH: low four bits of its opcode
-  bool address_of;         // lea
-  const uint8_t *target;   // JUMP, BRANCH, LOOP, direct CALL; what a rip-relative operand names
+  uint8_t displacement;   // offset of a rip-relative disp32 in the instruction; 0: none
+  uint8_t condition;      // BRANCH: low four bits of its opcode
+  bool address_of;        // lea
+  const uint8_t *target;  // JUMP, BRANCH, LOOP, direct CALL; what a rip-relative operand names
 };
 
 // Length and kind of the instruction at `at`, of which `room` bytes can be read.  INVALID: length is 0.
@@ -92,12 +92,13 @@ struct arch_pad {
 
 // The function around a site: where it begins and ends, and the padding on both sides of it.
 struct madfs_code {
-  const uint8_t *text, *text_end;    // the mapping
-  const uint8_t *start, *end;        // the function
-  const uint8_t *padding_end;        // the next function
+  const uint8_t *text, *text_end;       // the mapping
+  const uint8_t *start, *end;           // the function
+  const uint8_t *padding_end;           // the next function
   struct arch_pad pads[ARCH_PADS_MAX];  // after it and before it
   const uint8_t *pad_taken;             // start of the padding that was used last
-  const void *(*table)(const struct madfs_code *, const uint8_t *address, size_t *room);  // read-only data of the object
+  const void *(*table)(const struct madfs_code *, const uint8_t *address,
+                       size_t *room);  // read-only data of the object
   const void *image;
 };
 
@@ -137,7 +138,8 @@ void arch_choose(struct madfs_code *code, struct madfs_plan *plans, unsigned cou
 void arch_crossings(const uint8_t *text, const uint8_t *end, const uint8_t *marked,
                     void (*found)(void *context, const uint8_t *branch, const uint8_t *target), void *context);
 
-// As arch_crossings(), for one plan about which nothing else is known: everything in [from, to) that looks like a branch.
+// As arch_crossings(), for one plan about which nothing else is known: everything in [from, to) that looks like a
+// branch.
 void arch_suspect(struct madfs_plan *plan, const uint8_t *from, const uint8_t *to);
 // Whether `at` is an instruction that only fills space, and which.
 bool arch_is_padding(const uint8_t *at, size_t room, struct arch_instruction *out);

@@ -6,23 +6,23 @@
 #include "../intercept.h"
 
 enum {
-  NONE,          // nothing follows
-  MODRM,         // ModRM
-  MODRM_BYTE,    // ModRM, imm8
-  MODRM_FULL,    // ModRM, imm16 or imm32
-  BYTE,          // imm8
-  FULL,          // imm16 or imm32
-  WORD,          // imm16
-  ENTER,         // imm16, imm8
-  WIDE,          // imm32, or imm64 with REX.W (mov)
-  OFFSET,        // moffs: address-sized
-  REL8,          // branch
-  REL32,         // branch
-  TEST_BYTE,     // group 3: ModRM, imm8 when reg is 0 or 1
-  TEST_FULL,     // group 3
-  EXTRACT,       // SSE4a: two imm8 with the prefixes 66 and f2
-  PREFIX,        // legacy prefixes, REX, VEX, EVEX: handled before the tables are used
-  BAD,           // not an instruction in 64-bit mode, or one we need not know
+  NONE,        // nothing follows
+  MODRM,       // ModRM
+  MODRM_BYTE,  // ModRM, imm8
+  MODRM_FULL,  // ModRM, imm16 or imm32
+  BYTE,        // imm8
+  FULL,        // imm16 or imm32
+  WORD,        // imm16
+  ENTER,       // imm16, imm8
+  WIDE,        // imm32, or imm64 with REX.W (mov)
+  OFFSET,      // moffs: address-sized
+  REL8,        // branch
+  REL32,       // branch
+  TEST_BYTE,   // group 3: ModRM, imm8 when reg is 0 or 1
+  TEST_FULL,   // group 3
+  EXTRACT,     // SSE4a: two imm8 with the prefixes 66 and f2
+  PREFIX,      // legacy prefixes, REX, VEX, EVEX: handled before the tables are used
+  BAD,         // not an instruction in 64-bit mode, or one we need not know
 };
 
 // One letter per opcode, in rows of sixteen.
@@ -99,7 +99,8 @@ static void prefixes(struct cursor *c) {
     else if (byte == 0x67) c->short_address = true;
     else if (byte == 0xf3) c->repeat = true;
     else if (byte == 0xf2) c->repeat_not = true;
-    else if (byte != 0x26 && byte != 0x2e && byte != 0x36 && byte != 0x3e && byte != 0x64 && byte != 0x65 && byte != 0xf0)
+    else if (byte != 0x26 && byte != 0x2e && byte != 0x36 && byte != 0x3e && byte != 0x64 && byte != 0x65 &&
+             byte != 0xf0)
       break;
   }
   if (c->at < c->end && (*c->at & 0xf0) == 0x40) c->wide = (*c->at++ & 8) != 0;
@@ -160,8 +161,11 @@ static int modrm(struct cursor *c, const uint8_t **displacement) {
 static int immediate(const struct cursor *c, int which, int byte) {
   int full = c->short_operand && !c->wide ? 2 : 4, group = byte >> 3 & 7;
   switch (which) {
-    case MODRM_BYTE: case BYTE: case REL8: return 1;
-    case MODRM_FULL: case FULL: return full;
+    case MODRM_BYTE:
+    case BYTE:
+    case REL8: return 1;
+    case MODRM_FULL:
+    case FULL: return full;
     case WORD: return 2;
     case ENTER: return 3;
     case WIDE: return c->wide ? 8 : full;
@@ -206,8 +210,8 @@ void arch_decode(const uint8_t *at, size_t room, struct arch_instruction *out) {
   if (!opcode(&c)) return;
   int which = operands(&c);
   if (which == BAD || which == PREFIX) return;
-  bool has_modrm = which == MODRM || which == MODRM_BYTE || which == MODRM_FULL || which == TEST_BYTE || which == TEST_FULL ||
-                   which == EXTRACT;
+  bool has_modrm = which == MODRM || which == MODRM_BYTE || which == MODRM_FULL || which == TEST_BYTE ||
+                   which == TEST_FULL || which == EXTRACT;
   if (has_modrm && (byte = modrm(&c, &displacement)) < 0) return;
   // pop r/m is 8f /0; the rest of 8f is AMD's XOP, which nobody's processor has any more.
   if (c.map == 1 && c.opcode == 0x8f && (byte >> 3 & 7)) return;

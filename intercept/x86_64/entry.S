@@ -2,6 +2,7 @@
 // From a stub to C and back, on the application's thread.
 
     .text
+    .hidden madfs_classes, madfs_fds_known, madfs_local
 
 // A stub jumps here with the site's record in r11.  rcx is free.  The call is answered by madfs_filter() or left to
 // the kernel; either way every other register and the flags are as they were.  The words pushed below are
@@ -266,7 +267,7 @@ default_mxcsr: .long 0x1f80
     .data
     .p2align 3
 state_mask: .quad 3                     // XCR0
-state_size: .quad 512                   // bytes of FXSAVE, or of XSAVE in the standard format, which XSAVEC never exceeds
+state_size: .quad 512                   // bytes of FXSAVE, or of XSAVE, which XSAVEC never exceeds
 state_kind: .long -1                    // not known yet; 0 FXSAVE, 1 XSAVE, 2 XSAVEC
 
     .section .note.GNU-stack, "", @progbits

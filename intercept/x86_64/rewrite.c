@@ -18,9 +18,9 @@ enum {
   JUMP_BYTES = 5,
   SHORT_BYTES = 2,
   SYSCALL_BYTES = 2,
-  TABLES_MAX = 32,      // candidates for the table of a switch, per function
+  TABLES_MAX = 32,  // candidates for the table of a switch, per function
   TABLE_ENTRIES_MAX = 1024,
-  BLOCK = 16,           // bytes arch_hit_mask() and arch_branch_mask() look at
+  BLOCK = 16,  // bytes arch_hit_mask() and arch_branch_mask() look at
 };
 
 unsigned arch_hit_mask(const uint8_t *block);     // entry.S: bit i: block[i..i+1] is 0f 05; reads 17 bytes
@@ -40,7 +40,8 @@ const uint8_t *arch_next_hit(const uint8_t *from, const uint8_t *end) {
 // astray; and a signal frame is nothing to touch anyway.
 bool arch_is_sigreturn(const uint8_t *site, const uint8_t *text) {
   static const uint8_t long_form[] = {0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0}, short_form[] = {0xb8, 0x0f, 0, 0, 0};
-  return (site - text >= 7 && !memcmp(site - 7, long_form, 7)) || (site - text >= 5 && !memcmp(site - 5, short_form, 5));
+  return (site - text >= 7 && !memcmp(site - 7, long_form, 7)) ||
+         (site - text >= 5 && !memcmp(site - 5, short_form, 5));
 }
 
 // --- survey ---------------------------------------------------------------------------------------------------------
@@ -216,7 +217,9 @@ static void settle(struct madfs_plan *plan, enum arch_tier tier, unsigned first,
 static bool choose_short(const struct madfs_code *code, struct madfs_plan *plan) {
   for (unsigned i = 0; i < ARCH_PADS_MAX; i++) {
     long distance = code->pads[i].start - (plan->site + SHORT_BYTES);
-    if (code->pads[i].length < JUMP_BYTES || code->pads[i].start == code->pad_taken || distance < INT8_MIN || distance > INT8_MAX) continue;
+    if (code->pads[i].length < JUMP_BYTES || code->pads[i].start == code->pad_taken || distance < INT8_MIN ||
+        distance > INT8_MAX)
+      continue;
     plan->pad = (struct arch_pad){code->pads[i].start, JUMP_BYTES};
     settle(plan, ARCH_SHORT, plan->befores, 0, 0);
     return true;
@@ -265,7 +268,8 @@ void arch_choose(struct madfs_code *code, struct madfs_plan *plans, unsigned cou
   }
 }
 
-// --- one word ---------------------------------------------------------------------------------------------------------
+// --- one word
+// ---------------------------------------------------------------------------------------------------------
 
 // site: 32, tier: 4, bytes before: 8, instructions after: 4, distance of the padding (tier E): 8 bits.
 uint64_t arch_pack(const struct madfs_plan *plan, const struct madfs_code *code) {
@@ -328,13 +332,13 @@ static uint8_t *put_moved(uint8_t *out, const struct arch_instruction *i) {
 
 // rcx and r11 are free here: the kernel overwrites both.  Flags are not, so jrcxz does the test.
 static uint8_t *put_question(uint8_t *out, const struct madfs_site *record) {
-  out = put(out, "\x0f\xb7\xc8", 3);                              // movzwl %ax, %ecx
+  out = put(out, "\x0f\xb7\xc8", 3);                                    // movzwl %ax, %ecx
   out = put_address(put(out, "\x49\xbb", 2), (uint64_t)madfs_classes);  // movabs $madfs_classes, %r11
-  out = put(out, "\x41\x0f\xb6\x0c\x0b", 5);                      // movzbl (%r11,%rcx), %ecx
-  out = put(out, "\xe3\x17", 2);                                  // jrcxz over the rest
-  out = put_address(put(out, "\x49\xbb", 2), (uint64_t)record);   // movabs $record, %r11
-  out = put_address(put(out, "\x48\xb9", 2), (uint64_t)madfs_entry);  // movabs $madfs_entry, %rcx
-  return put(out, "\x3e\xff\xe1", 3);                             // notrack jmp *%rcx
+  out = put(out, "\x41\x0f\xb6\x0c\x0b", 5);                            // movzbl (%r11,%rcx), %ecx
+  out = put(out, "\xe3\x17", 2);                                        // jrcxz over the rest
+  out = put_address(put(out, "\x49\xbb", 2), (uint64_t)record);         // movabs $record, %r11
+  out = put_address(put(out, "\x48\xb9", 2), (uint64_t)madfs_entry);    // movabs $madfs_entry, %rcx
+  return put(out, "\x3e\xff\xe1", 3);                                   // notrack jmp *%rcx
 }
 
 size_t arch_stub_write(const struct madfs_plan *plan, uint8_t *stub, struct madfs_site *record) {

@@ -92,7 +92,8 @@ def door(tmp_path_factory, sources):
     """The rewriting code as a library for ctypes: decoder.c's functions."""
     import ctypes
 
-    flags = ["-fPIC", "-shared", "-mgeneral-regs-only", "-ffreestanding", f"-I{sources}", f"-I{sources}/x86_64"]
+    flags = ["-fPIC", "-shared", "-fvisibility=hidden", "-mgeneral-regs-only", "-ffreestanding", f"-I{sources}",
+             f"-I{sources}/x86_64"]
     files = [HERE / "decoder.c", sources / "raw.c", *(sources / "x86_64" / name for name in ("decode.c", "rewrite.c"))]
     directory = tmp_path_factory.mktemp("door")
     # entry.S has the scanning loops; its madfs_entry gives way to the one of decoder.c.
@@ -100,4 +101,4 @@ def door(tmp_path_factory, sources):
     (directory / "entry.S").write_text(text.replace("call    madfs_filter", "ud2"))
     (directory / "process.c").write_text("int madfs_memory_owner(void) { return 1; }\n")
     files += [directory / "entry.S", directory / "process.c"]
-    return ctypes.CDLL(str(compile_c(directory / "door.so", *files, flags=[*flags, "-Wno-missing-prototypes"])))
+    return ctypes.CDLL(str(compile_c(directory / "door.so", *files, flags=flags)))

@@ -2,11 +2,15 @@
 // Doors into the rewriting code for the tests that compare it with an independent disassembler and with patterns.
 #include "../../intercept/intercept.h"
 
+#define DOOR __attribute__((visibility("default")))
+
 uint8_t madfs_classes[MADFS_CLASSES];
+uint32_t madfs_fds_known[1];
+__thread struct madfs_local madfs_local;
 void madfs_entry(void) {}
 
 // Lengths and kinds of the instructions from `code` on; how many there were until the end or an unknown one.
-size_t door_decode(const uint8_t *code, size_t size, uint8_t *lengths, uint8_t *kinds) {
+DOOR size_t door_decode(const uint8_t *code, size_t size, uint8_t *lengths, uint8_t *kinds) {
   size_t n = 0;
   struct arch_instruction i;
   for (size_t at = 0; at < size; at += i.length, n++) {
@@ -20,11 +24,15 @@ size_t door_decode(const uint8_t *code, size_t size, uint8_t *lengths, uint8_t *
 
 // Rewrites the sites of a function that begins at code[start] and ends at code[end], as scan.c and patch.c do, with
 // stubs at `stubs` (64 bytes or more apart).  The tiers are returned; how many sites there are.
-size_t door_rewrite(uint8_t *code, size_t start, size_t end, size_t size, uint8_t *stubs, size_t stubs_apart,
+DOOR size_t door_rewrite(uint8_t *code, size_t start, size_t end, size_t size, uint8_t *stubs, size_t stubs_apart,
                     struct madfs_site *records, uint8_t *tiers, uint8_t *stub_sizes) {
   static struct madfs_plan plans[64];
-  struct madfs_code around = {.text = code, .text_end = code + size, .start = code + start, .end = code + end,
-                              .padding_end = code + size, .pads = {{code + end, size - end}, {code + start, 0}}};
+  struct madfs_code around = {.text = code,
+                              .text_end = code + size,
+                              .start = code + start,
+                              .end = code + end,
+                              .padding_end = code + size,
+                              .pads = {{code + end, size - end}, {code + start, 0}}};
   size_t count = 0;
   memset(plans, 0, sizeof plans);
   for (const uint8_t *at = code + start; (at = arch_next_hit(at, code + end)) && count < 64; at += 2)
@@ -42,4 +50,4 @@ size_t door_rewrite(uint8_t *code, size_t start, size_t end, size_t size, uint8_
   return count;
 }
 
-void door_class(unsigned number, uint8_t value) { madfs_classes[number] = value; }
+DOOR void door_class(unsigned number, uint8_t value) { madfs_classes[number] = value; }

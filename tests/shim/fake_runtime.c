@@ -220,8 +220,8 @@ static void spoil(void) {
   errno = 12345;
 #ifdef __x86_64__
   __asm__ volatile(
-      "pcmpeqd %%xmm0, %%xmm0; movdqa %%xmm0, %%xmm1; movdqa %%xmm0, %%xmm7; movdqa %%xmm0, %%xmm15; fninit; fldpi"
-      ::: "xmm0", "xmm1", "xmm7", "xmm15");
+      "pcmpeqd %%xmm0, %%xmm0; movdqa %%xmm0, %%xmm1; movdqa %%xmm0, %%xmm7; movdqa %%xmm0, %%xmm15; fninit; fldpi" ::
+          : "xmm0", "xmm1", "xmm7", "xmm15");
 #endif
 }
 

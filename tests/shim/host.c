@@ -19,12 +19,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(condition) \
-  do { \
-    if (!(condition)) { \
+#define CHECK(condition)                                               \
+  do {                                                                 \
+    if (!(condition)) {                                                \
       printf("line %d: %s (errno %d)\n", __LINE__, #condition, errno); \
-      exit(1); \
-    } \
+      exit(1);                                                         \
+    }                                                                  \
   } while (0)
 
 extern char **environ;
@@ -145,7 +145,8 @@ static void forks(void) {
 
 // posix_spawn's child shares our memory: what it does to descriptors must not show here.
 static void spawn(void) {
-  int in = open("/madfs/in", O_RDWR | O_CREAT | O_TRUNC, 0644), out = open("/madfs/out", O_RDWR | O_CREAT | O_TRUNC, 0644);
+  int in = open("/madfs/in", O_RDWR | O_CREAT | O_TRUNC, 0644),
+      out = open("/madfs/out", O_RDWR | O_CREAT | O_TRUNC, 0644);
   CHECK(in >= 0 && out >= 0 && write(in, "spawned", 7) == 7 && lseek(in, 0, SEEK_SET) == 0);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
@@ -213,8 +214,10 @@ static void signals(void) {
 
 #ifdef __x86_64__
 // A site of the main program: whatever number is in eax.  The instructions before it set nothing.
-__asm__(".text\n.p2align 4\n.type raw_site, @function\nraw_site:\n.cfi_startproc\n nopl 0(%rax,%rax)\n syscall\n ret\n.cfi_endproc\n"
-        ".size raw_site, . - raw_site\n");
+__asm__(
+    ".text\n.p2align 4\n.type raw_site, @function\nraw_site:\n.cfi_startproc\n nopl 0(%rax,%rax)\n syscall\n "
+    "ret\n.cfi_endproc\n"
+    ".size raw_site, . - raw_site\n");
 extern char raw_site[];
 static void *volatile raw_site_pointer = raw_site;
 #endif
@@ -231,10 +234,12 @@ static void registers(void) {
     double a = x, b = y;
     errno = 77;
     __asm__ volatile(
-        "movsd %[a], %%xmm1; movsd %[b], %%xmm15; fldl %[a]; mov $11, %%r8; mov $12, %%r9; mov $13, %%r10; mov $14, %%rbx;"
+        "movsd %[a], %%xmm1; movsd %[b], %%xmm15; fldl %[a]; mov $11, %%r8; mov $12, %%r9; mov $13, %%r10; mov $14, "
+        "%%rbx;"
         "mov $15, %%r12; xor %%edx, %%edx; stc; pushfq; popq 48(%[regs]);"
         "call *%[go];"
-        "pushfq; popq 56(%[regs]); mov %%r8, (%[regs]); mov %%r9, 8(%[regs]); mov %%r10, 16(%[regs]); mov %%rbx, 24(%[regs]);"
+        "pushfq; popq 56(%[regs]); mov %%r8, (%[regs]); mov %%r9, 8(%[regs]); mov %%r10, 16(%[regs]); mov %%rbx, "
+        "24(%[regs]);"
         "mov %%r12, 32(%[regs]); mov %%rdi, 40(%[regs]);"
         "movsd %%xmm1, %[a]; movsd %%xmm15, %[b]; fstpl %[s]"
         : "+a"(result), [a] "+m"(a), [b] "+m"(b), [s] "=m"(sum)
@@ -303,9 +308,9 @@ static void limit(void) {
 static const struct {
   const char *name;
   void (*run)(void);
-} commands[] = {{"cancel", cancel},   {"threads", threads}, {"stacks", stacks},       {"vforks", vforks},
-                {"forks", forks},     {"spawn", spawn},     {"spawn_open", spawn_open}, {"signals", signals},
-                {"registers", registers}, {"lowest", lowest}, {"closing", closing},   {"limit", limit}};
+} commands[] = {{"cancel", cancel},       {"threads", threads}, {"stacks", stacks},         {"vforks", vforks},
+                {"forks", forks},         {"spawn", spawn},     {"spawn_open", spawn_open}, {"signals", signals},
+                {"registers", registers}, {"lowest", lowest},   {"closing", closing},       {"limit", limit}};
 
 int main(int count, char **words) {
   for (size_t i = 0; count == 2 && i < sizeof commands / sizeof *commands; i++) {

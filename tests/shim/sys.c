@@ -3,8 +3,9 @@
 //
 //   sys openat -100 /madfs/f 66 0644 , write $0 text 4 , close $0
 //
-// Calls are separated by ",".  An argument is a number, $N (the result of call N), buf:SIZE (a buffer, printed as "data"
-// as far as the call filled it), null, bad (an address that is not mapped) or else a string; str:TEXT is a string always.
+// Calls are separated by ",".  An argument is a number, $N (the result of call N), buf:SIZE (a buffer, printed as
+// "data" as far as the call filled it), null, bad (an address that is not mapped) or else a string; str:TEXT is a
+// string always.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,7 +23,10 @@ static const struct {
 #define SYSCALL(name, ...) {#name, SYS_##name},
 #include "../../intercept/syscalls.def"
 #undef SYSCALL
-    {"getpid", SYS_getpid}, {"poll", SYS_poll}, {"pipe2", SYS_pipe2}, {"memfd_create", SYS_memfd_create},
+    {"getpid", SYS_getpid},
+    {"poll", SYS_poll},
+    {"pipe2", SYS_pipe2},
+    {"memfd_create", SYS_memfd_create},
 };
 
 static long number_of(const char *name) {
@@ -47,7 +51,9 @@ static void print(long ret, const char *data) {
   printf("{\"ret\": %ld, \"errno\": %d", ret < 0 && ret > -4096 ? -1 : ret, ret < 0 && ret > -4096 ? errno : 0);
   if (data && ret > 0 && ret < BUFFER_MAX) {
     printf(", \"data\": \"");
-    for (long i = 0; i < ret; i++) printf(data[i] < 32 || data[i] == '"' || data[i] == '\\' || data[i] > 126 ? "\\u%04x" : "%c", (unsigned char)data[i]);
+    for (long i = 0; i < ret; i++)
+      printf(data[i] < 32 || data[i] == '"' || data[i] == '\\' || data[i] > 126 ? "\\u%04x" : "%c",
+             (unsigned char)data[i]);
     printf("\"");
   }
   printf("}\n");

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the deco
 
 PT_LOAD, PT_GNU_EH_FRAME, EXECUTABLE = 1, 0x6474E550, 1
 LIBC = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
-OTHERS = sorted(glob.glob("/usr/lib/x86_64-linux-gnu/lib*.so*") + glob.glob("/usr/bin/bash") + glob.glob("/usr/bin/python3"))
+OTHERS = sorted(glob.glob("/usr/lib/x86_64-linux-gnu/lib*.so*"))
 SECONDS = 15  # for all of OTHERS
 BASE = 0x1000000  # so that every branch target is printed in hexadecimal
 
 
 def functions(image):
-    """``[(file offset, end)]`` of the functions that .eh_frame_hdr lists in an ELF image whose offsets are addresses."""
+    """``[(file offset, end)]`` of the functions that .eh_frame_hdr of an ELF image lists."""
     if image[:4] != b"\x7fELF" or image[4] != 2 or struct.unpack_from("<H", image, 18)[0] != 62:
         return []
     at, = struct.unpack_from("<Q", image, 32)
@@ -61,7 +61,8 @@ def compare(door, disassembler, code):
     at = 0
     for (length, kind), (_, size, name, operands) in zip(ours, theirs):
         assert length == size, f"{code[at:at + 15].hex(' ')} is {name} {operands} of {size} bytes, not of {length}"
-        assert KINDS[kind] == kind_of(name, operands), f"{code[at:at + 15].hex(' ')} is {name} {operands}, not {KINDS[kind]}"
+        found = f"{code[at:at + 15].hex(' ')} is {name} {operands}, not {KINDS[kind]}"
+        assert KINDS[kind] == kind_of(name, operands), found
         at += size
     if len(ours) < len(theirs):
         _, size, name, _ = theirs[len(ours)]
@@ -114,8 +115,10 @@ def test_functions_with_sites_of_other_libraries(door, disassembler):
 
 
 @pytest.mark.parametrize("code", [
-    "c4e27df32d00000000", "62f17c48580500000000", "62f3fd4816c001", "c5f877", "c4e379140001", "660f78c00102", "f20f78c00304",
-    "48b80102030405060708", "66b80102", "a10102030405060708", "67a101020304", "c8010203", "f6c001", "f6d0", "66f7c00102",
+    "c4e27df32d00000000", "62f17c48580500000000", "62f3fd4816c001", "c5f877", "c4e379140001", "660f78c00102",
+    "f20f78c00304",
+    "48b80102030405060708", "66b80102", "a10102030405060708", "67a101020304", "c8010203", "f6c001", "f6d0",
+    "66f7c00102",
     "66480fc7f0", "f30f1efa", "0f0fc0b4", "66e90102", "c7f800000000", "0f1f8400000000", "64488b042500000000"])
 def test_forms_that_are_rare(door, disassembler, code):
     code = bytes.fromhex(code) + b"\x90" * 16

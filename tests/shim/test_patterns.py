@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent / "patterns" / "x86_64"
 NAMES = sorted(path.name.removesuffix(".in.S") for path in FOLDER.glob("*.in.S"))
 STUBS_AT, STUBS_APART, ROOM = 0x10000, 0x100, 0x20000  # as in pattern.h
 IDLE = 202
-QUESTION = re.compile(rb"\x0f\xb7\xc8\x49\xbb.{8}\x41\x0f\xb6\x0c\x0b\xe3\x17\x49\xbb.{8}\x48\xb9.{8}\x3e\xff\xe1", re.DOTALL)
-BLANK = b"\x0f\xb7\xc8\x49\xbb" + bytes(8) + b"\x41\x0f\xb6\x0c\x0b\xe3\x17\x49\xbb" + bytes(8) + b"\x48\xb9" + bytes(8)
+QUESTION = [b"\x0f\xb7\xc8\x49\xbb", b"\x41\x0f\xb6\x0c\x0b\xe3\x17\x49\xbb", b"\x48\xb9", b"\x3e\xff\xe1"]
+ASKED = re.compile(b".{8}".join(map(re.escape, QUESTION)), re.DOTALL)
 
 
 def assemble(source, directory, section=".text"):
@@ -31,7 +31,7 @@ def assemble(source, directory, section=".text"):
 
 def blank(code):
     """``code`` without the addresses in its stubs' questions."""
-    return QUESTION.sub(BLANK + b"\x3e\xff\xe1", bytes(code))
+    return ASKED.sub(bytes(8).join(QUESTION), bytes(code))
 
 
 def rewrite(door, function, padding):

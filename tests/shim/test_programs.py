@@ -2,6 +2,7 @@
 """Unmodified programs under the shim, with a runtime in plain C behind it."""
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -9,7 +10,8 @@ from support import call
 
 import pymadfs
 
-COUNTS = re.compile(r"madfs: patched (\d+) of (\d+) system call sites in (\d+) objects; (\d+) never concern files, (\d+) left")
+COUNTS = re.compile(r"madfs: patched (\d+) of (\d+) system call sites in (\d+) objects; "
+                    r"(\d+) never concern files, (\d+) left")
 
 
 def test_every_site_is_rewritten(run):
@@ -134,16 +136,38 @@ def test_library_with_sites_is_rewritten_when_loaded(run, programs, tmp_path):
     source.write_text("""
 long late_open(const char *path) {
   long r; register long r10 __asm__("r10") = 0644;
-  __asm__ volatile("mov $257, %%eax; syscall" : "=a"(r) : "D"(-100L), "S"(path), "d"(66L), "r"(r10) : "rcx", "r11", "memory");
+  __asm__ volatile("mov $257, %%eax; syscall" : "=a"(r) : "D"(-100L), "S"(path), "d"(66L), "r"(r10)
+                   : "rcx", "r11", "memory");
   return r;
 }
 """)
     subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", tmp_path / "late.so", source], check=True)
-    code = f"import ctypes, os; l = ctypes.CDLL('{tmp_path}/late.so'); print(l.late_open(b'/madfs/late') >= 0, os.path.exists('/madfs/late'))"
+    code = f"""
+import ctypes, os
+late = ctypes.CDLL('{tmp_path}/late.so')
+print(late.late_open(b'/madfs/late') >= 0, os.path.exists('/madfs/late'))
+"""
     assert run("python3", "-c", code).stdout == "True True\n"
 
 
 # --- start-up -------------------------------------------------------------------------------------------------------
+
+
+def test_table_of_sites_says_what_scanning_finds(run, libraries, tmp_path):
+    """With libmadfs_intercept.sites beside the library nothing is scanned; a damaged or foreign table is ignored."""
+    shutil.copytree(libraries, tmp_path / "copy")
+    shim, table = tmp_path / "copy" / "libmadfs_intercept.so", tmp_path / "copy" / "libmadfs_intercept.sites"
+    copied = {"LD_PRELOAD": str(shim)}
+    assert run("true", environment={**copied, "MADFS_SITES_WRITE": str(table)}).returncode == 0
+    script = "cat /dev/null; echo ok > /madfs/f; cat /madfs/f; true"
+    scanned = run("bash", "-c", script, environment={"MADFS_DEBUG": "1"})
+    known = run("bash", "-c", script, environment={**copied, "MADFS_DEBUG": "1"})
+    assert scanned.stdout == known.stdout == "ok\n" and scanned.stderr == known.stderr
+    good = table.read_bytes()
+    for bad in (b"", good[:20], good[:-8], bytes(len(good)), good[:200] + bytes(len(good) - 200), good[::-1]):
+        table.write_bytes(bad)
+        done = run("true", environment={**copied, "MADFS_DEBUG": "1"})
+        assert done.returncode == 0 and done.stderr == scanned.stderr.splitlines(True)[-1], bad[:20]
 
 
 def test_another_version_is_refused(run):
@@ -159,7 +183,8 @@ def test_bad_mount(run, mount):
 
 
 def test_runtime_that_does_not_start(run):
-    done = run("bash", "-c", "cat /madfs/a; cat /madfs/b; echo still here", environment={"FAKE_STORE": "/nonexistent/store"})
+    done = run("bash", "-c", "cat /madfs/a; cat /madfs/b; echo still here",
+               environment={"FAKE_STORE": "/nonexistent/store"})
     assert done.stdout == "still here\n"
     assert done.stderr.count("the client cannot start") == 2 and "/nonexistent/store" in done.stderr  # two cats
     assert done.stderr.count("Input/output error") == 2
@@ -169,8 +194,8 @@ def test_needs_no_vector_register_and_little_of_libc(libraries):
     library = libraries / "libmadfs_intercept.so"
     text = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
     used = {line.split()[-1].partition("@")[0] for line in text.splitlines() if " U " in line}
-    assert used <= {"__environ", "environ", "__errno_location", "dlerror", "dlopen", "dlsym", "fork", "pthread_key_create",
-                    "pthread_setspecific"}
+    assert used <= {"__environ", "environ", "__errno_location", "dlerror", "dlopen", "dlsym", "fork",
+                    "pthread_key_create", "pthread_setspecific"}
 
 
 def test_environment_of_the_runtime_has_no_ucx_settings_of_the_user(run, tmp_path):
@@ -179,4 +204,5 @@ def test_environment_of_the_runtime_has_no_ucx_settings_of_the_user(run, tmp_pat
 
 
 def test_without_the_shim_nothing_is_there(programs):
-    assert call([programs / "sys", "newfstatat", "-100", "/madfs", "buf:200", "0"]).stdout == '{"ret": -1, "errno": 2}\n'
+    done = call([programs / "sys", "newfstatat", "-100", "/madfs", "buf:200", "0"])
+    assert done.stdout == '{"ret": -1, "errno": 2}\n'

@@ -30,9 +30,9 @@ class Server:
         self.tasks = set()
 
     def ready(self):
-        """Answer all there is, then let the event loop sleep."""
+        """Answer all there is, then let the event loop sleep; let it see to others every now and then."""
         service, loop = self.service, asyncio.get_running_loop()
-        while True:
+        for _ in range(16):
             requests = service.poll(0 if self.tasks else 50)
             for request in requests:
                 if request.op is ops.WRITE and request.bulk or request.op is ops.RENAME:
@@ -42,10 +42,10 @@ class Server:
                 else:
                     self.quick(request)
             if self.tasks:
-                loop.call_soon(self.ready)
-                return
+                break
             if not requests and service.arm():
                 return
+        loop.call_soon(self.ready)
 
     def quick(self, request):
         service, op, fields = self.service, request.op, request.fields

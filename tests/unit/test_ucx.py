@@ -388,6 +388,39 @@ def test_a_forked_child_makes_its_own_connections(servers):
         assert write(client, 0, data) == zlib.crc32(data)
 
 
+def test_fork_while_other_threads_call(servers):
+    """Whatever lock a thread holds just then must not be missing in the child."""
+    stop = threading.Event()
+    with servers.client() as client:
+        def work(number):
+            while not stop.is_set():
+                client.call(0, ops.LOOKUP, b"/%d" % number)
+                read(client, 0, number, 100_000)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        statuses = []
+        try:
+            for _ in range(20):
+                child = os.fork()
+                if child == 0:
+                    signal.alarm(20)
+                    status = 1
+                    try:
+                        client.forget_after_fork()
+                        assert read(client, 0, 5, 100_000) == content(5, 100_000)
+                        status = 0
+                    finally:
+                        os._exit(status)
+                statuses.append(os.waitpid(child, 0)[1])
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        assert statuses == [0] * 20
+
+
 def test_a_process_exits_with_a_call_under_way(servers):
     program = f"""
 import sys, threading
