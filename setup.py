@@ -228,15 +228,6 @@ class Ucx:
         except self.private.PrivateUcxError as error:
             raise Stop(str(error)) from None
 
-    def async_state(self):
-        """``[(offset, size)]`` of UCX's variables that a fork invalidates (``_ucx_fork.c``)."""
-        library = next(copy for copy in self.copies if copy.endswith("/libmfs.so.0"))
-        found = self.private.variables(library, ("ucs_async_global_context", "ucs_async_thread_global_context"))
-        if len(found) != 2:
-            print(f"  warning: the UCX in {self.folder} is stripped: the child of a fork may hang in it", flush=True)
-            return []
-        return found
-
     def link(self, target, objects, arguments, rpath, inputs=()):
         def finish(path):
             self.private.rename(path)
@@ -259,8 +250,7 @@ def binding_objects(ucx, group, include):
         build.ffibuilder.emit_c_code(source)
         made(source, "emit")
     headers = ["-I", os.path.join(ROOT, "pymadfs"), "-isystem", os.path.join(ucx.prefix, "include")]
-    state = "-DASYNC_STATE=" + ",".join(f"{{{offset},{size}}}" for offset, size in ucx.async_state())
-    own = [compile_object(path, [*OWN, "-fvisibility=default", state, *headers], "common")
+    own = [compile_object(path, [*OWN, "-fvisibility=default", *headers], "common")
            for path in sorted(glob.glob(os.path.join(ROOT, "pymadfs", "_ucx*.c")))]
     return [compile_object(source, [*FOREIGN, *headers, "-I", include], group), *own]
 
@@ -270,7 +260,7 @@ def make_binding(ucx):
     objects = binding_objects(ucx, "extension", sysconfig.get_path("include"))
     script = path_of("extension.map")
     with open(script, "w", encoding="ascii") as file:
-        file.write("{ global: PyInit__ucx_cffi; Getenv; Fopen; local: *; };\n")
+        file.write("{ global: PyInit__ucx_cffi; Getenv; Fopen; ucs_async_*; local: *; };\n")
     arguments = ["-Wl,-Bsymbolic", f"-Wl,--version-script={script}", *SANITIZE]
     return ucx.link(path_of(BINDING), objects, arguments, "$ORIGIN/_lib")
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // File operations per second and MiB per second in a directory, by several processes that start each phase together.
 // An ordinary program: it knows nothing of MadFS.
-// usage: files DIRECTORY CLIENTS FILES MEBIBYTES [CPU]   prints "phase value" lines: operations/s or MiB/s of all clients together
+// usage: files DIRECTORY CLIENTS FILES MEBIBYTES [CPU]
+// prints lines of a phase and a value: operations/s or MiB/s of all clients together
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

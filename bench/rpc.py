@@ -108,8 +108,8 @@ def measure(transports, directory, quick):
 def run(quick=False):
     prefix = os.path.dirname(libucx.__file__)
     with tempfile.TemporaryDirectory(prefix="madfs-bench-") as directory:
-        pingpong = common.compile_program("pingpong.c", directory, f"-I{prefix}/include", f"-L{prefix}/lib", "-lucp", "-lucs",
-                                          f"-Wl,-rpath,{prefix}/lib")
+        pingpong = common.compile_program("pingpong.c", directory, f"-I{prefix}/include", f"-L{prefix}/lib", "-lucp",
+                                          "-lucs", f"-Wl,-rpath,{prefix}/lib")
         for name, transports in TRANSPORTS.items():
             limit = statistics.median(float(common.capture([pingpong, transports, CALLS // (20 if quick else 1)]))
                                       for _ in range(1 if quick else ROUNDS))

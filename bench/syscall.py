@@ -35,7 +35,8 @@ def run(quick=False):
         plain, loaded = dict(os.environ), {**os.environ, **cli.preload_environment(cluster)}
         program = common.compile_program("syscall_cost.c", directory)
         for kind in ("getppid", "pread"):
-            cost, alone = added(lambda env, kind=kind: per_call(program, kind, env), plain, loaded, 3 if quick else ROUNDS)
+            cost, alone = added(lambda env, kind=kind: per_call(program, kind, env), plain, loaded,
+                                3 if quick else ROUNDS)
             yield common.Row(f"{kind}_added", cost, "ns", alone)
         cost, alone = added(lambda env: start_ms(["/bin/true"], env), plain, loaded, starts)
         yield common.Row("start_added", cost, "ms", alone)

@@ -307,6 +307,7 @@ __attribute__((noinline)) static enum madfs_verdict filter_inside(struct madfs_f
 
 enum madfs_verdict madfs_filter(struct madfs_frame *f) {
   if (MADFS_UNLIKELY((unsigned long)f->number >= MADFS_ROWS)) return MADFS_PASS;
+  if (MADFS_UNLIKELY(madfs_local.inside & INSIDE_FORK)) madfs_fds_fork_ended();
   if (MADFS_UNLIKELY(madfs_local.inside)) return filter_inside(f);
   const struct madfs_row *row = &madfs_rows[f->number];
   if (row->kind == ROW_NONE) return MADFS_PASS;

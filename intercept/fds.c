@@ -19,6 +19,7 @@
 #include <linux/close_range.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "intercept.h"
@@ -313,20 +314,142 @@ static long placeholder(int slot, bool cloexec) {
   return result;
 }
 
+// --- spare placeholders ---------------------------------------------------------------------------------------------
+
+// Opening a placeholder takes the kernel four times as long as copying one.  So the placeholder of a file that only this
+// process ever had open is kept, with its slot, when the file is closed: under a high number, until it is copied to
+// where the next open wants it.  `epoch` says what only this process has: it changes whenever descriptors may have gone
+// to another process, and a file is `solo` when it was opened in the present epoch and not copied since.
+enum { SPARES_MAX = 16, SPARES_FROM_MIN = 384 };  // where numbers are scarce, spares take none
+
+static struct {
+  struct madfs_lock lock;
+  int count, from;  // internal descriptors begin at `from`
+  int fd[SPARES_MAX], slot[SPARES_MAX];
+  int process;            // whose spares these are
+  _Atomic uint32_t epoch;
+  _Atomic int forks;  // under way: the child may get what is opened meanwhile
+} spares = {.epoch = 1};
+
+static _Atomic uint32_t solo[SLOTS];  // epoch of the opening; 0: a copy was made
+
+static void spares_drop(void) {
+  bool mine = spares.process == atomic_load(&spares.lock.owner);
+  while (spares.count) {
+    int fd = spares.fd[--spares.count];
+    learn(fd, KNOWN_NO);
+    RAW(SYS_close, fd);
+    if (mine) slot_free(spares.slot[spares.count]);
+  }
+}
+
+void madfs_fds_shared(void) {
+  if (atomic_load(&table.fd) < 0 || madfs_in_vfork()) return;
+  madfs_lock(&spares.lock);
+  atomic_fetch_add(&spares.epoch, 1);
+  spares_drop();
+  madfs_unlock(&spares.lock);
+}
+
+void madfs_fds_fork_begins(void) {
+  if (madfs_in_vfork()) return;
+  atomic_fetch_add(&spares.forks, 1);
+  madfs_local.inside |= INSIDE_FORK;
+  madfs_fds_shared();
+}
+
+void madfs_fds_fork_ended(void) {
+  madfs_local.inside &= ~INSIDE_FORK;
+  atomic_fetch_sub(&spares.forks, 1);
+}
+
+// SCM_RIGHTS carries descriptors away.
+static bool message_concerns(struct madfs_frame *f) {
+  const struct msghdr *message = (const struct msghdr *)f->argument[1];
+  if (atomic_load(&table.fd) < 0 || (unsigned long)message < MADFS_POINTER_MIN) return false;
+  // One message is looked at; several are taken to carry some.
+  if (f->number == SYS_sendmmsg || message->msg_control) madfs_fds_shared();
+  return false;
+}
+
+const struct madfs_shim madfs_shim_sendmsg = {message_concerns, NULL};
+
+static bool only_ours(int slot) {
+  return atomic_load(&solo[slot]) == atomic_load(&spares.epoch) && !atomic_load(&spares.forks) && !madfs_in_vfork();
+}
+
+// Keeps the placeholder `fd` of `slot` and closes that number.  false: nothing was done.
+static bool spare_give(int fd, int slot) {
+  bool kept = false;
+  madfs_lock(&spares.lock);
+  int self = atomic_load(&spares.lock.owner);
+  if (spares.process != self) {
+    spares_drop();  // a child's copies of its parent's
+    spares.process = self;
+    spares.from = high_from();
+  }
+  if (spares.count < SPARES_MAX && spares.from >= SPARES_FROM_MIN && only_ours(slot)) {
+    long high = RAW(SYS_fcntl, fd, F_DUPFD_CLOEXEC, spares.from);
+    if (!madfs_failed(high)) {
+      learn((int)high, KNOWN_INTERNAL);
+      RAW(SYS_close, fd);
+      struct slot *s = &table.slots[slot];
+      atomic_fetch_add(&s->generation, 1);
+      atomic_store(&s->owner, (uint64_t)self);
+      atomic_store(&s->state, SLOT_SETUP);
+      spares.fd[spares.count] = (int)high;
+      spares.slot[spares.count++] = slot;
+      kept = true;
+    }
+  }
+  madfs_unlock(&spares.lock);
+  return kept;
+}
+
+// A spare's slot, or -1, and its descriptor.
+static int spare_take(int *fd) {
+  int slot = -1;
+  if (!spares.count) return slot;
+  madfs_lock(&spares.lock);
+  if (spares.count && spares.process == atomic_load(&spares.lock.owner) && !madfs_in_vfork()) {
+    *fd = spares.fd[--spares.count];
+    slot = spares.slot[spares.count];
+  }
+  madfs_unlock(&spares.lock);
+  return slot;
+}
+
+// Moves a spare to the lowest number.
+static long spare_use(int fd, int slot, bool cloexec) {
+  long result = RAW(SYS_fcntl, fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, 0);
+  learn(fd, KNOWN_NO);
+  RAW(SYS_close, fd);
+  return result == -EMFILE ? placeholder(slot, cloexec) : result;  // it had the last number itself
+}
+
 int madfs_fds_open(uint32_t flags, const void *record, size_t record_length, const char *path, size_t path_length,
                    int cloexec) {
   if (record_length > RECORD_MAX) return -EINVAL;
   if (path_length >= MADFS_PATH_MAX) return -ENAMETOOLONG;
   long result = madfs_fds_need();
   if (madfs_failed(result)) return (int)result;
-  int slot = slot_take();
+  uint32_t epoch = atomic_load(&spares.forks) ? 0 : atomic_load(&spares.epoch);
+  int spare = -1, slot = spare_take(&spare);
+  if (slot < 0) slot = slot_take();
   if (slot < 0) return slot;
   result = slot_fill(slot, flags, record, record_length, path, path_length);
-  if (!madfs_failed(result)) result = placeholder(slot, cloexec != 0);
+  if (spare >= 0) {
+    long made = spare_use(spare, slot, cloexec != 0);
+    if (!madfs_failed(result)) result = made;
+    else if (!madfs_failed(made)) RAW(SYS_close, made);
+  } else if (!madfs_failed(result)) {
+    result = placeholder(slot, cloexec != 0);
+  }
   if (madfs_failed(result)) {
     slot_free(slot);
     return (int)result;
   }
+  atomic_store(&solo[slot], epoch);
   atomic_store(&table.slots[slot].state, SLOT_LIVE);
   learn((int)result, (uint32_t)slot + 1);
   return (int)result;
@@ -365,16 +488,20 @@ int64_t madfs_fds_offset_add(uint64_t handle, int64_t n) {
   return s ? atomic_fetch_add(&s->offset, n) : -EBADF;
 }
 
-// A descriptor of the slot went away: when it was the last one anywhere, the open file ends.
-static void dropped(int slot) {
-  if (madfs_in_vfork() || held(slot)) return;
+// The open file ends: the runtime hears of it.  false: somebody else ended it.
+static bool ended(int slot) {
   uint32_t live = SLOT_LIVE;
-  if (!atomic_compare_exchange_strong(&table.slots[slot].state, &live, SLOT_CLOSING)) return;
+  if (!atomic_compare_exchange_strong(&table.slots[slot].state, &live, SLOT_CLOSING)) return false;
   struct madfs_call call = {.number = CALL_release, .count = 1};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
   int ignored;
   if (madfs_runtime_loaded()) madfs_runtime_call(&call, &ignored);
-  slot_free(slot);
+  return true;
+}
+
+// A descriptor of the slot went away: when it was the last one anywhere, the open file ends.
+static void dropped(int slot) {
+  if (!madfs_in_vfork() && !held(slot) && ended(slot)) slot_free(slot);
 }
 
 // --- close, dup, fcntl ----------------------------------------------------------------------------------------------
@@ -391,6 +518,12 @@ static enum madfs_verdict close_work(struct madfs_frame *f) {
   if (slot == FD_INTERNAL) return answer(f, -EBADF);
   if (slot == FD_HOST) return MADFS_PASS;
   learn(fd, KNOWN_NO);
+  if (only_ours(slot) && ended(slot)) {
+    if (spare_give(fd, slot)) return answer(f, 0);
+    long result = RAW(SYS_close, fd);
+    slot_free(slot);
+    return answer(f, result);
+  }
   long result = RAW(SYS_close, fd);
   dropped(slot);
   return answer(f, result);
@@ -401,7 +534,10 @@ const struct madfs_shim madfs_shim_close = {first_concerns, close_work};
 // Runs a call of the kernel's that makes a copy of descriptor `old`; the copy is what `old` is.
 static enum madfs_verdict copy(struct madfs_frame *f, int old, long result) {
   int slot = madfs_fd_slot(old);
-  if (!madfs_failed(result) && slot >= 0) learn((int)result, (uint32_t)slot + 1);
+  if (!madfs_failed(result) && slot >= 0) {
+    atomic_store(&solo[slot], 0);
+    learn((int)result, (uint32_t)slot + 1);
+  }
   return answer(f, result);
 }
 

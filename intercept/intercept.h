@@ -107,10 +107,12 @@ struct madfs_thread {
   char cwd[MADFS_PATH_MAX];
 };
 
+enum { INSIDE_FORK = 2 };  // a bit of madfs_local.inside: this thread has begun a fork that may not be over
+
 // Initial-exec, because this library is there when the program starts; one instruction to read.
 struct madfs_local {
   // The entry code reads these two at once: when both are 0, this is an ordinary call of the application's.
-  int inside;       // in the runtime, or in our own work: system calls go to the kernel
+  int inside;       // in the runtime, or in our own work: system calls go to the kernel; or INSIDE_FORK
   int vfork_depth;  // children of vfork that this thread runs as, or has run as
   struct madfs_thread *thread;
 };
@@ -193,6 +195,9 @@ int madfs_fds_offset_cas(uint64_t handle, int64_t old, int64_t new_);
 int64_t madfs_fds_offset_add(uint64_t handle, int64_t n);
 
 long madfs_fds_need(void);                      // makes the table; 0 or -errno
+void madfs_fds_shared(void);                        // descriptors may be going to another process
+void madfs_fds_fork_begins(void);                   // before a child is made; until this thread is heard of again:
+void madfs_fds_fork_ended(void);
 long madfs_fds_borrow(int slot, int cloexec);   // a descriptor of a slot that another process holds
 void madfs_fds_adopt(const char *state);        // MADFS_STATE of the program that executed this one
 bool madfs_fds_state(char *text, size_t size);  // MADFS_STATE for a program to be executed

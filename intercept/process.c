@@ -38,16 +38,22 @@ static void note_vfork(void) {
 }
 
 // All of these are executed where they stand: nothing of ours is on the stack, so a child may return from there.
-static bool fork_concerns(struct madfs_frame *f) { return (void)f, false; }
+static bool fork_concerns(struct madfs_frame *f) {
+  (void)f;
+  madfs_fds_fork_begins();
+  return false;
+}
 
 static bool vfork_concerns(struct madfs_frame *f) {
   (void)f;
+  madfs_fds_fork_begins();
   note_vfork();
   return false;
 }
 
 // A thread that the runtime starts is inside for its whole life; its local variables are there already.
 static void note_clone(unsigned long flags, unsigned long thread_pointer) {
+  if (!(flags & CLONE_FILES)) madfs_fds_fork_begins();
   if ((flags & CLONE_VM) && (flags & CLONE_VFORK)) note_vfork();
   if (!madfs_local.inside || !(flags & CLONE_SETTLS) || !(flags & CLONE_THREAD)) return;
   struct madfs_local *its =

@@ -5,20 +5,21 @@
  */
 #include "_ucx_inner.h"
 
-/* --- what UCX must not see ------------------------------------------------------------------------------------------ */
+/* --- what UCX must not see ---------------------------------------------------------------------------------------- */
 
 char *Getenv(const char *name);
 FILE *Fopen(const char *path, const char *mode);
 
 /* No hooks in the application's memory functions, no signal handlers, no words of its own. */
 static const char *const settings[][2] = {
-    {"UCX_MEM_EVENTS", "n"}, {"UCX_ERROR_SIGNALS", ""},          {"UCX_HANDLE_ERRORS", "none"}, {"UCX_DEBUG_SIGNO", "0"},
-    {"UCX_VFS_ENABLE", "n"}, {"UCX_WARN_UNUSED_ENV_VARS", "n"}, {"UCX_LOG_FILE", "stderr"},    {"UCX_LOG_LEVEL", "fatal"},
+    {"UCX_MEM_EVENTS", "n"},        {"UCX_ERROR_SIGNALS", ""}, {"UCX_HANDLE_ERRORS", "none"},
+    {"UCX_DEBUG_SIGNO", "0"},       {"UCX_VFS_ENABLE", "n"},   {"UCX_WARN_UNUSED_ENV_VARS", "n"},
+    {"UCX_LOG_FILE", "stderr"},     {"UCX_LOG_LEVEL", "fatal"},
     /* Its modules are linked in; those it finds elsewhere would bring another UCX with them. */
     {"UCX_MODULES", "^*"}, {"UCX_MODULE_DIR", ""},
 };
 
-/* What our copy of UCX calls instead of getenv (_ucx_private.py): UCX_* variables are meant for the application's own. */
+/* What our copy of UCX calls instead of getenv (_ucx_private.py): UCX_* variables are for the application's own. */
 char *Getenv(const char *name)
 {
     if (strncmp(name, "UCX_", 4) != 0)
@@ -40,7 +41,7 @@ FILE *Fopen(const char *path, const char *mode)
     return fopen(path, mode);
 }
 
-/* --- locking and waking --------------------------------------------------------------------------------------------- */
+/* --- locking and waking ------------------------------------------------------------------------------------------- */
 
 int64_t ux_now_ns(void)
 {
@@ -112,7 +113,7 @@ void ux_fail_call(ux_t *u, ux_call_t *c, int status)
     ux_settle(u, c);
 }
 
-/* --- peers ---------------------------------------------------------------------------------------------------------- */
+/* --- peers -------------------------------------------------------------------------------------------------------- */
 
 struct peer *ux_find(ux_t *u, int handle)
 {
@@ -205,7 +206,8 @@ static int connect_locked(ux_t *u, const void *address, int door)
     if (!p)
         return -ENOMEM;
     ucp_ep_params_t param = {
-        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER,
+        .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER,
         .address = address,
         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
         .err_handler = {.cb = on_error, .arg = p},
@@ -233,13 +235,9 @@ int ux_connect(ux_t *u, const char *address, size_t length, int door)
 {
     if (length < 8)
         return -EINVAL;
-    sigset_t all, old; /* UCX may start its thread here: it is to take no signals */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     ux_enter(u);
     int handle = connect_locked(u, address, door);
     ux_leave(u);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     return handle;
 }
 
@@ -267,9 +265,10 @@ int ux_alive(ux_t *u, int handle)
     return alive;
 }
 
-/* End of file at a door: that peer is dead. */
-void ux_look_at_doors(ux_t *u)
+void ux_look_around(ux_t *u, int64_t now)
 {
+    u->looked_ns = now;
+    ux_run_events(u);
     struct epoll_event events[16];
     int count = epoll_wait(u->doors, events, 16, 0);
     for (int i = 0; i < count; i++) {
@@ -283,7 +282,7 @@ void ux_look_at_doors(ux_t *u)
     }
 }
 
-/* --- opening and closing -------------------------------------------------------------------------------------------- */
+/* --- opening and closing ------------------------------------------------------------------------------------------ */
 
 void ux_patience(ux_t *u, int64_t pure_ns, int64_t spin_ns)
 {
@@ -323,7 +322,8 @@ static ucs_status_t open_worker(ux_t *u, const char *const *pairs, int count, co
         status = ucp_config_modify(config, pairs[2 * i], pairs[2 * i + 1]);
     }
     if (status == UCS_OK) {
-        ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP};
+        ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,
+                               .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP};
         *what = "no transport of MADFS_UCX_TLS can be used";
         status = ucp_init(&params, config, &u->context);
     }
@@ -347,7 +347,9 @@ static int open_descriptors(ux_t *u)
     u->doors = epoll_create1(EPOLL_CLOEXEC);
     u->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (u->wake < 0 || u->doors < 0 || u->epoll < 0 || epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->wake, &event) < 0 ||
-        epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->doors, &event) < 0 || epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->efd, &event) < 0)
+        epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->doors, &event) < 0 ||
+        epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->efd, &event) < 0 ||
+        epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->events, &event) < 0)
         return -errno;
     return 0;
 }
@@ -355,26 +357,24 @@ static int open_descriptors(ux_t *u)
 ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room)
 {
     ux_t *u = calloc(1, sizeof *u);
-    if (!u || ux_keep_pristine() < 0) {
+    if (!u) {
         snprintf(error, room, "out of memory");
-        free(u);
         return NULL;
     }
     pthread_mutex_init(&u->lock, NULL);
-    u->wake = u->doors = u->epoll = u->efd = -1;
+    u->events = u->wake = u->doors = u->epoll = u->efd = -1;
     u->ended_tail = &u->ended;
-    sigset_t all, old; /* UCX may start its thread here: it is to take no signals */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     const char *what = "";
-    ucs_status_t status = open_worker(u, pairs, count, &what);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (status != UCS_OK)
-        snprintf(error, room, "%s: %s", what, ucs_status_string(status));
-    else if (open_descriptors(u) < 0)
-        snprintf(error, room, "descriptors: %s", strerror(errno));
-    else
-        return u;
+    int error_number = ux_events_open(u);
+    if (error_number == 0) {
+        ucs_status_t status = open_worker(u, pairs, count, &what);
+        if (status == UCS_OK && (error_number = open_descriptors(u)) == 0)
+            return u;
+        if (status != UCS_OK)
+            snprintf(error, room, "%s: %s", what, ucs_status_string(status));
+    }
+    if (error_number)
+        snprintf(error, room, "descriptors: %s", strerror(-error_number));
     ux_close(u);
     return NULL;
 }
@@ -384,7 +384,7 @@ void ux_abandon(ux_t *u)
     close(u->wake);
     close(u->doors);
     close(u->epoll);
-    ux_make_pristine();
+    ux_events_close(u);
 }
 
 void ux_close(ux_t *u)
@@ -399,6 +399,7 @@ void ux_close(ux_t *u)
         ucp_worker_destroy(u->worker);
     if (u->context)
         ucp_cleanup(u->context);
+    ux_events_close(u);
     for (int *fd = (int[]){u->wake, u->doors, u->epoll, -1}; *fd >= 0; fd++)
         close(*fd);
     for (uint32_t i = 0; i < u->transfer_count; i++)

@@ -57,8 +57,9 @@ char *ux_call_reply(ux_call_t *c); /* UX_MESSAGE_MAX bytes where the reply lies 
  * `reply_tag` (0: none).  With bulk_tag the bytes at `send` go as a message of their own, or up to `recv_room` bytes
  * come to `recv` as one.  Without it, an inline reply's bytes from `fixed` on, the length of its header and fields, are
  * copied to `recv`.
- * -> length of the reply, at least `fixed`; 0: it says that the operation failed, see ux_length(), or none was asked for;
- * -ETIMEDOUT; -ECONNRESET: the peer died; -ENOTCONN: it was dead before anything was sent; -EPROTO: the reply is garbage.
+ * -> length of the reply, at least `fixed`; 0: it says that the operation failed, see ux_length(), or none was asked
+ * for; -ETIMEDOUT; -ECONNRESET: the peer died; -ENOTCONN: it was dead before anything was sent; -EPROTO: the reply is
+ * garbage.
  * Nothing refers to the caller's memory afterwards.
  */
 int ux_call(ux_t *u, ux_call_t *c, int peer, uint64_t tag, uint64_t reply_tag, size_t head_length, const char *tail,
@@ -81,7 +82,8 @@ int ux_arm(ux_t *u);                /* 1: safe to sleep on ux_fd(); 0: poll agai
 char *ux_arena(ux_t *u);
 /* Take messages whose tags have no bit of tag_mask, and ends of transfers; wait up to spin_us.  -> how many. */
 int ux_poll(ux_t *u, uint64_t tag_mask, ux_event_t *events, int limit, int64_t spin_us);
-int ux_send(ux_t *u, int peer, uint64_t tag, const char *head, size_t head_length, const char *tail, size_t tail_length);
+int ux_send(ux_t *u, int peer, uint64_t tag, const char *head, size_t head_length, const char *tail,
+            size_t tail_length);
 /* -> token of a transfer, whose end is an event; 0: already done.  The memory must stay until then. */
 int64_t ux_transfer_send(ux_t *u, int peer, uint64_t tag, uintptr_t data, size_t length);
 int64_t ux_transfer_receive(ux_t *u, uint64_t tag, uintptr_t data, size_t length);

@@ -8,8 +8,8 @@
  *   poller    sleeps in epoll without the lock, after arming the worker.  At most one.
  *   follower  sleeps on its own futex until its calls are done or it is promoted.
  *
- * Invariant: while somebody waits, there is a spinner, or a poller and the worker is armed since its last progress, or a
- * follower on its way to become one.  Whoever stops to spin restores it (see hand_over()).
+ * Invariant: while somebody waits, there is a spinner, or a poller and the worker is armed since its last progress, or
+ * a follower on its way to become one.  Whoever stops to spin restores it (see hand_over()).
  *
  * A call ends when its reply, its sends and the bulk that the reply announces are done; or when it fails, by its
  * deadline or its peer's death.  Then what is still under way is cancelled and drained before the caller returns,
@@ -17,7 +17,7 @@
  */
 #include "_ucx_inner.h"
 
-/* --- calls ---------------------------------------------------------------------------------------------------------- */
+/* --- calls -------------------------------------------------------------------------------------------------------- */
 
 ux_call_t *ux_call_new(void)
 {
@@ -113,7 +113,7 @@ static void receive(ux_call_t *c, int which, uint64_t tag, void *data, size_t ro
     started(c, which, request);
 }
 
-/* Header, tail and small data as one message: copied together when that is cheaper, else straight from where they are. */
+/* Header, tail and small data as one message: copied together when that is cheaper, else from where they are. */
 static void send_message(ux_call_t *c)
 {
     ucp_request_param_t param = {
@@ -196,9 +196,9 @@ static void progress(ux_t *u, ux_call_t *c, int64_t deadline)
 }
 
 /*
- * A failed call's transfers must not outlive it: cancel what can be, wait a little for the rest, then cut the connection.
- * UCX promises that this ends all requests on it, so there is no limit to the second wait: to return with one under
- * way would let it write to memory that is not ours any more.
+ * A failed call's transfers must not outlive it: cancel what can be, wait a little for the rest, then cut the
+ * connection.  UCX promises that this ends all requests on it, so there is no limit to the second wait: to return with
+ * one under way would let it write to memory that is not ours any more.
  */
 static void drain(ux_t *u, ux_call_t *c)
 {
@@ -247,7 +247,7 @@ static int conclude(ux_t *u, ux_call_t *c)
     return (int)c->reply_length;
 }
 
-/* --- waiting -------------------------------------------------------------------------------------------------------- */
+/* --- waiting ------------------------------------------------------------------------------------------------------ */
 
 /* Sleep until woken as done or as the next to spin.  Lock held before and after. */
 static void follow(ux_t *u, struct waiter *w, int64_t deadline)
@@ -296,8 +296,7 @@ static void doze(ux_t *u, struct waiter *w, int64_t deadline)
     uint64_t count;
     if (read(u->wake, &count, sizeof count) < 0)
         count = 0; /* it was not what woke us */
-    ux_look_at_doors(u);
-    u->doors_seen = ux_now_ns();
+    ux_look_around(u, ux_now_ns());
 }
 
 /* We do not spin any more: restore the invariant. */
@@ -346,10 +345,8 @@ static void await(ux_t *u, struct waiter *w, int64_t begun, int64_t deadline)
             quiet = now;
         if (now > deadline || !w->open)
             break;
-        if (now - u->doors_seen > DOOR_NS) {
-            ux_look_at_doors(u);
-            u->doors_seen = now;
-        }
+        if (now - u->looked_ns > LOOK_NS)
+            ux_look_around(u, now);
         if (now - quiet >= u->spin_ns) {
             doze(u, w, deadline);
             quiet = 0;
@@ -367,10 +364,8 @@ static void run(ux_t *u, ux_call_t **calls, int count, int64_t timeout_us)
     struct waiter w = {.open = count};
     int64_t begun = ux_now_ns(), deadline = begun + timeout_us * 1000;
     ux_enter(u);
-    if (begun - u->doors_seen > DOOR_NS) {
-        ux_look_at_doors(u);
-        u->doors_seen = begun;
-    }
+    if (begun - u->looked_ns > LOOK_NS)
+        ux_look_around(u, begun);
     for (int i = 0; i < count; i++)
         post(u, calls[i], &w);
     if (w.open)

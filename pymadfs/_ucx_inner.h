@@ -26,7 +26,8 @@
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
-#define DOOR_NS 2000000LL        /* look at the doors this often while spinning */
+#define LOOK_NS 2000000LL        /* look at doors and asynchronous events this often while spinning */
+#define LOOK_SOON_NS 200000LL    /* a server at asynchronous events: visitors come that way */
 #define GRACE_NS 100000000LL     /* for transfers under way when a call fails, before its connection is cut */
 #define FOLLOW_NS 50000000LL     /* a follower looks for itself this often */
 #define COPY_MAX 1024            /* bytes of small data that are cheaper copied into one piece than sent as a vector */
@@ -109,8 +110,9 @@ struct ux {
     atomic_int wanted; /* threads that wait for the lock to do something short */
     ucp_context_h context;
     ucp_worker_h worker;
-    int efd, wake, doors, epoll;
-    int64_t pure_ns, spin_ns, doors_seen;
+    int efd, events, wake, doors, epoll; /* UCX's own, its asynchronous events, ours, the doors, all of these */
+    struct ux *other; /* one more that is open in this process */
+    int64_t pure_ns, spin_ns, looked_ns;
     int sleeps;
 
     struct waiter *spinner, *poller, *followers;
@@ -142,10 +144,11 @@ struct peer *ux_find(ux_t *u, int handle);            /* NULL: no such peer any 
 void ux_peer_fail(struct peer *p);                    /* it is dead: so are its calls */
 void ux_cut(struct peer *p);                          /* what is under way on its connection ends with an error */
 void ux_free_if_unused(struct peer *p);               /* after the last call of a peer that was disconnected */
-void ux_look_at_doors(ux_t *u);                       /* end of file there: that peer is dead */
+void ux_look_around(ux_t *u, int64_t now);            /* asynchronous events; end of file at a door: it is dead */
 
-/* _ucx_fork.c: remember UCX as it was loaded (0 or -1), and go back to that in the child of a fork. */
-int ux_keep_pristine(void);
-void ux_make_pristine(void);
+/* _ucx_events.c: asynchronous events of UCX, and fork. */
+int ux_events_open(ux_t *u); /* -> 0 or -errno */
+void ux_events_close(ux_t *u);
+void ux_run_events(ux_t *u);
 
 #endif

@@ -94,14 +94,6 @@ def copy(prefix, destination):
     return made
 
 
-def variables(path, names):
-    """``[(offset, size)]``, in bytes, of the variables of the library at ``path`` among ``names`` that it has."""
-    listing = subprocess.run(["nm", "-S", "-P", path], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             text=True).stdout
-    symbols = (line.split() for line in listing.splitlines())
-    return [(int(fields[2], 16), int(fields[3], 16)) for fields in symbols if fields[0] in names and len(fields) == 4]
-
-
 def check(files, private):
     """Raises PrivateUcxError when one of ``files`` needs a UCX name that none of the ``private`` libraries defines."""
     defined = set().union(*(_symbols(path, "--defined-only") for path in private))

@@ -2,7 +2,7 @@
 /* The serving side of the UCX binding: requests come in batches, replies are copied and sent, bulk is tracked. */
 #include "_ucx_inner.h"
 
-/* --- serving: messages ---------------------------------------------------------------------------------------------- */
+/* --- serving: messages -------------------------------------------------------------------------------------------- */
 
 static int make_arena(ux_t *u)
 {
@@ -90,7 +90,8 @@ static int collect(ux_t *u, ux_event_t *events, int limit)
         u->ended = t->next;
         if (!u->ended)
             u->ended_tail = &u->ended;
-        events[count++] = (ux_event_t){.tag = token_of(t), .length = t->length, .status = t->status, .what = UX_TRANSFER};
+        events[count++] = (ux_event_t){
+            .tag = token_of(t), .length = t->length, .status = t->status, .what = UX_TRANSFER};
         release_transfer(t);
     }
     while (u->ready_count < limit - count && take_message(u) >= 0)
@@ -99,7 +100,8 @@ static int collect(ux_t *u, ux_event_t *events, int limit)
     for (; count < limit && taken < u->ready_count; taken++) {
         struct message *m = &u->messages[u->ready[taken]];
         events[count++] = (ux_event_t){
-            .tag = m->tag, .offset = (uint64_t)m->slot * UX_MESSAGE_MAX, .length = m->length, .status = m->status, .what = UX_MESSAGE};
+            .tag = m->tag, .offset = (uint64_t)m->slot * UX_MESSAGE_MAX, .length = m->length, .status = m->status,
+            .what = UX_MESSAGE};
         u->handed[u->handed_count++] = m->slot;
     }
     u->ready_count -= taken;
@@ -110,8 +112,10 @@ static int collect(ux_t *u, ux_event_t *events, int limit)
 int ux_poll(ux_t *u, uint64_t tag_mask, ux_event_t *events, int limit, int64_t spin_us)
 {
     int count = 0;
-    int64_t begun = 0, now = 0;
+    int64_t begun = ux_now_ns(), now = begun;
     ux_enter(u);
+    if (begun - u->looked_ns > LOOK_SOON_NS)
+        ux_look_around(u, begun);
     u->tag_mask = tag_mask;
     if (!u->arena && make_arena(u) < 0) {
         ux_leave(u);
@@ -129,8 +133,6 @@ int ux_poll(ux_t *u, uint64_t tag_mask, ux_event_t *events, int limit, int64_t s
         if (turn & 7 && now - begun < u->pure_ns)
             continue;
         now = ux_now_ns();
-        if (!begun)
-            begun = now;
         if (now - begun >= spin_us * 1000)
             break;
         if (now - begun >= u->pure_ns) {
@@ -145,7 +147,7 @@ int ux_poll(ux_t *u, uint64_t tag_mask, ux_event_t *events, int limit, int64_t s
 
 int ux_fd(ux_t *u)
 {
-    return u->efd;
+    return u->epoll;
 }
 
 int ux_arm(ux_t *u)
@@ -220,7 +222,7 @@ int ux_send(ux_t *u, int peer, uint64_t tag, const char *head, size_t head_lengt
     return status;
 }
 
-/* --- serving: bulk -------------------------------------------------------------------------------------------------- */
+/* --- serving: bulk ------------------------------------------------------------------------------------------------ */
 
 static struct transfer *take_transfer(ux_t *u)
 {

@@ -174,7 +174,7 @@ class FileSystem:
         """
         if len(path) > NAME_MAX and (len(path) >= PATH_MAX or max(map(len, path.split(b"/"))) > NAME_MAX):
             raise fail(errno.ENAMETOOLONG, path)
-        if b"/." not in path and b"//" not in path and (path[-1:] != b"/" or path == b"/"):
+        if path.find(b"/.") < 0 and path.find(b"//") < 0 and (path[-1:] != b"/" or path == b"/"):
             return path, PLAIN
         names, ending = [], PLAIN
         checked = len(real.split(b"/")) - 1 if real != b"/" else 0

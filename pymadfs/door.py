@@ -53,7 +53,8 @@ def knock(host, port, secret, kind, address, timeout_ms):
 
     Returns a Visit; raises OSError whose strerror says what is wrong and what to do.
     """
-    door = _socket.socket(_socket.AF_INET6 if ":" in host else _socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
+    door = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         door.settimeout(timeout_ms / 1000)
         door.connect((host, port))
@@ -63,10 +64,11 @@ def knock(host, port, secret, kind, address, timeout_ms):
             raise OSError(errno.EPROTO, "what listens there is not a MadFS server: is the cluster file stale?")
         version = greeting.version.rstrip(b"\0").decode("ascii", "replace")
         if (greeting.protocol, version) != (PROTOCOL, pymadfs.__version__):
-            raise OSError(errno.EPROTO, f"it runs MadFS {version}, this is {pymadfs.__version__}: run the same version everywhere")
+            raise OSError(errno.EPROTO,
+                          f"it runs MadFS {version}, this is {pymadfs.__version__}: run the same version everywhere")
         pid = os.getpid()
-        door.sendall(ANSWER.pack(MAGIC, PROTOCOL, kind, proof(secret, greeting.nonce, kind, pid, address), pid, len(address))
-                     + address)
+        known = proof(secret, greeting.nonce, kind, pid, address)
+        door.sendall(ANSWER.pack(MAGIC, PROTOCOL, kind, known, pid, len(address)) + address)
         welcome = WELCOME.unpack(_exactly(door, WELCOME.size))
         if welcome.status:
             raise OSError(welcome.status, _REASONS.get(welcome.status) or "it refuses: " + os.strerror(welcome.status))
@@ -101,7 +103,8 @@ def _exactly(door, count):
 def guard(service):
     """Protocol factory for ``loop.create_server``: lets visitors in to ``service``.
 
-    ``service`` has ``secret``, ``number``, ``servers``, ``address``, ``accept(kind, address) -> conn`` and ``forget(conn)``.
+    ``service`` has ``secret``, ``number``, ``servers``, ``address``, ``accept(kind, address) -> conn`` and
+    ``forget(conn)``.
     """
     return lambda: _Visitor(service)
 

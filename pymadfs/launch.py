@@ -248,7 +248,8 @@ def _signal_keeper(cluster, number, wait_s):
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
             if not poller.poll(wait_s * 1000):
-                raise LaunchError(f"the servers of {cluster} did not stop within {wait_s} s; see {keeper.log_path(cluster)}")
+                raise LaunchError(f"the servers of {cluster} did not stop within {wait_s} s; "
+                                  f"see {keeper.log_path(cluster)}")
     finally:
         os.close(pidfd)
 

@@ -328,6 +328,9 @@ Syscall("vfork", "vfork()", shim=True, only=X86,
 Syscall("clone", "clone(a0, a1, a2, a3, a4)", shim=True)
 Syscall("clone3", "clone3(a0, a1)", shim=True)
 Syscall("exit_group", "exit_group(a0)", shim=True)
+Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note="complete; noted because SCM_RIGHTS carries descriptors away")
+Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True,
+        note="complete; noted because SCM_RIGHTS carries descriptors away")
 
 # Calls that C makes of the rows above, never a system call of their own: argument kinds as in Syscall.call.
 EXTRA_CALLS = {

@@ -51,8 +51,8 @@ def _codec(record, header):
 
 _REQUEST_CODECS = {op: _codec(op.request, REQUEST) for op in OPS.values()}
 _REPLY_CODECS = {op: _codec(op.reply, REPLY) for op in OPS.values()}
-# For each operation what a call needs of it: writer and size of header and fields, reader of the reply's fields and where
-# they end, tags of request and reply.
+# For each operation what a call needs of it: writer and size of header and fields, reader of the reply's fields and
+# where they end, tags of request and reply.
 _CALLS = {
     op: (_REQUEST_CODECS[op].pack_into, _REQUEST_CODECS[op].size, struct.Struct("<" + op.reply.format).unpack_from,
          _REPLY_CODECS[op].size, *((_FSYNC, _FSYNC_REPLY) if op is FSYNC else (_REQUEST, _REPLY)))
@@ -63,7 +63,8 @@ _request_header = struct.Struct("<" + REQUEST.format).unpack_from
 _new = tuple.__new__
 _new_object = object.__new__
 
-# For each operation's number what the serving side needs of it: Op, reader and size of the fields, data, whether only servers ask.
+# For each operation's number what the serving side needs of it: Op, reader and size of the fields, data, whether only
+# servers ask.
 _PARSERS: dict = {
     op.number: (op, struct.Struct("<" + op.request.format).unpack_from, op.request.size, op.data, op.peer)
     for op in OPS.values()}
@@ -73,6 +74,10 @@ _REQUEST_SIZE = REQUEST.size
 
 def _bulk_in_tag(conn, request_id):
     return _BULK_IN | conn << ID_BITS | request_id & _ID_LOW
+
+
+def _not_open(*arguments):
+    raise fail(errno.EBADF)
 
 
 def _new_ids():
@@ -106,7 +111,8 @@ class Client:
         self.counters = {op.name: 0 for op in OPS.values()}
         self._eager_max = min(config.eager_max, EAGER_LIMIT)
         self._timeout_us = config.timeout_ms * 1000
-        self._transport = self._ask = None
+        self._transport = None
+        self._ask = _not_open
         if transport is not None:
             self._use(transport)
         self._reset()
@@ -148,7 +154,8 @@ class Client:
             count = self._ask(handle, peer.handle, tag | peer.conn, reply_tag | request_id, size, tail, length, end,
                               self._timeout_us)
             if count > 0:
-                return _new(op.reply.type, unpack_from(reply, _FIELDS_AT)), bytes(reply[end:count]) if count > end else b""
+                return (_new(op.reply.type, unpack_from(reply, _FIELDS_AT)),
+                        bytes(reply[end:count]) if count > end else b"")
             return self._finish(count, slot, server, op, request_id, tail, fields, None, None)
         finally:
             self._slots.append(slot)
@@ -183,8 +190,9 @@ class Client:
                     results[index] = error
             counts = self._transport.run([slot.handle for _, slot, _ in ready], self._timeout_us) if ready else ()
             for (index, slot, request_id), count in zip(ready, counts):
+                server, op, tail, fields, send, recv = calls[index]
                 try:
-                    results[index] = self._finish(count, slot, *calls[index][:2], request_id, *calls[index][2:])
+                    results[index] = self._finish(count, slot, server, op, request_id, tail, fields, send, recv)
                 except (OSError, Restart) as error:
                     results[index] = error
         finally:
@@ -209,7 +217,7 @@ class Client:
                 peer.door.close()  # else the server would take the child's copy for the parent's life
         if self._transport is not None:
             successor = self._transport.abandon()
-            self._transport = self._ask = None
+            self._transport, self._ask = None, _not_open
             if successor is not None:
                 self._use(successor)
         self._reset()
@@ -238,7 +246,8 @@ class Client:
 
     def _attempt(self, slot, server, op, request_id, tail, fields, send, recv):
         peer = self._peers[server] or self._connect(server)
-        return self._transport.call(*self._arguments(slot, peer, op, request_id, tail, fields, send, recv), self._timeout_us)
+        arguments = self._arguments(slot, peer, op, request_id, tail, fields, send, recv)
+        return self._transport.call(*arguments, self._timeout_us)
 
     def _arguments(self, slot, peer, op, request_id, tail, fields, send, recv):
         """What the transport's ``call`` takes; writes header and fields into the slot."""
@@ -284,8 +293,8 @@ class Client:
                 if code in (-errno.ENOTCONN, -errno.ECONNRESET):
                     self._lose(server)
         if code == -errno.ETIMEDOUT:
-            log(f"{self._name(server)} did not answer {op.name} within {self.config.timeout_ms} ms; look whether it hangs, or "
-                "raise MADFS_TIMEOUT_MS")
+            log(f"{self._name(server)} did not answer {op.name} within {self.config.timeout_ms} ms; look whether it "
+                "hangs, or raise MADFS_TIMEOUT_MS")
         elif code not in (-errno.ENOTCONN, -errno.ECONNRESET):
             log(f"{self._name(server)}: {op.name} failed in transport: {os.strerror(-code)}")
         raise fail(errno.EIO)
@@ -318,7 +327,8 @@ class Client:
     def _meet(self, server, visit):
         try:
             if (visit.number, visit.servers) != (server, self.servers):
-                raise OSError(errno.EPROTO, f"it is server {visit.number} of {visit.servers}: the cluster file is stale")
+                raise OSError(errno.EPROTO,
+                              f"it is server {visit.number} of {visit.servers}: the cluster file is stale")
             handle = self._transport.connect(visit.address, visit.door.fileno() if visit.door else -1)
         except OSError:
             if visit.door:
@@ -368,8 +378,8 @@ def _decode(data, op):
 
 class Request:
     """What a caller asks: ``op`` (Op), ``fields`` (named tuple), ``tail`` (bytes); ``id``, ``conn``, ``uid``, ``gid``;
-    ``bulk``: bytes that follow as a message of their own, or the room for such a message; ``fsync``: came under fsync's tags;
-    ``unread``: bytes of bulk that the caller sends and nobody has received yet.
+    ``bulk``: bytes that follow as a message of their own, or the room for such a message; ``fsync``: came under fsync's
+    tags; ``unread``: bytes of bulk that the caller sends and nobody has received yet.
     """
 
     __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "id", "op", "tail", "uid", "unread")
@@ -389,8 +399,8 @@ class Request:
 
 
 class _Conn:
-    """A visitor let in: transport ``handle`` (None until its first request), ``address``, ``kind`` (door.KIND_*), tokens of its
-    ``transfers``."""
+    """A visitor let in: transport ``handle`` (None until its first request), ``address``, ``kind`` (door.KIND_*),
+    tokens of its ``transfers``."""
 
     __slots__ = ("address", "handle", "kind", "transfers")
 
@@ -502,7 +512,8 @@ class Service:
 
     def _refuse(self, conn, request_id, fsync, code):
         self.counters["garbage"] += 1
-        self._transport.send(conn.handle, (_FSYNC_REPLY if fsync else _REPLY) | request_id, REPLY.pack(request_id, code, 0), b"")
+        tag = (_FSYNC_REPLY if fsync else _REPLY) | request_id
+        self._transport.send(conn.handle, tag, REPLY.pack(request_id, code, 0), b"")
 
     # --- replies ----------------------------------------------------------------------------------------------------
 
@@ -530,7 +541,7 @@ class Service:
         self._transport.send(conn.handle, (_FSYNC_REPLY if request.fsync else _REPLY) | request.id, head, tail)
 
     def fail(self, request, error):
-        """Answer with ``error``: OSError and Restart arrive as such, anything else is a defect: logged, and EIO there."""
+        """Answer with ``error``: OSError and Restart arrive as such, else it is a defect, logged and EIO there."""
         status, tail = to_status(error)
         if status == errno.EIO and not isinstance(error, OSError):
             log(f"server {self.number}: {request!r} failed: {type(error).__name__}: {error}")
@@ -606,7 +617,7 @@ class Service:
         return conn_id
 
     def _connect_back(self, conn_id, conn):
-        """Connect to a visitor once it has sent something: then the transport can use its connection both ways; -> success."""
+        """Connect to a visitor once it has sent something, for then its connection serves both ways; -> success."""
         try:
             conn.handle = self._transport.connect(conn.address, -1)
         except OSError as error:
@@ -686,8 +697,8 @@ class Service:
                                                self.config.connect_ms)
             handle = self._transport.connect(visit.address, -1)
         except OSError as error:
-            log(f"server {self.number}: server {server} ({entry.host}:{entry.port}) cannot be reached: {error.strerror or error}; "
-                "start it again on the same store")
+            log(f"server {self.number}: server {server} ({entry.host}:{entry.port}) cannot be reached: "
+                f"{error.strerror or error}; start it again on the same store")
             raise fail(errno.EIO) from None
         finally:
             state.meeting = None
@@ -713,7 +724,8 @@ class Service:
         peer = state.peer
         entry = self.cluster.servers[server]
         if state.calls:
-            log(f"server {self.number}: lost server {server} ({entry.host}:{entry.port}) with {len(state.calls)} calls under way: {why}")
+            log(f"server {self.number}: lost server {server} ({entry.host}:{entry.port}) with {len(state.calls)} calls "
+                f"under way: {why}")
         for request_id in list(state.calls):
             self._end(request_id, error=_Lost())
         self._transport.disconnect(peer.handle)
@@ -726,7 +738,8 @@ class Service:
     def _late(self, request_id):
         call = self._calls.get(request_id)
         if call is not None:
-            log(f"server {self.number}: server {call[1]} did not answer {call[2].name} within {self.config.timeout_ms} ms")
+            log(f"server {self.number}: server {call[1]} did not answer {call[2].name} within "
+                f"{self.config.timeout_ms} ms")
             self._end(request_id, error=fail(errno.EIO))
 
     def _answered(self, offset, length):

@@ -330,7 +330,8 @@ class Server:
     @property
     def busy(self):
         """Whether coroutines are under way, which the event loop must not let wait."""
-        return self._flush_due or any(pool.running for pool in (*self._pools, self._removals))
+        clients, servers = self._pools  # spelled out: this is asked at every poll
+        return bool(self._flush_due or clients.running or servers.running or self._removals.running)
 
     def call_peer(self, server, op, tail=b"", *fields):
         """See rpc.Service.call_peer."""

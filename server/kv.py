@@ -257,6 +257,9 @@ def options():
     chosen.create_if_missing(True)
     chosen.set_block_based_table_factory(table)
     chosen.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    # A create asks for a name that is not there: a filter answers that in half the time of a search.
+    chosen.set_memtable_whole_key_filtering(True)
+    chosen.set_memtable_prefix_bloom_ratio(0.1)
     chosen.set_max_total_wal_size(WAL_BYTES_MAX)
     chosen.set_compression_type(DBCompressionType.none())
     chosen.set_max_background_jobs(2)

@@ -234,7 +234,7 @@ def check_new_path(path):
     name = path[path.rindex(b"/") + 1:]
     if len(name) > NAME_BYTES_MAX or len(path) > PATH_BYTES_MAX:
         raise fail(errno.ENAMETOOLONG)
-    if name in (b"", b".", b"..") or b"\0" in path:
+    if name in (b"", b".", b"..") or 0 in path:
         raise fail(errno.EINVAL)
 
 

@@ -242,6 +242,12 @@ def test_readme_names_every_verb():
     assert not missing, f"say in README.md or CONTRIBUTING.md what `make {missing}` does"
 
 
+def test_test_files_have_names_of_their_own():
+    names = [path.rpartition("/")[2] for path in files(".py") if path.startswith("tests/")]
+    twice = {name for name in names if names.count(name) > 1} - {"conftest.py"}
+    assert not twice, f"rename one of each of {twice}: pytest imports test files by their base name"
+
+
 def test_links_between_pages_lead_somewhere():
     for path in files(".md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text(path)):

@@ -49,8 +49,9 @@ class Ucx(Transport):
         message = ffi.new("char[]", 512)
         self._u = lib.ux_open(ffi.new("char *[]", strings), len(settings), message, 512)
         if not self._u:
-            raise OSError(errno.ENODEV, f"UCX cannot start: {ffi.string(message).decode(errors='replace')}; MADFS_UCX_TLS is "
-                                        f"{config.transports!r}, empty lets UCX choose")
+            why = ffi.string(message).decode(errors="replace")
+            raise OSError(errno.ENODEV, f"UCX cannot start: {why}; MADFS_UCX_TLS is {config.transports!r}, empty "
+                                        "lets UCX choose")
         spin_us = SPIN_US if config.spin_us < 0 else config.spin_us
         lib.ux_patience(self._u, min(PURE_US, spin_us) * 1000, spin_us * 1000)
         room = ffi.new("char[]", ADDRESS_ROOM)
@@ -99,7 +100,8 @@ class Ucx(Transport):
         if not handle:
             raise MemoryError
         handle = ffi.gc(handle, lib.ux_call_free)
-        return Slot(handle, ffi.buffer(lib.ux_call_head(handle), HEAD_MAX), ffi.buffer(lib.ux_call_reply(handle), MESSAGE_MAX))
+        return Slot(handle, ffi.buffer(lib.ux_call_head(handle), HEAD_MAX),
+                    ffi.buffer(lib.ux_call_reply(handle), MESSAGE_MAX))
 
     def prepare(self, *arguments):
         lib.ux_prepare(*arguments)
@@ -135,7 +137,8 @@ class Ucx(Transport):
         return _events.iter_unpack(self._events[:count * _EVENT_SIZE])
 
     def send(self, peer, tag, head, tail):
-        return lib.ux_send(self._u, peer, tag, head, len(head), tail if type(tail) is bytes else ffi.from_buffer(tail), len(tail))
+        memory = tail if type(tail) is bytes else ffi.from_buffer(tail)
+        return lib.ux_send(self._u, peer, tag, head, len(head), memory, len(tail))
 
     def send_bulk(self, peer, tag, data):
         memory = ffi.from_buffer(data)

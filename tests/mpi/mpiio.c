@@ -26,7 +26,8 @@ static void verify(const unsigned char *data, MPI_Offset offset, int count, cons
 {
     for (int i = 0; i < count; i++)
         if (data[i] != pattern(offset + i)) {
-            fprintf(stderr, "rank %d: %s: byte %lld is %d, not %d\n", rank, what, (long long)offset + i, data[i], pattern(offset + i));
+            fprintf(stderr, "rank %d: %s: byte %lld is %d, not %d\n", rank, what, (long long)offset + i, data[i],
+                    pattern(offset + i));
             MPI_Abort(MPI_COMM_WORLD, 1);
         }
 }
@@ -58,7 +59,7 @@ static void segments(MPI_File file, int collective)
     free(data);
 }
 
-// Rank r owns cells r, r + size, r + 2 size, ...: the interleaved pattern for which ROMIO sieves (and locks) or aggregates.
+// Rank r owns cells r, r + size, r + 2 size, ...: for this pattern ROMIO sieves (and locks) or aggregates.
 static void strided(MPI_File file, int collective)
 {
     MPI_Datatype cells;
@@ -91,7 +92,8 @@ int main(int argc, char **argv)
         MPI_Abort(MPI_COMM_WORLD, 2);
     for (int step = 0; step < 4; step++) {
         MPI_File file;
-        must(MPI_File_open(MPI_COMM_WORLD, argv[1], MPI_MODE_CREATE | MPI_MODE_RDWR | MPI_MODE_DELETE_ON_CLOSE, MPI_INFO_NULL, &file), "open");
+        const int mode = MPI_MODE_CREATE | MPI_MODE_RDWR | MPI_MODE_DELETE_ON_CLOSE;
+        must(MPI_File_open(MPI_COMM_WORLD, argv[1], mode, MPI_INFO_NULL, &file), "open");
         (step < 2 ? segments : strided)(file, step % 2);
         MPI_Offset length;
         must(MPI_File_get_size(file, &length), "size");

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server process for the tests of the transport: real door, real UCX, no file system behind it.
 
-``python rpc_server.py CLUSTER NUMBER`` prints "ready" when it serves.  READ of inode s answers bytes that follow from s; WRITE
-answers the checksum of what it got as ``size``, for inode 13 ENOSPC; LOOKUP echoes its tail; UNLINK fails with ENOENT;
-MKDIR is never answered; RENAME makes it ask server ``flags`` (DIRINFO); SHUTDOWN ends it.
+``python rpc_server.py CLUSTER NUMBER`` prints "ready" when it serves.  READ of inode s answers bytes that follow from
+s; WRITE answers the checksum of what it got as ``size``, for inode 13 ENOSPC; LOOKUP echoes its tail; UNLINK fails with
+ENOENT; MKDIR is never answered; RENAME makes it ask server ``flags`` (DIRINFO); SHUTDOWN ends it.
 """
 import asyncio
 import errno
