@@ -153,6 +153,7 @@ class Server:
         self.since_s = time.monotonic()
         self._outbox = []
         self._serving = self._flush_due = False
+        self._receiving = 0  # coroutines that wait for bulk data
         self._pools = _Pool(), _Pool()
         self._removals = _Pool(line_max=None)
         self._touches, self._touching = {}, set()
@@ -329,9 +330,10 @@ class Server:
 
     @property
     def busy(self):
-        """Whether coroutines are under way, which the event loop must not let wait."""
+        """Whether coroutines may want to run, which the event loop must not let wait: all but those at a transfer."""
         clients, servers = self._pools  # spelled out: this is asked at every poll
-        return bool(self._flush_due or clients.running or servers.running or self._removals.running)
+        under_way = len(clients.running) + len(servers.running) + len(self._removals.running)
+        return self._flush_due or under_way > self._receiving
 
     def call_peer(self, server, op, tail=b"", *fields):
         """See rpc.Service.call_peer."""
@@ -343,7 +345,11 @@ class Server:
         """See rpc.Service.receive."""
         receiving = self.rpc.receive(request, view)
         self.posted()
-        await receiving
+        self._receiving += 1
+        try:
+            await receiving
+        finally:
+            self._receiving -= 1
 
     async def io(self, function, *arguments):
         """Run something that may block on a thread."""

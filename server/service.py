@@ -55,10 +55,14 @@ class Poller:
         self._again = None
         rpc, server = self._rpc, self._server
         for _ in range(ROUNDS_MAX):
+            pending = rpc.pending
             requests = rpc.poll(self._spin(), POLL_LIMIT)
+            ended = rpc.pending < pending
             if requests:
                 server.serve(requests)
-            elif rpc.arm():
+            if ended:
+                break  # who waited for it runs first
+            if not requests and rpc.arm():
                 if rpc.pending and self._timer is None:
                     self._timer = self._loop.call_later(UNEASY_S, self._uneasy)
                 return
@@ -69,7 +73,7 @@ class Poller:
         self._wake()
 
     def _spin(self):
-        if self._server.busy or self._rpc.pending:
+        if self._server.busy:
             return 0
         if self._spin_us >= 0:
             return self._spin_us
