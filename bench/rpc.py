@@ -29,7 +29,7 @@ def answer_all(service, loop, data):
         requests = service.poll(0 if service.pending else 50)
         for request in requests:
             if request.op is ops.READ:
-                service.reply(request, (len(data),), data=data)
+                service.reply(request, (len(data), -1), data=data)
             else:
                 service.reply(request, (request.tail[:0].ljust(ops.ATTR.size, b"\0"),))
         if not requests:

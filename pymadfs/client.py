@@ -538,14 +538,22 @@ class FileSystem:
 
     def _read_window(self, file, offset, asked, window):
         ino, servers = file.ino, self.servers
-        if len(window) == 1 and offset + asked <= file.size:
+        if len(window) == 1:
             chunk, within, length, address = window[0]
-            reply, _ = self._call(
-                chunk_server(ino, chunk, servers), READ, b"", ino, chunk, within, length, recv=(address, length)
-            )
-            if reply.count == length:
-                return length
-            return self._settle(file, offset, window, [reply.count], self.getattr(file).size)
+            server = chunk_server(ino, chunk, servers)
+            at_home = server == home(ino)
+            if at_home or offset + asked <= file.size:
+                hint = file.path if at_home else b""
+                reply, _ = self._call(server, READ, hint, ino, chunk, within, length, recv=(address, length))
+                if reply.count == length:
+                    return length
+                if reply.size < 0:
+                    return self._settle(file, offset, window, [reply.count], self.getattr(file).size)
+                file.size = reply.size
+                wanted = max(0, min(length, reply.size - offset))
+                if reply.count < wanted:  # data and size are of one moment: what is not stored is a hole
+                    self.store(address + reply.count, bytes(wanted - reply.count))
+                return wanted
         calls: list = [
             (chunk_server(ino, chunk, servers), READ, b"", (ino, chunk, within, length), None, (address, length))
             for chunk, within, length, address in window

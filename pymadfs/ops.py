@@ -136,8 +136,9 @@ SETATTR = Op(10, "setattr", "ino:Q valid:I mode:I uid:I gid:I size:Q atime_ns:q 
              doc="Change what `valid` names. Tail: the path when ino is 0, else the hint. A path that names a symbolic "
                  "link changes only with SET_LINK; without it, its attributes come back with its target as tail.")
 SYMLINK = Op(11, "symlink", "length:H", _A, doc="Make the link `tail[:length]` that points to `tail[length:]`.")
-READ = Op(12, "read", "ino:Q chunk:Q offset:I length:I", "count:I", data="reply", retry=True,
-          doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole, or the file's end).")
+READ = Op(12, "read", "ino:Q chunk:Q offset:I length:I", "count:I size:q", data="reply", retry=True,
+          doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole, or the file's end): "
+              "then `size` is that of the file, if the tail is a hint and this its home; otherwise -1.")
 WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H", "size:Q", data="request", retry=True,
            doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least "
                "`end` and the times change. Tail: `hint` bytes of path, then the data when it is not a bulk message.")

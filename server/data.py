@@ -28,12 +28,22 @@ def read(server, request):
     if data is None:
         piece = server.chunks.piece(ino, chunk)
         if piece is None:
-            return (0,), b"", b""
-        if _may_block(server, length):
-            return _read_later(server, piece, offset, length)
-        data = _timed(server, piece.read, offset, length)
-    server.bytes_out += len(data)
-    return (len(data),), b"", data
+            data = b""
+        elif _may_block(server, length):
+            return _read_later(server, request, piece)
+        else:
+            data = _timed(server, piece.read, offset, length)
+    return _read(server, request, data)
+
+
+def _read(server, request, data):
+    """The reply that carries ``data``, and the file's size when that is of interest and known."""
+    ino, _, _, length = request.fields
+    count, size = len(data), -1
+    if count < length and request.tail:
+        size = size_of(server.meta.find(ino, request.tail)[1])
+    server.bytes_out += count
+    return (count, size), b"", data
 
 
 def _may_block(server, length):
@@ -54,14 +64,14 @@ def _timed(server, transfer, offset, what):
     return result
 
 
-async def _read_later(server, piece, offset, length):
+async def _read_later(server, request, piece):
+    _, _, offset, length = request.fields
     server.chunks.pin(piece)
     try:
         data = await server.io(piece.read, offset, length)
     finally:
         server.chunks.unpin(piece)
-    server.bytes_out += len(data)
-    return (len(data),), b"", data
+    return _read(server, request, data)
 
 
 @serves(WRITE)

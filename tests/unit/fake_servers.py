@@ -275,9 +275,11 @@ class Servers:
 
     def read(self, server, request, tail):
         assert server == chunk_server(request.ino, request.chunk, self.servers) and request.length > 0
-        stored = self.inodes[request.ino].data.get(request.chunk, b"")
+        node = self.inodes[request.ino]
+        stored = node.data.get(request.chunk, b"")
         data = bytes(stored[request.offset : request.offset + request.length])
-        return (len(data),), data
+        assert not tail or server == home(request.ino)
+        return (len(data), node.size if tail and len(data) < request.length else -1), data
 
     def write(self, server, request, tail):
         assert server == chunk_server(request.ino, request.chunk, self.servers)

@@ -52,7 +52,7 @@ class Server:
         if op in (ops.LOOKUP, ops.DIRINFO):
             service.reply(request, (ATTR,), request.tail)
         elif op is ops.READ:
-            service.reply(request, (fields.length,), data=memoryview(content(fields.ino, fields.length)))
+            service.reply(request, (fields.length, -1), data=memoryview(content(fields.ino, fields.length)))
         elif op is ops.WRITE:
             service.reply(request, (zlib.crc32(request.tail[fields.hint:]),))
         elif op is ops.READDIR:

@@ -126,12 +126,20 @@ def test_full_read_is_one_round(fs, servers):
     assert len(read(fs, file, 10, 20)) == 20 and asked(servers) == ["read"]
 
 
-def test_read_over_the_end_asks_for_the_size_in_the_same_round(fs, servers):
+def test_read_over_the_end_at_home_is_one_request(fs, servers):
     file = create(fs)
     write(fs, file, 0, b"x" * 50)
     asked(servers)
+    assert read(fs, file, 0, CHUNK) == b"x" * 50 and read(fs, file, 52, 10) == b""
+    assert asked(servers) == ["read"] * 2
+
+
+def test_read_over_the_end_asks_for_the_size_in_the_same_round(fs, servers):
+    file = create(fs)
+    write(fs, file, CHUNK, b"x" * 50)
+    asked(servers)
     servers.rounds.clear()
-    assert read(fs, file, 0, CHUNK) == b"x" * 50
+    assert read(fs, file, CHUNK, CHUNK) == b"x" * 50
     assert sorted(asked(servers)) == ["getattr", "read"] and servers.rounds == [2]
 
 
@@ -156,10 +164,10 @@ def test_holes_read_as_zeros(fs, servers):
 
 def test_data_that_came_between_is_not_read_as_a_hole(fs, servers):
     file = create(fs)
-    write(fs, file, 0, b"x")
+    write(fs, file, CHUNK, b"x")
     other = File(file.ino, file.mode, file.path, file.chunk_size)
-    servers.hooks["getattr"] = lambda request: write(fs, other, 1, b"yz" * 20)
-    assert read(fs, file, 0, CHUNK) == b"x" + b"yz" * 20
+    servers.hooks["getattr"] = lambda request: write(fs, other, CHUNK + 1, b"yz" * 20)
+    assert read(fs, file, CHUNK, CHUNK) == b"x" + b"yz" * 20
 
 
 def test_truncated_by_somebody_else(fs, servers):

@@ -57,7 +57,7 @@ class House:
             service.reply(request, (ATTR,), request.tail)
         elif request.op is ops.READ:
             data = bytes(request.fields.length)
-            service.reply(request, (len(data),), data=memoryview(data))
+            service.reply(request, (len(data), -1), data=memoryview(data))
         elif request.op is ops.READDIR:
             service.reply(request, (1,), b"x" * request.fields.limit)
         else:
@@ -106,7 +106,7 @@ def test_fsync_travels_under_its_own_tags():
 def test_data_of_a_read_lands_in_the_callers_memory(size):
     house = House()
     payload = random.Random(size).randbytes(size)
-    house.answer = lambda service, request: service.reply(request, (len(payload),), data=memoryview(payload))
+    house.answer = lambda service, request: service.reply(request, (len(payload), -1), data=memoryview(payload))
     memory = ctypes.create_string_buffer(b"\xaa" * (size + 8), size + 8)
     reply, tail = house.client().call(0, ops.READ, b"", 1, 0, 0, size, recv=(ctypes.addressof(memory), size))
     assert (reply.count, tail) == (size, b"")

@@ -210,7 +210,7 @@ def test_one_request_for_a_few_small_buffers(servers):
     vector = Memory(b"".join(struct.pack("<Qq", part.at, part.length) for part in parts))
     servers.rounds.clear()
     assert syscalls.writev(handle, vector.at, 3) == 6 and servers.rounds == [1]
-    assert syscalls.preadv(handle, vector.at, 3, 2) == 4 and servers.rounds == [1, 2]
+    assert syscalls.preadv(handle, vector.at, 3, 2) == 4 and servers.rounds == [1, 1]
     assert [part.data for part in parts] == [b"cd", b"", b"efef"]
     assert syscalls.preadv2(handle, vector.at, 3, 0, abi.RWF_HIPRI) == 6 and parts[2].data == b"cdef"
     shim.offsets[handle] = 1
