@@ -29,7 +29,7 @@ SETTINGS = (
     Setting("chunk_size", "MADFS_CHUNK_SIZE", size, 512 << 10, "Bytes in a chunk of a new file."),
     Setting("inline_max", "MADFS_INLINE_MAX", size, 8 << 10,
             "Bytes of a small file kept in RocksDB instead of a chunk file."),
-    Setting("eager_max", "MADFS_EAGER_MAX", size, 8 << 10, "Bytes of data sent within a message rather than after it."),
+    Setting("eager_max", "MADFS_EAGER_MAX", size, 64 << 10, "Bytes of data sent within a message rather than after it; at most 64K."),
     Setting("timeout_ms", "MADFS_TIMEOUT_MS", int, 30_000, "Milliseconds an operation may wait for a live server."),
     Setting("connect_ms", "MADFS_CONNECT_MS", int, 3_000, "Milliseconds to reach a server before it counts as dead."),
     Setting("spin_us", "MADFS_SPIN_US", int, -1,

@@ -26,7 +26,7 @@ from .ops import FSYNC, OPS, REPLY, REQUEST
 from .transport import HEAD_MAX, MESSAGE_MAX, TRANSFER
 
 ID_BITS = 28
-EAGER_LIMIT = 32 << 10
+EAGER_LIMIT = 64 << 10
 """Bytes: a larger ``eager_max`` would not leave room for header and paths in a small message."""
 TAIL_MAX = 64 << 10
 """Bytes of a tail, either way."""

@@ -84,7 +84,7 @@ def write(server, request):
         server.meta.find(ino, request.tail[:hint_length])
     if request.bulk:
         return _write_bulk(server, request)
-    data = request.tail[hint_length:]
+    data = memoryview(request.tail)[hint_length:]
     if len(data) != length:
         raise fail(errno.EPROTO)
     if chunk or not server.chunks.write_inline(ino, offset, data):
