@@ -367,7 +367,9 @@ ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room)
     const char *what = "";
     int error_number = ux_events_open(u);
     if (error_number == 0) {
+        ux_life_begin();
         ucs_status_t status = open_worker(u, pairs, count, &what);
+        ux_life_end();
         if (status == UCS_OK && (error_number = open_descriptors(u)) == 0)
             return u;
         if (status != UCS_OK)
@@ -395,10 +397,12 @@ void ux_close(ux_t *u)
     int64_t deadline = ux_now_ns() + GRACE_NS;
     while (u->closing && ux_now_ns() < deadline)
         ucp_worker_progress(u->worker);
+    ux_life_begin();
     if (u->worker)
         ucp_worker_destroy(u->worker);
     if (u->context)
         ucp_cleanup(u->context);
+    ux_life_end();
     ux_events_close(u);
     for (int *fd = (int[]){u->wake, u->doors, u->epoll, -1}; *fd >= 0; fd++)
         close(*fd);

@@ -23,6 +23,7 @@ struct handler {
     void *arg;
 };
 
+static pthread_mutex_t life = PTHREAD_MUTEX_INITIALIZER; /* held while UCX is initialised or ended */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the three below */
 static struct handler *handlers;
 static ux_t *all;    /* what is open, linked by `other` */
@@ -142,6 +143,7 @@ void ux_run_events(ux_t *u)
 /* No thread may be inside UCX when the process is copied: the child would find its locks taken. */
 static void before_fork(void)
 {
+    pthread_mutex_lock(&life);
     pthread_mutex_lock(&lock);
     for (ux_t *u = all; u; u = u->other) {
         pthread_mutex_unlock(&lock); /* who holds a worker's lock may want this one */
@@ -155,6 +157,17 @@ static void after_fork(void)
     for (ux_t *u = all; u; u = u->other)
         ux_leave(u);
     pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&life);
+}
+
+void ux_life_begin(void)
+{
+    pthread_mutex_lock(&life);
+}
+
+void ux_life_end(void)
+{
+    pthread_mutex_unlock(&life);
 }
 
 /* At load, so that these come before other handlers in the child: Python's abandons the worker there. */

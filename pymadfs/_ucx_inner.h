@@ -150,5 +150,7 @@ void ux_look_around(ux_t *u, int64_t now);            /* asynchronous events; en
 int ux_events_open(ux_t *u); /* -> 0 or -errno */
 void ux_events_close(ux_t *u);
 void ux_run_events(ux_t *u);
+void ux_life_begin(void); /* around what UCX does without a worker's lock: no fork meanwhile */
+void ux_life_end(void);
 
 #endif
