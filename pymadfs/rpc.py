@@ -84,9 +84,9 @@ def _new_ids():
     return itertools.count(int.from_bytes(os.urandom(4), "little") >> 1 << ID_BITS)
 
 
-def _transport(config):
-    from .transport.ucx import Ucx  # not before it is needed: it initialises libucp
-    return Ucx(config)
+def _real_transport():
+    from .transport.ucx import Ucx  # not before somebody wants it: it loads libucp
+    return Ucx
 
 
 class _Peer:
@@ -241,7 +241,7 @@ class Client:
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
-                    self._use(_transport(self.config))
+                    self._use(self._new_transport(self.config))
         return self._transport.slot()
 
     def _attempt(self, slot, server, op, request_id, tail, fields, send, recv):
@@ -310,7 +310,7 @@ class Client:
             if time.monotonic() < self._blamed.get(server, 0):
                 raise fail(errno.EIO)
             if self._transport is None:
-                self._use(_transport(self.config))
+                self._use(self._new_transport(self.config))
             entry = self.cluster.servers[server]
             try:
                 visit = self._transport.knock(entry, self.cluster.secret, door.KIND_CLIENT, self.config.connect_ms)
@@ -430,7 +430,7 @@ class Service:
     def __init__(self, cluster, number, config, transport=None):
         self.cluster, self.number, self.config = cluster, number, config
         self.secret, self.servers = cluster.secret, len(cluster.servers)
-        self._transport = transport = transport or _transport(config)
+        self._transport = transport = transport or _real_transport()(config)
         self.address = transport.address
         self.counters = {op.name: 0 for op in OPS.values()}
         self.counters["garbage"] = 0
