@@ -115,6 +115,9 @@ class Client:
         self._ask = _not_open
         if transport is not None:
             self._use(transport)
+        else:
+            # Imported here, on one thread: a fork during an import leaves its lock taken in the child.
+            self._new_transport = _real_transport()
         self._reset()
 
     def _reset(self):
