@@ -9,7 +9,7 @@ from pymadfs import cli
 
 from . import common
 
-ROUNDS, FILES, MEBIBYTES = 5, 4000, 256
+ROUNDS, FILES, MEBIBYTES = 3, 4000, 128
 
 
 def measure(program, directory, clients, quick, environment, cpu):

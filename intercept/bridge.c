@@ -399,15 +399,6 @@ static int integers(arguments_t args, Py_ssize_t count, int64_t *values)
     return 1;
 }
 
-/* The first page is never the application's; other addresses are taken as they come. */
-static int reachable(int64_t address)
-{
-    if (address < 0 || address >= 4096)
-        return 1;
-    raise_errno(EFAULT);
-    return 0;
-}
-
 /* open_fd(flags, record, path, cloexec) -> descriptor */
 static PyObject *shim_open_fd(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -498,9 +489,14 @@ static PyObject *shim_load(PyObject *module, arguments_t args, Py_ssize_t count)
     int64_t values[2];
 
     (void)module;
-    if (!expect("load", count, 2) || !integers(args, 2, values) || !reachable(values[0]))
+    if (!expect("load", count, 2) || !integers(args, 2, values))
         return NULL;
-    return PyBytes_FromStringAndSize((const char *)(uintptr_t)values[0], (Py_ssize_t)values[1]);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)values[1]);
+    if (bytes && !host->copy(PyBytes_AS_STRING(bytes), (const void *)(uintptr_t)values[0], (size_t)values[1])) {
+        Py_DECREF(bytes);
+        return raise_errno(EFAULT);
+    }
+    return bytes;
 }
 
 /* store(address, bytes-like) */
@@ -510,12 +506,25 @@ static PyObject *shim_store(PyObject *module, arguments_t args, Py_ssize_t count
     Py_buffer data;
 
     (void)module;
-    if (!expect("store", count, 2) || !integers(args, 1, &address) || !reachable(address) ||
+    if (!expect("store", count, 2) || !integers(args, 1, &address) ||
         PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
         return NULL;
-    memcpy((void *)(uintptr_t)address, data.buf, (size_t)data.len);
+    int copied = host->copy((void *)(uintptr_t)address, data.buf, (size_t)data.len);
     PyBuffer_Release(&data);
+    if (!copied)
+        return raise_errno(EFAULT);
     Py_RETURN_NONE;
+}
+
+/* probe(address, length, write) -> how many bytes from there on can be read, or also written */
+static PyObject *shim_probe(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t values[3];
+
+    (void)module;
+    if (!expect("probe", count, 3) || !integers(args, 3, values))
+        return NULL;
+    return PyLong_FromSize_t(host->probe((const void *)(uintptr_t)values[0], (size_t)values[1], values[2] != 0));
 }
 
 /* set_cwd(path) */
@@ -596,8 +605,8 @@ static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count
 #define FUNCTION(name) {#name, (PyCFunction)(void (*)(void))shim_##name, METH_FASTCALL, NULL}
 static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
-    FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(set_cwd), FUNCTION(umask), FUNCTION(anonymous),
-    FUNCTION(protect), FUNCTION(write), FUNCTION(flush), {NULL, NULL, 0, NULL},
+    FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
+    FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write), FUNCTION(flush), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
     PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL,

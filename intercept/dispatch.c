@@ -73,8 +73,13 @@ struct names {
 static void build_path(const struct madfs_frame *f, const struct madfs_parameter *p, struct madfs_arg *out,
                        struct names *names) {
   struct madfs_thread *t = madfs_local.thread;
-  const char *path = (const char *)f->argument[(int)p->argument];
-  char *room = t->path[names->ours > 0];
+  int which = names->ours + names->theirs > 0;
+  char *path = t->given[which], *room = t->path[which];
+  long given = madfs_user_text(path, MADFS_PATH_MAX, (const char *)f->argument[(int)p->argument]);
+  if (given < 0) {
+    names->error = (int)given;
+    return;
+  }
   int magic = *out->text ? madfs_path_magic(path) : -1;
   int where = PATH_OURS;
   if (magic >= 0) out->length = madfs_slot_path(madfs_fd_slot(magic), room);
@@ -94,6 +99,14 @@ static void build_fd(int fd, struct madfs_arg *out, struct names *names) {
   *out = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = slot >= 0 ? (long)madfs_fd_handle(slot) : -1};
 }
 
+// A text that is no path of ours: the target of a symbolic link, beside one path.
+static void build_text(const char *text, struct madfs_arg *out, struct names *names) {
+  char *given = madfs_local.thread->given[1];
+  long length = madfs_user_text(given, MADFS_PATH_MAX, text);
+  if (length < 0) names->error = (int)length;
+  else *out = (struct madfs_arg){.kind = MADFS_ARG_STR, .text = given, .length = (size_t)length};
+}
+
 // `follow`: paths such as /proc/self/fd/3 mean the file, not the link.
 static struct names build(const struct madfs_frame *f, const struct madfs_parameter *parameters, unsigned count,
                           bool follow, struct madfs_call *call) {
@@ -110,10 +123,7 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
         break;
       case PARAMETER_FD: build_fd((int)value, out, &names); break;
       case PARAMETER_STR:
-        if (value < MADFS_POINTER_MIN || value >= ARCH_POINTER_MAX) names.error = -EFAULT;
-        else
-          *out = (struct madfs_arg){
-              .kind = MADFS_ARG_STR, .text = (const char *)value, .length = strlen((const char *)value)};
+        build_text((const char *)value, out, &names);
         break;
       default:
         *out =
@@ -141,7 +151,7 @@ static bool has_empty_path(const struct madfs_frame *f, const struct madfs_row *
   const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
   bool flagged = row->flags && (f->argument[row->flags - 1] & AT_EMPTY_PATH);
   if (!path) return flagged || row->null;
-  return flagged && (unsigned long)path >= MADFS_POINTER_MIN && !*path;
+  return flagged && arch_touch(path, false) && !arch_peek_byte(path);
 }
 
 // fstatat(fd, "", ..., AT_EMPTY_PATH) and its like: the descriptor alone, or the working directory.
@@ -187,16 +197,35 @@ static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
   return !(value & AT_SYMLINK_NOFOLLOW);
 }
 
-// readlink("/proc/self/fd/N") of a descriptor of ours.
-static enum madfs_verdict read_magic_link(struct madfs_frame *f, const struct madfs_row *row, int fd) {
+// readlink("/proc/self/fd/N") of a descriptor of ours, and its like: the answer is in the thread's first path.
+static enum madfs_verdict read_magic_link(struct madfs_frame *f, const struct madfs_row *row, size_t size_of_path) {
   char *path = madfs_local.thread->path[0], *out = (char *)f->argument[(int)row->parameter[1].argument];
   long size = (int)f->argument[(int)row->parameter[2].argument],
-       length = (long)madfs_slot_path(madfs_fd_slot(fd), path);
+       length = (long)size_of_path;
   if (size <= 0) return answer(f, -EINVAL);
-  if ((unsigned long)out < MADFS_POINTER_MIN) return answer(f, -EFAULT);
   if (length > size) length = size;
-  memcpy(out, path, (size_t)length);
-  return answer(f, length);
+  return answer(f, madfs_user_out(out, path, (size_t)length) ? length : -EFAULT);
+}
+
+// A program or library that lies on the mount becomes executable: its system calls are rewritten as any other's.
+static void scan_ours(const struct madfs_frame *f, const struct madfs_call *mapped, long at) {
+  struct stat file;
+  int ignored;
+  size_t length = f->argument[1];
+  unsigned long offset = f->argument[5];
+  struct madfs_call call = {.number = CALL_fstat, .count = 2, .arg = {mapped->arg[0]}};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
+  if (!(f->argument[2] & PROT_READ) || madfs_failed(madfs_runtime_call(&call, &ignored))) return;
+  if ((unsigned long)file.st_size <= offset) return;
+  if (length > (unsigned long)file.st_size - offset) length = (unsigned long)file.st_size - offset;
+  if (!arch_next_hit((const uint8_t *)at, (const uint8_t *)at + length)) return;
+  call = *mapped;
+  const long whole[] = {0, file.st_size, PROT_READ, MAP_PRIVATE, 0};
+  for (int i = 0; i < 5; i++) call.arg[i + 1].value = whole[i];
+  long image = madfs_runtime_call(&call, &ignored);
+  if (madfs_failed(image)) return;
+  madfs_scan_part((unsigned long)at, length, offset, (int)f->argument[2], (const void *)image, (size_t)file.st_size);
+  RAW(SYS_munmap, image, file.st_size);
 }
 
 // Calls of which C knows more than their row says.
@@ -213,7 +242,9 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
   } else if (row->call == CALL_readlinkat) {
     const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
     int fd = madfs_path_magic(path);
-    if (fd >= 0) return read_magic_link(f, row, fd);
+    if (fd >= 0) return read_magic_link(f, row, madfs_slot_path(madfs_fd_slot(fd), madfs_local.thread->path[0]));
+    if (madfs_path_program(path))
+      return read_magic_link(f, row, madfs_copy(madfs_local.thread->path[0], MADFS_PATH_MAX, madfs_settings.program));
   } else if (row->call == CALL_mmap && madfs_fd_slot((int)f->argument[4]) == FD_HOST) {
     // A library is being loaded: nobody runs its text yet.
     long at =
@@ -224,6 +255,19 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
   }
   *answered = false;
   return MADFS_PASS;
+}
+
+// The part of a buffer that is there is what the kernel would use, too; EFAULT when there is none.
+static bool check_buffer(const struct madfs_frame *f, struct madfs_call *call) {
+  enum { COUNT_MAX = 0x7ffff000 };
+  bool fills = call->number == CALL_read || call->number == CALL_pread;
+  if (!fills && call->number != CALL_write && call->number != CALL_pwrite) return true;
+  uint32_t flags = madfs_slot_flags(madfs_fd_slot((int)f->argument[0]));
+  if ((flags & O_PATH) || (flags & O_ACCMODE) == (fills ? O_WRONLY : O_RDONLY)) return true;  // EBADF
+  long *count = &call->arg[2].value;
+  if (*count > COUNT_MAX) *count = COUNT_MAX;
+  if (*count <= 0) return true;
+  return (*count = (long)madfs_user_probe((const void *)call->arg[1].value, (size_t)*count, fills)) != 0;
 }
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
@@ -237,12 +281,14 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
-  if (names.error) return answer(f, names.error);
+  if (names.error && (row->kind != ROW_REFUSE || names.error != -ENOENT)) return answer(f, names.error);
   if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);
   if (names.theirs) return answer(f, -EXDEV);
+  if (!check_buffer(f, &call)) return answer(f, -EFAULT);
   int which = -1;
   long result = madfs_runtime_call(&call, &which);
   if (result == MADFS_HOST_PATH) return escape(f, row, row->parameter, which, names.ours);
+  if (row->call == CALL_mmap && (f->argument[2] & PROT_EXEC) && !madfs_failed(result)) scan_ours(f, &call, result);
   return answer(f, result);
 }
 
@@ -266,13 +312,15 @@ __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *
   enum madfs_verdict verdict = MADFS_DONE;
   if (t) {
     madfs_local.inside = 1;
+    t->frame = f;
+    t->signals = before;
     verdict = (enum madfs_verdict)arch_on_stack(t, on_hook_stack, f);
     madfs_local.inside = 0;
   } else {
     f->number = -ENOMEM;
   }
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
-  if (t && t->exec_frame == f) f->number = madfs_exec_finish(t);
+  if (t && t->later_frame == f && !t->later(t)) return forward(f);
   return verdict;
 }
 

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -39,6 +40,7 @@ enum {
 enum { SLOT_FREE, SLOT_SETUP, SLOT_LIVE, SLOT_CLOSING };
 enum { KNOWN_NO = 0, KNOWN_INTERNAL = UINT32_MAX };  // else slot + 1
 
+#define SLOT_SHARED 0x80000000U  // among the flags: another process took a copy
 #define TAG (1L << 40)
 #define MAGIC 0x454c42415446444dUL  // "MDFTABLE"
 
@@ -126,6 +128,12 @@ static int move_up(int fd, bool cloexec) {
   if (madfs_failed(high)) return fd;
   RAW(SYS_close, fd);
   return (int)high;
+}
+
+void madfs_fds_meet(int fd) {
+  int slot = ask(fd);
+  if (slot >= 0) atomic_fetch_or(&table.slots[slot].flags, SLOT_SHARED);
+  if (slot >= 0 || (fd >= 0 && fd < KNOWN && madfs_fds_known[fd] != KNOWN_NO)) learn(fd, (uint32_t)(slot + 1));
 }
 
 long madfs_fds_hide(long fd) {
@@ -256,9 +264,11 @@ static struct slot *of_handle(uint64_t handle) {
   return madfs_fd_handle((int)slot) == handle ? &table.slots[slot] : NULL;
 }
 
-uint32_t madfs_slot_flags(int slot) { return atomic_load(&table.slots[slot].flags); }
+uint32_t madfs_slot_flags(int slot) { return atomic_load(&table.slots[slot].flags) & ~SLOT_SHARED; }
 
-void madfs_slot_set_flags(int slot, uint32_t flags) { atomic_store(&table.slots[slot].flags, flags); }
+void madfs_slot_set_flags(int slot, uint32_t flags) {
+  atomic_store(&table.slots[slot].flags, flags | (atomic_load(&table.slots[slot].flags) & SLOT_SHARED));
+}
 
 static size_t path_read(int slot, char *path) {
   struct slot *s = &table.slots[slot];
@@ -316,11 +326,11 @@ static long placeholder(int slot, bool cloexec) {
 
 // --- spare placeholders ---------------------------------------------------------------------------------------------
 
-// Opening a placeholder takes the kernel four times as long as copying one.  So the placeholder of a file that only this
-// process ever had open is kept, with its slot, when the file is closed: under a high number, until it is copied to
-// where the next open wants it.  `epoch` says what only this process has: it changes whenever descriptors may have gone
-// to another process, and a file is `solo` when it was opened in the present epoch and not copied since.
-enum { SPARES_MAX = 16, SPARES_FROM_MIN = 384 };  // where numbers are scarce, spares take none
+// Opening a placeholder takes the kernel four times as long as copying one.  So the placeholder of a file that only
+// this process ever had open is kept, with its slot, when the file is closed: under a high number, until it is copied
+// to where the next open wants it.  `epoch` says what only this process has: it changes whenever descriptors may have
+// gone to another process, and a file is `solo` when it was opened in the present epoch and not copied since.
+enum { SPARES_MAX = 16, SPARES_FROM_MIN = 384 };  // where numbers are scarce, they take none
 
 static struct {
   struct madfs_lock lock;
@@ -353,6 +363,7 @@ void madfs_fds_shared(void) {
 
 void madfs_fds_fork_begins(void) {
   if (madfs_in_vfork()) return;
+  madfs_runtime_settle();
   atomic_fetch_add(&spares.forks, 1);
   madfs_local.inside |= INSIDE_FORK;
   madfs_fds_shared();
@@ -363,19 +374,76 @@ void madfs_fds_fork_ended(void) {
   atomic_fetch_sub(&spares.forks, 1);
 }
 
+// --- descriptors from and to other processes ------------------------------------------------------------------------
+
 // SCM_RIGHTS carries descriptors away.
 static bool message_concerns(struct madfs_frame *f) {
   const struct msghdr *message = (const struct msghdr *)f->argument[1];
   if (atomic_load(&table.fd) < 0 || (unsigned long)message < MADFS_POINTER_MIN) return false;
   // One message is looked at; several are taken to carry some.
-  if (f->number == SYS_sendmmsg || message->msg_control) madfs_fds_shared();
+  if (f->number == SYS_sendmmsg || arch_peek(&message->msg_control)) madfs_fds_shared();
   return false;
 }
 
 const struct madfs_shim madfs_shim_sendmsg = {message_concerns, NULL};
 
+// Descriptors among what a message brought.
+static void meet_all(const struct msghdr *message) {
+  struct msghdr m;
+  struct cmsghdr header;
+  if (!madfs_user_in(&m, message, sizeof m) || !m.msg_control) return;
+  for (size_t at = 0; at + sizeof header <= m.msg_controllen; at += CMSG_ALIGN(header.cmsg_len)) {
+    const char *place = (const char *)m.msg_control + at;
+    if (!madfs_user_in(&header, place, sizeof header) || header.cmsg_len < sizeof header) return;
+    if (header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS) continue;
+    for (size_t n = CMSG_LEN(0); n + sizeof(int) <= header.cmsg_len && at + n < m.msg_controllen; n += sizeof(int)) {
+      int fd;
+      if (madfs_user_in(&fd, place + n, sizeof fd)) madfs_fds_meet(fd);
+    }
+  }
+}
+
+// It may block, so the kernel gets the application's signals, on the application's stack.
+static bool receive(struct madfs_thread *t) {
+  struct madfs_frame *f = t->later_frame;
+  const unsigned long *a = f->argument;
+  long number = f->number, count = 1;
+  t->later_frame = NULL;
+  f->number = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+  if (number == SYS_recvmmsg) count = f->number;
+  for (long i = 0; i < count && f->number >= 0; i++)
+    meet_all(&((const struct mmsghdr *)a[1])[number == SYS_recvmmsg ? i : 0].msg_hdr);
+  return true;
+}
+
+static bool receive_concerns(struct madfs_frame *f) {
+  const struct msghdr *message = (const struct msghdr *)f->argument[1];
+  if (atomic_load(&table.fd) < 0 || (unsigned long)message < MADFS_POINTER_MIN || madfs_in_vfork()) return false;
+  return f->number == SYS_recvmmsg || arch_peek(&message->msg_control);
+}
+
+static enum madfs_verdict receive_work(struct madfs_frame *f) {
+  struct madfs_thread *t = madfs_local.thread;
+  t->later = receive;
+  t->later_frame = f;
+  return MADFS_DONE;
+}
+
+const struct madfs_shim madfs_shim_recvmsg = {receive_concerns, receive_work};
+
+static bool getfd_concerns(struct madfs_frame *f) { return (void)f, atomic_load(&table.fd) >= 0; }
+
+static enum madfs_verdict getfd_work(struct madfs_frame *f) {
+  f->number = RAW(SYS_pidfd_getfd, f->argument[0], f->argument[1], f->argument[2]);
+  if (!madfs_failed(f->number)) madfs_fds_meet((int)f->number);
+  return MADFS_DONE;
+}
+
+const struct madfs_shim madfs_shim_pidfd_getfd = {getfd_concerns, getfd_work};
+
 static bool only_ours(int slot) {
-  return atomic_load(&solo[slot]) == atomic_load(&spares.epoch) && !atomic_load(&spares.forks) && !madfs_in_vfork();
+  return !(atomic_load(&table.slots[slot].flags) & SLOT_SHARED) && !atomic_load(&spares.forks) &&
+         atomic_load(&solo[slot]) == atomic_load(&spares.epoch) && !madfs_in_vfork();
 }
 
 // Keeps the placeholder `fd` of `slot` and closes that number.  false: nothing was done.
@@ -461,7 +529,7 @@ int madfs_fds_slot_read(uint64_t handle, uint32_t *flags, void *record, size_t *
                         size_t *path_length) {
   struct slot *s = of_handle(handle);
   if (!s) return -EBADF;
-  *flags = atomic_load(&s->flags);
+  *flags = atomic_load(&s->flags) & ~SLOT_SHARED;
   *record_length = s->record_length;
   memcpy(record, s->record, s->record_length < RECORD_MAX ? s->record_length : RECORD_MAX);
   *path_length = path_read((int)(s - table.slots), path);
@@ -629,6 +697,48 @@ static long record_lock(int slot, int command, unsigned long pointer) {
   return madfs_runtime_call(&call, &ignored);
 }
 
+enum { SIGNAL_WAITS_NOT, SIGNAL_RESTARTS, SIGNAL_INTERRUPTS };
+
+// What the signals that the application would have got by now mean for a call that waits.
+static int signals_pending(const struct madfs_thread *t) {
+  const uint64_t ignored = 1UL << (SIGCHLD - 1) | 1UL << (SIGCONT - 1) | 1UL << (SIGURG - 1) | 1UL << (SIGWINCH - 1);
+  uint64_t pending = 0;
+  RAW(SYS_rt_sigpending, &pending, sizeof pending);
+  pending &= ~t->signals;
+  int meaning = pending ? SIGNAL_RESTARTS : SIGNAL_WAITS_NOT;
+  for (int signal = 1; pending; signal++, pending >>= 1) {
+    struct {
+      unsigned long handler, flags, restorer;
+      uint64_t mask;
+    } action = {0};
+    if (!(pending & 1)) continue;
+    RAW(SYS_rt_sigaction, signal, 0, &action, sizeof action.mask);
+    if (action.handler == (unsigned long)SIG_IGN || (!action.handler && (ignored >> (signal - 1) & 1))) continue;
+    if (!(action.flags & SA_RESTART)) meaning = SIGNAL_INTERRUPTS;
+  }
+  return meaning;
+}
+
+static bool once_more(struct madfs_thread *t) {
+  t->later_frame = NULL;
+  return false;
+}
+
+// F_SETLKW: the server answers EAGAIN after a while, so that signals are seen to.
+static enum madfs_verdict wait_for_lock(struct madfs_frame *f, int slot) {
+  struct madfs_thread *t = madfs_local.thread;
+  for (;;) {
+    long result = record_lock(slot, F_SETLKW, f->argument[2]);
+    if (result != -EAGAIN) return answer(f, result);
+    int meaning = signals_pending(t);
+    if (meaning == SIGNAL_INTERRUPTS) return answer(f, -EINTR);
+    if (meaning == SIGNAL_WAITS_NOT) continue;
+    t->later = once_more;
+    t->later_frame = f;
+    return MADFS_DONE;
+  }
+}
+
 static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
   enum { CHANGEABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC };
   int fd = (int)f->argument[0], command = (int)f->argument[1], slot = madfs_fd_slot(fd);
@@ -653,8 +763,8 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
       madfs_slot_set_flags(slot, (flags & ~(uint32_t)CHANGEABLE) | ((uint32_t)f->argument[2] & CHANGEABLE));
       return answer(f, 0);
     case F_GETLK:
-    case F_SETLK:
-    case F_SETLKW: return answer(f, flags & O_PATH ? -EBADF : record_lock(slot, command, f->argument[2]));
+    case F_SETLK: return answer(f, flags & O_PATH ? -EBADF : record_lock(slot, command, f->argument[2]));
+    case F_SETLKW: return flags & O_PATH ? answer(f, -EBADF) : wait_for_lock(f, slot);
     case F_GETPIPE_SZ:
     case F_SETPIPE_SZ: return answer(f, -EBADF);
     default:  // leases, seals, notification, locks of open file descriptions

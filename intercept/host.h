@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MADFS_HOST_ABI 1
+#define MADFS_HOST_ABI 2
 #define MADFS_PATH_MAX 4096
 
 enum { MADFS_ARG_INT, MADFS_ARG_FD, MADFS_ARG_PATH, MADFS_ARG_STR };
@@ -49,6 +49,10 @@ struct madfs_host {
   // Whether this thread's system calls are the runtime's own; returns what held before.  For what the runtime does
   // outside of a call: fork handlers.
   int (*inside)(int inside);
+  // Memory of the application's, which may not be there: whether all was copied, and how many bytes from `at` on can be
+  // read, or also written.
+  int (*copy)(void *out, const void *in, size_t size);
+  size_t (*probe)(const void *at, size_t length, int write);
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

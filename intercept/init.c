@@ -9,6 +9,8 @@
 //       -Wl,-z,initfirst,-z,now,-z,relro,-z,nodelete,-z,defs -o libmadfs_intercept.so
 //
 // -mgeneral-regs-only and -ffreestanding are part of the design, not of the taste: see intercept.h.
+#include <sys/prctl.h>
+
 #include "intercept.h"
 
 #ifndef MADFS_VERSION
@@ -65,7 +67,15 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   madfs_settings.in_cluster = cluster != NULL;
   madfs_settings.in_version = variable(environment, "MADFS_VERSION") != NULL;
   if (cluster) madfs_copy(madfs_settings.cluster, sizeof madfs_settings.cluster, cluster);
+  madfs_fault_start();
   madfs_fds_adopt(variable(environment, "MADFS_STATE"));
+  const char *program = variable(environment, "MADFS_PROGRAM"), *name = program;
+  for (const char *at = program; at && *at; at++)
+    if (*at == '/' && at[1]) name = at + 1;
+  if (program) {
+    madfs_copy(madfs_settings.program, sizeof madfs_settings.program, program);
+    RAW(SYS_prctl, PR_SET_NAME, name);
+  }
   const char *directory = variable(environment, "MADFS_CWD");
   if (directory) madfs_cwd_set(directory, strlen(directory));
   madfs_thread_key();

@@ -96,11 +96,22 @@ struct madfs_thread {
   bool cwd_virtual;  // in a child of vfork: its own working directory, because memory is the parent's
   bool cwd_changed;
   size_t cwd_length;
-  char *exec_area;  // environment of the next execve
+  // What is to be done once the application's stack and signals are back.  False: the call must be answered once more.
+  bool (*later)(struct madfs_thread *);
+  struct madfs_frame *later_frame;
+  char *later_buffer;
+  long later_size;
+  uint64_t signals;  // the mask of the application
+  char *exec_area;   // lists of the next execve, whose path is given[1]
   size_t exec_size;
-  bool exec_busy;
-  struct madfs_frame *exec_frame;  // execve to be done once the application's stack and signals are back
-  unsigned long exec_argument[5];
+  int exec_busy;                   // the process that is executing them
+  long exec_number;
+  char **exec_list[2];  // arguments, environment
+  int exec_directory, exec_memory;
+  unsigned long exec_flags;
+  bool exec_again;  // the second attempt
+  const struct madfs_frame *frame;  // the call that is being answered
+  char given[2][MADFS_PATH_MAX];    // texts of the application's
   char path[2][MADFS_PATH_MAX];
   char escaped[MADFS_PATH_MAX];
   char scratch[MADFS_PATH_MAX];
@@ -129,9 +140,11 @@ struct madfs_settings {
   char mount[MADFS_PATH_MAX];  // absolute, no trailing slash
   size_t mount_length;
   char library[MADFS_PATH_MAX];  // this library's own file
+  char program[MADFS_PATH_MAX];  // what this process executes, when it lies on the mount; else empty
   char cluster[MADFS_PATH_MAX];  // MADFS_CLUSTER as it was, for programs that are executed
   bool debug, strict;
   bool in_cluster, in_version;  // the variables were there
+  unsigned long text_start, text_end;  // where this library's code is
 };
 extern struct madfs_settings madfs_settings;
 
@@ -144,6 +157,9 @@ extern struct madfs_census madfs_census;
 
 void madfs_scan_process(const char *sites);  // every object mapped now; `sites`: where to write down what was found
 void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection);
+// Part of an object of which `file` is the whole.
+void madfs_scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
+                     size_t size);
 
 // --- sites.c: what is known of libraries without scanning them
 // --------------------------------------------------------
@@ -201,17 +217,27 @@ void madfs_fds_fork_ended(void);
 long madfs_fds_borrow(int slot, int cloexec);   // a descriptor of a slot that another process holds
 void madfs_fds_adopt(const char *state);        // MADFS_STATE of the program that executed this one
 bool madfs_fds_state(char *text, size_t size);  // MADFS_STATE for a program to be executed
+void madfs_fds_meet(int fd);                    // a descriptor that came from another process
 long madfs_fds_hide(long fd);                   // moves a descriptor of the runtime out of the way; its new number
 void madfs_fds_forget(int fd);                  // the runtime closed it
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
+
+// --- fault.c: memory of the application's, which may not be there ---------------------------------------------------
+
+void madfs_fault_start(void);
+bool madfs_user_in(void *out, const void *in, size_t size);
+bool madfs_user_out(void *out, const void *in, size_t size);
+long madfs_user_text(char *out, size_t room, const char *in);              // its length, -EFAULT or -ENAMETOOLONG
+size_t madfs_user_probe(const void *at, size_t length, bool write);        // how many bytes from `at` on are there
 
 // --- path.c: which paths are ours, and the working directory --------------------------------------------------------
 
 enum { PATH_HOST, PATH_OURS };
 
-bool madfs_path_concerns(int directory, const char *path);  // quick: perhaps ours
+bool madfs_path_concerns(int directory, const char *path);  // quick: perhaps ours; any address
 // PATH_OURS with the absolute path in `out`, PATH_HOST, or -errno.
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length);
+bool madfs_path_program(const char *path);  // "/proc/self/exe", when the program lies on the mount
 int madfs_path_magic(const char *path);  // "/proc/self/fd/N", "/dev/fd/N", "/dev/stdin", ...: N when it is ours, or -1
 
 bool madfs_cwd_virtual(void);
@@ -224,11 +250,11 @@ void madfs_cwd_clear(void);
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
 int madfs_memory_owner(void);  // the process whose memory this is
 unsigned madfs_umask(void);
-long madfs_exec_finish(struct madfs_thread *t);  // the execve that process.c prepared
 
 // --- runtime.c ------------------------------------------------------------------------------------------------------
 
 bool madfs_runtime_loaded(void);
+void madfs_runtime_settle(void);  // waits until nobody is loading it
 // Result of a canonical call; starts the runtime when it does not run yet.  REQUIRES: on the hook stack.
 long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument);
 void madfs_runtime_exiting(void);
@@ -240,6 +266,7 @@ void madfs_thread_key(void);
 void madfs_say(const char *first, ...) __attribute__((sentinel));  // one line to standard error
 void madfs_die(int status, const char *first, ...) __attribute__((sentinel, noreturn));
 char *madfs_decimal(char buffer[24], unsigned long value);                   // the digits, inside `buffer`
+char *madfs_hexadecimal(char buffer[24], unsigned long value);               // "0x" and the digits
 const char *madfs_number(const char *text, int base, unsigned long *value);  // the first character after it, or NULL
 bool madfs_starts(const char *text, const char *prefix);
 size_t madfs_copy(char *out, size_t room, const char *text);  // its length; text that does not fit is cut

@@ -8,6 +8,10 @@
 
 #include "intercept.h"
 
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10U
+#endif
+
 enum { PAGE = 4096, STEP = 64 << 10 };
 
 static const long reach = 0x7ff00000;  // of a 32-bit displacement, with a margin for the size of what is jumped to
@@ -52,6 +56,20 @@ static void write_stubs(struct madfs_plan *plans, unsigned count, unsigned stubs
   }
 }
 
+// Makes finished pages executable.  Where what was writable may not become so (PR_SET_MDWE), a copy of them takes their
+// place, which never was.
+static bool make_executable(const uint8_t *pages, size_t size, int protection) {
+  if (!madfs_failed(RAW(SYS_mprotect, pages, size, protection))) return true;
+  size = round_up(size);
+  long fd = RAW(SYS_memfd_create, "madfs-text", MFD_CLOEXEC | MFD_EXEC);
+  if (fd == -EINVAL) fd = RAW(SYS_memfd_create, "madfs-text", MFD_CLOEXEC);
+  if (madfs_failed(fd)) return false;
+  bool done = RAW(SYS_write, fd, pages, size) == (long)size &&
+              RAW(SYS_mmap, pages, size, protection, MAP_PRIVATE | MAP_FIXED, fd, 0) == (long)pages;
+  RAW(SYS_close, fd);
+  return done;
+}
+
 unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, unsigned count, int protection) {
   unsigned stubs = 0;
   for (unsigned i = 0; i < count; i++) stubs += needs_stub(&plans[i]);
@@ -61,7 +79,7 @@ unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, un
   if (!pages) return 0;
   size_t length = (size_t)(code->text_end - code->text);
   write_stubs(plans, count, stubs, pages);
-  if (madfs_failed(RAW(SYS_mprotect, pages, size, PROT_READ | PROT_EXEC)) ||
+  if (!make_executable(pages, size, PROT_READ | PROT_EXEC) ||
       madfs_failed(RAW(SYS_mprotect, code->text, length, PROT_READ | PROT_WRITE))) {
     RAW(SYS_munmap, pages, size);
     return 0;
@@ -75,8 +93,7 @@ unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, un
   arch_flush(pages, size);
   arch_flush(code->text, length);
   // The process cannot go on with text that may not be executed.
-  long result = RAW(SYS_mprotect, code->text, length, protection);
-  if (madfs_failed(result))
+  if (!make_executable(code->text, length, protection))
     madfs_die(127, "the system does not let rewritten code become executable again: run without LD_PRELOAD", NULL);
   return written;
 }

@@ -10,46 +10,65 @@
 
 #include "intercept.h"
 
+// What the functions of the first part read may be anything that an application passes: it ends where memory does.
+#define BYTE(at) arch_peek_byte(at)
+
 static bool readable(const char *path) {
   return (unsigned long)path >= MADFS_POINTER_MIN && (unsigned long)path < ARCH_POINTER_MAX;
 }
 
 static bool dots(const char *component, bool *parent) {
-  if (component[0] != '.') return false;
-  *parent = component[1] == '.';
-  const char *end = component + (*parent ? 2 : 1);
-  return *end == 0 || *end == '/';
+  if (BYTE(component) != '.') return false;
+  *parent = BYTE(component + 1) == '.';
+  char end = BYTE(component + (*parent ? 2 : 1));
+  return end == 0 || end == '/';
 }
 
 // Whether an absolute path must be resolved before one can say where it leads.
 static bool is_odd(const char *path) {
   bool parent;
-  for (; *path; path++)
-    if (path[0] == '/' && (path[1] == '/' || dots(path + 1, &parent))) return true;
+  if (!arch_has_dots(path, false)) return false;
+  for (char c; (c = BYTE(path)); path++)
+    if (c == '/' && (BYTE(path + 1) == '/' || dots(path + 1, &parent))) return true;
   return false;
 }
 
 static bool under_mount(const char *path) {
   const char *mount = madfs_settings.mount;
-  while (*mount && *mount == *path) mount++, path++;
-  return !*mount && (*path == 0 || *path == '/');
+  while (*mount && *mount == BYTE(path)) mount++, path++;
+  if (*mount) return false;
+  char end = BYTE(path);
+  return end == 0 || end == '/';
+}
+
+// Whether the component at `path` is one of the mount's, as "b" is of "/a/b".
+static bool is_on_the_way(const char *path) {
+  char first = BYTE(path);
+  for (const char *mount = madfs_settings.mount; *mount; mount++) {
+    if (mount[0] != '/' || mount[1] != first) continue;
+    const char *at = path, *name = mount + 1;
+    while (*name && *name != '/' && *name == BYTE(at)) name++, at++;
+    char end = BYTE(at);
+    if ((*name == 0 || *name == '/') && (end == 0 || end == '/')) return true;
+  }
+  return false;
 }
 
 // Whether a relative path may lead into the mount from a directory outside it: upwards, or by a name in its path.
 static bool may_enter(const char *path) {
-  bool parent = false;
-  const char *mount = madfs_settings.mount;
-  for (const char *at = path; *at; at++)
-    if ((at == path || at[-1] == '/') && dots(at, &parent) && parent) return true;
-  while (dots(path, &parent)) {
-    while (*path && *path != '/') path++;
-    while (*path == '/') path++;
+  bool parent = false, begins = true;
+  if (arch_has_dots(path, true)) {
+    char c;
+    for (const char *at = path; (c = BYTE(at)); at++) {
+      if (begins && dots(at, &parent) && parent) return true;
+      begins = c == '/';
+    }
+    while (dots(path, &parent)) {
+      while ((c = BYTE(path)) && c != '/') path++;
+      while (BYTE(path) == '/') path++;
+    }
   }
-  size_t n = 0;
-  while (path[n] && path[n] != '/') n++;
-  for (; n && *mount; mount++)
-    if (mount[0] == '/' && memcmp(mount + 1, path, n) == 0 && (mount[1 + n] == 0 || mount[1 + n] == '/')) return true;
-  return false;
+  return is_on_the_way(path);
 }
 
 static bool base_is_ours(int directory) {
@@ -59,22 +78,40 @@ static bool base_is_ours(int directory) {
 bool madfs_path_concerns(int directory, const char *path) {
   if (!path) return base_is_ours(directory);
   if (!readable(path)) return false;
-  if (*path != '/') return base_is_ours(directory) || may_enter(path);
-  return under_mount(path) || is_odd(path) || madfs_path_magic(path) >= 0;
+  if (BYTE(path) != '/') return base_is_ours(directory) || may_enter(path);
+  // What most paths are: plain, and the second letter says that it is neither ours nor in /dev or /proc.
+  char second = BYTE(path + 1);
+  if (second != madfs_settings.mount[1] && second != 'd' && second != 'p' && !arch_has_dots(path, false)) return false;
+  return under_mount(path) || is_odd(path) || madfs_path_magic(path) >= 0 || madfs_path_program(path);
+}
+
+static bool begins_with(const char *path, const char *prefix) {
+  while (*prefix && *prefix == BYTE(path)) prefix++, path++;
+  return !*prefix;
+}
+
+bool madfs_path_program(const char *path) {
+  static const char name[] = "/proc/self/exe";
+  return madfs_settings.program[0] && begins_with(path, name) && !BYTE(path + sizeof name - 1);
 }
 
 int madfs_path_magic(const char *path) {
   static const char *const names[] = {"/proc/self/fd/", "/dev/fd/", "/proc/thread-self/fd/"};
   static const char *const standard[] = {"/dev/stdin", "/dev/stdout", "/dev/stderr"};
-  if (!readable(path) || atomic_load(&madfs_fds_top) < 0) return -1;
-  unsigned long fd;
+  if (!readable(path) || atomic_load(&madfs_fds_top) < 0 || (BYTE(path + 1) != 'd' && BYTE(path + 1) != 'p')) return -1;
   for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
-    if (!madfs_starts(path, names[i])) continue;
-    const char *end = madfs_number(path + strlen(names[i]), 10, &fd);
-    return end && !*end && fd <= INT32_MAX && madfs_fd_slot((int)fd) >= 0 ? (int)fd : -1;
+    if (!begins_with(path, names[i])) continue;
+    const char *digits = path + strlen(names[i]);
+    unsigned long fd = 0;
+    char c = BYTE(digits);
+    while (c >= '0' && c <= '9' && fd <= INT32_MAX) {
+      fd = fd * 10 + (unsigned long)(c - '0');
+      c = BYTE(++digits);
+    }
+    return !c && digits[-1] != '/' && fd <= INT32_MAX && madfs_fd_slot((int)fd) >= 0 ? (int)fd : -1;
   }
   for (int i = 0; i < 3; i++)
-    if (strcmp(path, standard[i]) == 0) return madfs_fd_slot(i) >= 0 ? i : -1;
+    if (begins_with(path, standard[i]) && !BYTE(path + strlen(standard[i]))) return madfs_fd_slot(i) >= 0 ? i : -1;
   return -1;
 }
 
@@ -135,10 +172,13 @@ static int from_outside(int directory, const char *path, size_t size, char *out,
 }
 
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length) {
-  if (!readable(path)) return PATH_HOST;
   size_t size = strlen(path);
   if (*path == '/') {
     if (size >= MADFS_PATH_MAX) return PATH_HOST;  // the kernel's answer is ENAMETOOLONG
+    if (madfs_path_program(path)) {
+      *length = madfs_copy(out, MADFS_PATH_MAX, madfs_settings.program);
+      return PATH_OURS;
+    }
     if (!under_mount(path)) return is_odd(path) ? enter(path, out, length) : PATH_HOST;
     memcpy(out, path, size + 1);
     *length = size;
@@ -259,9 +299,11 @@ static bool chdir_concerns(struct madfs_frame *f) {
 }
 
 static enum madfs_verdict chdir_work(struct madfs_frame *f) {
-  const char *path = (const char *)f->argument[0];
+  const char *path = madfs_local.thread->given[0];
   char *out = madfs_local.thread->path[0];
   size_t length;
+  long given = madfs_user_text(madfs_local.thread->given[0], MADFS_PATH_MAX, (const char *)f->argument[0]);
+  if (given < 0) return answer(f, given);
   int where = madfs_path_locate(AT_FDCWD, path, out, &length);
   if (where < 0) return answer(f, where);
   if (where == PATH_HOST) {
@@ -303,9 +345,7 @@ static enum madfs_verdict getcwd_work(struct madfs_frame *f) {
   size_t size = madfs_cwd_get(path) + 1;
   if (size == 1) return MADFS_PASS;
   if (size > f->argument[1]) return answer(f, -ERANGE);
-  if (!readable((const char *)f->argument[0])) return answer(f, -EFAULT);
-  memcpy((char *)f->argument[0], path, size);
-  return answer(f, (long)size);
+  return answer(f, madfs_user_out((char *)f->argument[0], path, size) ? (long)size : -EFAULT);
 }
 
 const struct madfs_shim madfs_shim_getcwd = {getcwd_concerns, getcwd_work};

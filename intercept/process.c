@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a new process or program inherits: memory in a child of vfork, the table and our variables across execve.
+// What a new process inherits, and what it must not change: a child of vfork runs on its parent's memory.
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/mman.h>
 
 #include "intercept.h"
 
@@ -70,7 +69,8 @@ static bool clone3_concerns(struct madfs_frame *f) {
   const struct clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
   } *a = (const void *)f->argument[0];
-  if (f->argument[0] >= MADFS_POINTER_MIN && f->argument[1] >= sizeof *a) note_clone(a->flags, a->tls);
+  if (f->argument[0] >= MADFS_POINTER_MIN && f->argument[1] >= sizeof *a)
+    note_clone(arch_peek(&a->flags), arch_peek(&a->tls));
   return false;
 }
 
@@ -119,130 +119,3 @@ static bool umask_concerns(struct madfs_frame *f) {
 }
 
 const struct madfs_shim madfs_shim_umask = {umask_concerns, NULL};
-
-// --- execve ---------------------------------------------------------------------------------------------------------
-
-struct builder {
-  char **list;  // grows upwards; text behind it
-  char *text, *end;
-  size_t count;
-};
-
-static void add(struct builder *b, const char *name, const char *value, const char *more) {
-  char *at = b->text;
-  b->list[b->count++] = at;
-  for (const char *part = name; part; part = part == name ? value : part == value ? more : NULL)
-    at += madfs_copy(at, (size_t)(b->end - at), part);
-  b->text = at + 1;
-}
-
-// Whether one of the libraries in an LD_PRELOAD list is this library, of whatever version.
-static bool preloads_us(const char *list) {
-  static const char name[] = "libmadfs_intercept.so";
-  for (; *list; list++)
-    if (madfs_starts(list, name) &&
-        (list[sizeof name - 1] == 0 || list[sizeof name - 1] == ':' || list[sizeof name - 1] == ' '))
-      return true;
-  return false;
-}
-
-// Pages for `size` bytes that stay until the thread's next execve.  They are the thread's, because a child of vfork
-// that succeeds cannot give them back.
-static char *exec_pages(struct madfs_thread *t, size_t size) {
-  size = (size + 4095) & ~4095UL;
-  if (!t->exec_busy && t->exec_size >= size) return t->exec_area;
-  if (!t->exec_busy && t->exec_area) RAW(SYS_munmap, t->exec_area, t->exec_size);
-  t->exec_area = NULL;
-  t->exec_size = 0;
-  long got = RAW(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (madfs_failed(got)) return NULL;
-  t->exec_area = (char *)got;
-  t->exec_size = size;
-  return t->exec_area;
-}
-
-// The caller's environment with what the next program needs to be on the mount as this one is.  MADFS_PRELOAD=0 in it
-// says that it shall not: servers and mpirun are started so, also from a process that is preloaded itself.
-static char **environment(struct madfs_thread *t, char *const *theirs) {
-  const char *preload = NULL;
-  bool cluster = false, mount = false, version = false;
-  size_t count = 0;
-  for (; theirs && theirs[count]; count++) {
-    if (madfs_starts(theirs[count], "LD_PRELOAD=")) preload = theirs[count] + 11;
-    cluster |= madfs_starts(theirs[count], "MADFS_CLUSTER=");
-    mount |= madfs_starts(theirs[count], "MADFS_MOUNT=");
-    version |= madfs_starts(theirs[count], "MADFS_VERSION=");
-    if (strcmp(theirs[count], "MADFS_PRELOAD=0") == 0) return (char **)theirs;
-  }
-  size_t texts = 5 * MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
-  char *pages = exec_pages(t, (count + 8) * sizeof(char *) + texts);
-  if (!pages) return NULL;
-  struct builder b = {.list = (char **)pages, .text = pages + (count + 8) * sizeof(char *)};
-  b.end = b.text + texts;
-  for (size_t i = 0; i < count; i++) {
-    if (madfs_starts(theirs[i], "MADFS_STATE=") || madfs_starts(theirs[i], "MADFS_CWD=")) continue;
-    if (preload && theirs[i] == preload - 11 && !preloads_us(preload)) continue;
-    b.list[b.count++] = theirs[i];
-  }
-  if (!preload || !*preload) add(&b, "LD_PRELOAD=", madfs_settings.library, NULL);
-  else if (!preloads_us(preload)) {
-    add(&b, "LD_PRELOAD=", madfs_settings.library, ":");
-    b.text = (char *)memcpy(b.text - 1, preload, strlen(preload) + 1) + strlen(preload) + 1;
-  }
-  if (!cluster && madfs_settings.in_cluster) add(&b, "MADFS_CLUSTER=", madfs_settings.cluster, NULL);
-  if (!mount) add(&b, "MADFS_MOUNT=", madfs_settings.mount, NULL);
-  if (!version && madfs_settings.in_version) add(&b, "MADFS_VERSION=", madfs_version, NULL);
-  char state[64];
-  if (madfs_fds_state(state, sizeof state)) add(&b, state, NULL, NULL);
-  if (madfs_cwd_get(t->scratch)) add(&b, "MADFS_CWD=", t->scratch, NULL);
-  b.list[b.count] = NULL;
-  return b.list;
-}
-
-// execve keeps the signal mask, so it is done on the application's stack once our own is lifted.
-static enum madfs_verdict execute(struct madfs_frame *f, unsigned environment_at) {
-  struct madfs_thread *t = madfs_local.thread;
-  char **list = environment(t, (char *const *)f->argument[environment_at]);
-  if (!list) {
-    f->number = -ENOMEM;
-    return MADFS_DONE;
-  }
-  for (unsigned i = 0; i < 5; i++) t->exec_argument[i] = f->argument[i];
-  t->exec_argument[environment_at] = (unsigned long)list;
-  t->exec_frame = f;
-  return MADFS_DONE;
-}
-
-long madfs_exec_finish(struct madfs_thread *t) {
-  const unsigned long *a = t->exec_argument;
-  struct madfs_frame *f = t->exec_frame;
-  t->exec_frame = NULL;
-  t->exec_busy = true;
-  long result = RAW(f->number, a[0], a[1], a[2], a[3], a[4]);
-  t->exec_busy = false;
-  return result;
-}
-
-// A program that lies on the mount cannot be executed yet.
-static enum madfs_verdict execute_at(struct madfs_frame *f, int directory, const char *path, unsigned environment_at) {
-  size_t length;
-  int where = path ? madfs_path_locate(directory, path, madfs_local.thread->path[0], &length) : PATH_HOST;
-  if (where != PATH_HOST) {
-    f->number = where < 0 ? where : -EACCES;
-    return MADFS_DONE;
-  }
-  return execute(f, environment_at);
-}
-
-static bool always(struct madfs_frame *f) { return (void)f, true; }
-
-static enum madfs_verdict execve_work(struct madfs_frame *f) {
-  return execute_at(f, AT_FDCWD, (const char *)f->argument[0], 2);
-}
-
-static enum madfs_verdict execveat_work(struct madfs_frame *f) {
-  return execute_at(f, (int)f->argument[0], (const char *)f->argument[1], 3);
-}
-
-const struct madfs_shim madfs_shim_execve = {always, execve_work};
-const struct madfs_shim madfs_shim_execveat = {always, execveat_work};

@@ -69,6 +69,16 @@ char *madfs_decimal(char buffer[24], unsigned long value) {
   return at;
 }
 
+char *madfs_hexadecimal(char buffer[24], unsigned long value) {
+  char *at = buffer + 23;
+  *at = 0;
+  do *--at = "0123456789abcdef"[value % 16];
+  while (value /= 16);
+  *--at = 'x';
+  *--at = '0';
+  return at;
+}
+
 static int digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;

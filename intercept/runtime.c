@@ -29,6 +29,10 @@ static int set_inside(int inside) {
   return before;
 }
 
+static int copy(void *out, const void *in, size_t size) { return madfs_user_in(out, in, size); }
+
+static size_t probe(const void *at, size_t length, int write) { return madfs_user_probe(at, length, write != 0); }
+
 static const struct madfs_host host = {
     .abi = MADFS_HOST_ABI,
     .version = madfs_version,
@@ -41,6 +45,8 @@ static const struct madfs_host host = {
     .set_cwd = madfs_cwd_set,
     .umask = madfs_umask,
     .inside = set_inside,
+    .copy = copy,
+    .probe = probe,
 };
 
 // --- threads --------------------------------------------------------------------------------------------------------
@@ -133,6 +139,13 @@ static long start(void *unused) {
 }
 
 bool madfs_runtime_loaded(void) { return atomic_load_explicit(&runtime.table, memory_order_relaxed) != NULL; }
+
+// Before a fork: a child must not find the runtime half made by another thread, which it does not have.
+void madfs_runtime_settle(void) {
+  if (madfs_local.inside & ~INSIDE_FORK) return;  // by the runtime itself
+  madfs_lock(&runtime.lock);
+  madfs_unlock(&runtime.lock);
+}
 
 static const struct madfs_runtime *need(void) {
   const struct madfs_runtime *table = atomic_load(&runtime.table);
@@ -244,6 +257,7 @@ static long call_in_vfork(const struct madfs_call *call, int *escaped_argument, 
   switch (call->number) {
     case CALL_openat:
     case CALL_openat2:
+    case CALL_program:
     case CALL_chdir_path:
     case CALL_chdir_fd: return call_beside(call, escaped_argument);
     case CALL_faccessat:

@@ -405,7 +405,11 @@ void madfs_scan_process(const char *sites) {
   while (*line && count < MAPPINGS_MAX && (line = maps_line(line, &mappings[count]))) {
     const struct mapping *m = &mappings[count];
     if (m->name[0] != '/') continue;  // anonymous, [vdso], [stack]: not from a file
-    if (own >= m->start && own < m->end) madfs_copy(madfs_settings.library, sizeof madfs_settings.library, m->name);
+    if (own >= m->start && own < m->end) {
+      madfs_copy(madfs_settings.library, sizeof madfs_settings.library, m->name);
+      madfs_settings.text_start = m->start;
+      madfs_settings.text_end = m->end;
+    }
     count++;
   }
   madfs_sites_open(sites != NULL);
@@ -414,9 +418,17 @@ void madfs_scan_process(const char *sites) {
   RAW(SYS_munmap, got, room);
 }
 
+void madfs_scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
+                     size_t size) {
+  struct image image = {.base = file, .size = size};
+  unsigned long address;
+  if (!image_open(&image) || !image_address(&image, offset, &address)) return;
+  image.bias = start - address;
+  rewrite(&image, (const uint8_t *)start, length, offset, protection, "a library being loaded");
+}
+
 void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection) {
   struct stat file;
-  unsigned long address;
   if (!(protection & PROT_READ) || madfs_failed(RAW(SYS_fstat, fd, &file)) || !S_ISREG(file.st_mode)) return;
   size_t size = (size_t)file.st_size;
   if (size <= offset || size < sizeof(Elf64_Ehdr)) return;
@@ -424,10 +436,6 @@ void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned lon
   if (!arch_next_hit((const uint8_t *)start, (const uint8_t *)start + length)) return;
   long got = RAW(SYS_mmap, 0, size, PROT_READ, MAP_PRIVATE, fd, 0);
   if (madfs_failed(got)) return;
-  struct image image = {.base = (const uint8_t *)got, .size = size};
-  if (image_open(&image) && image_address(&image, offset, &address)) {
-    image.bias = start - address;
-    rewrite(&image, (const uint8_t *)start, length, offset, protection, "a library being loaded");
-  }
+  madfs_scan_part(start, length, offset, protection, (const void *)got, size);
   RAW(SYS_munmap, got, size);
 }

@@ -109,11 +109,12 @@ def command_run(options):
         raise LaunchError("there is no program to run; say `madfs run -- PROGRAM [ARGUMENT...]`")
     if argv[0].startswith("-"):
         raise LaunchError(f"unknown option {argv[0]}; see `madfs run --help`")
-    if warning := launch.preload_warning(launch.find_program(argv[0], os.environ)):
-        keeper.say(f"madfs run: warning: {warning}")
 
     def prepare(cluster, mount):
-        return argv, {**os.environ, **launch.preload_variables(cluster, mount, os.environ, options.chunk_size)}
+        command = launch.command(argv, mount)
+        if warning := launch.preload_warning(launch.find_program(command[0], os.environ)):
+            keeper.say(f"madfs run: warning: {warning}")
+        return command, {**os.environ, **launch.preload_variables(cluster, mount, os.environ, options.chunk_size)}
 
     return run_job(options, prepare)
 

@@ -729,15 +729,16 @@ class FileSystem:
         chunks = -(-self.getattr(file).size // file.chunk_size)
         return [chunk_server(file.ino, chunk, self.servers) for chunk in range(min(max(chunks, 1), self.servers))]
 
-    def lock(self, file, owner_id, kind, start, end, wait):
-        """POSIX record lock on [start, end); ``wait``: 0 try, 1 until granted, 2 ask only.  Returns LOCK's reply."""
+    def lock(self, file, owner_id, kind, start, end, wait, patient=True):
+        """POSIX record lock on [start, end); ``wait``: 0 try, 1 until granted, 2 ask only.  Returns LOCK's reply.
+        Without ``patient``, EAGAIN to a waiting one comes when the server does not keep the request any longer."""
         while True:
             try:
                 reply, _ = self._call(home(file.ino), LOCK, file.path, file.ino, owner_id, start, end, kind, wait)
                 return reply
             except OSError as error:
                 # A server does not hold a request for ever: EAGAIN to a waiting one means ask again.
-                if error.errno != errno.EAGAIN or wait != 1 or kind == F_UNLCK:
+                if error.errno != errno.EAGAIN or wait != 1 or kind == F_UNLCK or not patient:
                     raise
 
     def after_fork_child(self):

@@ -2,8 +2,8 @@
 """Renders ops.py into ``intercept/syscalls.def`` and ``docs/operations.md``.
 
 ``python -m pymadfs.generate`` writes them; ``--check`` only says whether they are what ops.py says (exit status 1
-when not).  Numbers of system calls are never typed: C takes them from <sys/syscall.h>, so a misspelt name stops the
-build.
+when not).  Numbers of system calls are not typed: C takes them from <sys/syscall.h>, so a misspelt name stops the
+build; ops.NEWER has those that the headers may lack.
 """
 import sys
 from pathlib import Path
@@ -12,14 +12,6 @@ from . import ops
 
 ROOT = Path(__file__).resolve().parent.parent
 FIX = "run `python -m pymadfs.generate` and commit the result"
-
-# Calls that the kernel headers of the oldest supported system (Debian 12, Linux 6.1) may lack.  Only these are left
-# out silently where SYS_<name> is missing; any other unknown name is an error of the compiler.
-RECENT = frozenset((
-    "cachestat", "fchmodat2", "file_getattr", "file_setattr", "getxattrat", "listxattrat", "listmount",
-    "open_tree_attr",
-    "removexattrat", "setxattrat", "statmount",
-))
 
 CALL_ARGUMENTS_MAX = 6  # struct madfs_call of host.h
 
@@ -72,7 +64,6 @@ def row(syscall):
         if syscall.null:
             fields.append(".null = 1")
     fences = [f"#ifdef __{syscall.only}__"] if syscall.only else []
-    fences += [f"#ifdef SYS_{syscall.name}"] if syscall.name in RECENT else []
     return [*fences, f"SYSCALL({syscall.name}, {', '.join(fields)})", *["#endif"] * len(fences)]
 
 
@@ -87,8 +78,11 @@ def render_definitions():
     lines += [f"SHIM({name})" for name in dict.fromkeys(s.target for s in ops.SYSCALLS.values() if s.shim)]
     lines += ["#endif", "", "// SYSCALL(name, ...): what each system call means (struct madfs_row of intercept.h).",
               "#ifdef SYSCALL"]
+    for name, number in ops.NEWER.items():
+        lines += [f"#ifndef SYS_{name}", f"#define SYS_{name} {number}", "#endif"]
     for syscall in ops.SYSCALLS.values():
-        lines += row(syscall)
+        if not syscall.kernel:
+            lines += row(syscall)
     lines += ["#endif"]
     return "\n".join(lines) + "\n"
 
@@ -97,6 +91,8 @@ def level(syscall):
     """Support level of a system call, for the page."""
     if syscall.refuse:
         return f"refused ({syscall.refuse})"
+    if syscall.kernel:
+        return "passed"
     if syscall.note != "complete":
         return "partial"
     return "complete"
@@ -124,8 +120,8 @@ def render_page():
     for syscall in ops.SYSCALLS.values():
         name = f"`{syscall.name}`" + (f" ({syscall.only})" if syscall.only else "")
         means = f"`{cell(syscall.call)}`" + (f", without a path `{cell(syscall.empty)}`" if syscall.empty else "")
-        by = "the shim" if syscall.shim or syscall.refuse else f"`{syscall.target}`"
-        note = cell(syscall.note) if syscall.note != "complete" else ""
+        by = "the kernel" if syscall.kernel else "the shim" if syscall.shim or syscall.refuse else f"`{syscall.target}`"
+        note = cell(syscall.kernel or syscall.note) if syscall.kernel or syscall.note != "complete" else ""
         lines.append(f"| {name} | {means} | {by} | {level(syscall)} | {note} |")
     lines += ["", "## Operations on the wire", "",
               f"Protocol {ops.PROTOCOL}.  A request is the record `Request`, the operation's fields, then a tail of "

@@ -328,6 +328,11 @@ def preload_variables(cluster, mount, environment, chunk_size=None):
     return variables
 
 
+def command(argv, mount):
+    """What to execute for ``argv``: a program that lies below ``mount`` can be seen only by one that is on it."""
+    return ["env", "--", *argv] if os.path.normpath(argv[0]).startswith(mount + "/") else argv
+
+
 def find_program(name, environment):
     """Path of the program ``name``.  Raises CommandError."""
     path = shutil.which(name, path=environment.get("PATH", os.defpath))

@@ -186,15 +186,16 @@ class Syscall:
     ``empty`` is what it means when the path is NULL or empty with AT_EMPTY_PATH in argument ``flags``; with ``null``
     a NULL path means it whatever the flags are.
     ``shim`` rows are answered in C by ``shim_<call>``; ``refuse`` rows fail with that errno when they are ours.
+    ``kernel`` rows are left to the kernel for the reason given.
     ``only`` fences a row to one architecture; ``note`` says what is not complete.
     """
 
-    def __init__(self, name, call, *, empty=None, flags=None, null=False, shim=False, refuse=None, only=None,
-                 note="complete"):
+    def __init__(self, name, call, *, empty=None, flags=None, null=False, shim=False, refuse=None, kernel=None,
+                 only=None, note="complete"):
         if name in SYSCALLS:
             raise ValueError(f"system call {name} is declared twice")
         self.name, self.call, self.empty, self.flags, self.null = name, call, empty, flags, null
-        self.shim, self.refuse, self.only, self.note = shim, refuse, only, note
+        self.shim, self.refuse, self.kernel, self.only, self.note = shim, refuse, kernel, only, note
         SYSCALLS[name] = self
 
     @property
@@ -290,9 +291,9 @@ Syscall("futimesat", "futimesat(at(a0, a1), a2)", empty="futimes(fd(a0), a2)", f
 Syscall("utimes", "futimesat(at(AT_FDCWD, a0), a1)", only=X86)
 Syscall("utime", "utime(at(AT_FDCWD, a0), a1)", only=X86)
 
-Syscall("copy_file_range", "copy_file_range(fd(a0), fd(a2))", refuse="EXDEV",
-        note="callers fall back to read and write")
-Syscall("sendfile", "sendfile(fd(a0), fd(a1))", refuse="EINVAL", note="callers fall back to read and write")
+Syscall("copy_file_range", "copy_file_range(a0, a1, a2, a3, a4, a5)", shim=True, note="16 MiB at most per call")
+Syscall("sendfile", "sendfile(a0, a1, a2, a3)", shim=True,
+        note="16 MiB at most per call, 256 KiB to a descriptor of the kernel's")
 Syscall("splice", "splice(fd(a0), fd(a2))", refuse="EINVAL", note="callers fall back to read and write")
 Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
@@ -307,6 +308,27 @@ Syscall("fanotify_mark", "fanotify_mark(at(a3, a4))", refuse="EOPNOTSUPP", note=
 Syscall("chroot", "chroot(at(AT_FDCWD, a0))", refuse="EINVAL", note="the mount exists for intercepted calls only")
 Syscall("umount2", "umount2(at(AT_FDCWD, a0))", refuse="EINVAL", note="not a mount of the kernel's")
 Syscall("swapon", "swapon(at(AT_FDCWD, a0))", refuse="EINVAL", note="not a swap device")
+for _name, _call in (("mount", "at(AT_FDCWD, a1)"), ("pivot_root", "at(AT_FDCWD, a0), at(AT_FDCWD, a1)"),
+                     ("move_mount", "at(a0, a1), at(a2, a3)"), ("open_tree", "at(a0, a1)"),
+                     ("open_tree_attr", "at(a0, a1)"), ("mount_setattr", "at(a0, a1)"), ("fspick", "at(a0, a1)"),
+                     ("swapoff", "at(AT_FDCWD, a0)")):
+    Syscall(_name, f"{_name}({_call})", refuse="EINVAL", note="not a mount of the kernel's")
+Syscall("quotactl", "quotactl(at(AT_FDCWD, a1))", refuse="ENOTBLK", note="not a block device")
+Syscall("uselib", "uselib(at(AT_FDCWD, a0))", refuse="ENOEXEC", only=X86, note="libraries of Linux 1")
+for _name in ("setxattrat", "getxattrat", "listxattrat", "removexattrat"):
+    Syscall(_name, f"{_name}(at(a0, a1))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
+for _name in ("file_getattr", "file_setattr"):
+    Syscall(_name, f"{_name}(at(a0, a1))", refuse="EOPNOTSUPP", note="no such attributes")
+Syscall("cachestat", "cachestat(fd(a0))", refuse="EOPNOTSUPP", note="there is no page cache")
+Syscall("recvmsg", "recvmsg(a0, a1, a2)", shim=True, note="descriptors of ours from processes of the same tree")
+Syscall("recvmmsg", "recvmsg(a0, a1, a2, a3, a4)", shim=True)
+Syscall("pidfd_getfd", "pidfd_getfd(a0, a1, a2)", shim=True, note="from a process of the same tree")
+Syscall("bind", "bind(a0, a1, a2)", shim=True, note="a socket at a path in the mount: EOPNOTSUPP")
+Syscall("connect", "connect(a0, a1, a2)", shim=True, note="a socket at a path in the mount: ECONNREFUSED")
+Syscall("io_submit", "io_submit(a0, a1, a2)", shim=True,
+        note="requests for a file of ours: EINVAL, and callers fall back to read and write")
+Syscall("io_uring_setup", "io_uring_setup(a0, a1)", shim=True,
+        note="ENOSYS: what is asked through a ring passes by the shim; callers fall back to system calls")
 Syscall("acct", "acct(at(AT_FDCWD, a0))", refuse="EACCES", note="the kernel cannot write there")
 
 # Answered in C: the table of open files, the working directory and the life of the process.
@@ -321,8 +343,11 @@ Syscall("chdir", "chdir(a0)", shim=True)
 Syscall("fchdir", "fchdir(a0)", shim=True)
 Syscall("getcwd", "getcwd(a0, a1)", shim=True)
 Syscall("umask", "umask(a0)", shim=True)
-Syscall("execve", "execve(a0, a1, a2)", shim=True, note="a program that lies on the mount: EACCES, not yet")
-Syscall("execveat", "execveat(a0, a1, a2, a3, a4)", shim=True, note="a program that lies on the mount: EACCES, not yet")
+Syscall("execve", "execve(a0, a1, a2)", shim=True,
+        note="a program that lies on the mount is copied to memory and must be readable; set-user-ID bits are ignored")
+Syscall("execveat", "execveat(a0, a1, a2, a3, a4)", shim=True, note="as execve")
+Syscall("rt_sigaction", "rt_sigaction(a0, a1, a2, a3)", shim=True,
+        note="handlers of SIGSEGV and SIGBUS are called by the shim, which looks for bad addresses of its own first")
 Syscall("fork", "fork()", shim=True, only=X86)
 Syscall("vfork", "vfork()", shim=True, only=X86,
         note="what the child opens below the mount, a copy of the process opens for it")
@@ -333,11 +358,61 @@ Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note="complete; noted becau
 Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True,
         note="complete; noted because SCM_RIGHTS carries descriptors away")
 
+# Left to the kernel, to which a descriptor of ours is a regular file that is open for reading only and empty.
+for _reason, _names in {
+    "a regular file is always ready": "poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2",
+    "the kernel's answer for a regular file: EPERM": "epoll_ctl",
+    "the kernel's answer for what is no socket: ENOTSOCK":
+        "accept accept4 sendto recvfrom shutdown listen getsockname getpeername setsockopt getsockopt",
+    "the kernel's answer for another kind of descriptor: EINVAL or EBADF":
+        "tee signalfd signalfd4 timerfd_settime timerfd_gettime inotify_rm_watch mq_timedsend mq_timedreceive "
+        "mq_notify mq_getsetattr pidfd_send_signal process_madvise process_mrelease waitid perf_event_open fsconfig "
+        "fsmount setns landlock_add_rule landlock_restrict_self open_by_handle_at quotactl_fd finit_module "
+        "kexec_file_load bpf",
+    "no ring can be made": "io_uring_enter io_uring_register",
+    "compares what the kernel knows": "kcmp",
+    "for the file systems of the kernel": "sync",
+}.items():
+    for _name in _names.split():
+        Syscall(_name, f"{_name}()", kernel=_reason,
+                only=X86 if _name in ("poll", "select", "epoll_wait", "signalfd") else None)
+
+# These carry neither a path nor a descriptor that could be ours, or make a new descriptor of the kernel's.
+_NO_NAMES = """
+munmap mprotect brk rt_sigprocmask rt_sigreturn pipe sched_yield mremap msync mincore madvise shmget shmat shmctl pause
+nanosleep getitimer alarm setitimer getpid socket socketpair exit wait4 kill uname semget semop semctl shmdt msgget
+msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid setuid setgid geteuid
+getegid setpgid getppid getpgrp setsid setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid
+getpgid setfsuid setfsgid getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack
+personality ustat sysfs getpriority setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler
+sched_get_priority_max sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall vhangup
+modify_ldt _sysctl prctl arch_prctl adjtimex setrlimit settimeofday reboot sethostname setdomainname iopl ioperm
+create_module init_module delete_module get_kernel_syms query_module nfsservctl getpmsg putpmsg afs_syscall tuxcall
+security gettid tkill time futex sched_setaffinity sched_getaffinity set_thread_area io_setup io_destroy io_getevents
+io_cancel get_thread_area lookup_dcookie epoll_create epoll_ctl_old epoll_wait_old remap_file_pages set_tid_address
+restart_syscall semtimedop timer_create timer_settime timer_gettime timer_getoverrun timer_delete clock_settime
+clock_gettime clock_getres clock_nanosleep tgkill vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink
+kexec_load add_key request_key keyctl ioprio_set ioprio_get inotify_init migrate_pages unshare set_robust_list
+get_robust_list move_pages timerfd_create eventfd eventfd2 epoll_create1 pipe2 inotify_init1 rt_tgsigqueueinfo
+fanotify_init prlimit64 clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr seccomp
+getrandom memfd_create userfaultfd membarrier mlock2 pkey_mprotect pkey_alloc pkey_free io_pgetevents rseq fsopen
+pidfd_open landlock_create_ruleset memfd_secret futex_waitv set_mempolicy_home_node map_shadow_stack futex_wake
+futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal
+"""
+NO_NAMES = frozenset(_NO_NAMES.split())
+
+# Numbers, the same everywhere, of calls that the kernel headers of the oldest supported system (Linux 6.1) lack.
+NEWER = {
+    "cachestat": 451, "fchmodat2": 452, "setxattrat": 463, "getxattrat": 464, "listxattrat": 465, "removexattrat": 466,
+    "open_tree_attr": 467, "file_getattr": 468, "file_setattr": 469,
+}
+
 # Calls that C makes of the rows above, never a system call of their own: argument kinds as in Syscall.call.
 EXTRA_CALLS = {
     "chdir_path": "chdir_path(at(a0, a1))",  # -> resolved path is stored with shim.set_cwd
     "chdir_fd": "chdir_fd(fd(a0))",
     "fcntl_lock": "fcntl_lock(fd(a0), a1, a2)",
+    "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
     "release": "release(fd(a0))",  # the last descriptor of an open file went away
 }
 
@@ -345,7 +420,7 @@ EXTRA_CALLS = {
 def _canonical_rows():
     for row in SYSCALLS.values():
         for call in (row.call, row.empty):
-            if call and not row.shim and not row.refuse:
+            if call and not row.shim and not row.refuse and not row.kernel:
                 yield row.name, call
     yield from EXTRA_CALLS.items()
 

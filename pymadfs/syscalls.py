@@ -218,9 +218,9 @@ _OPEN_FLAGS = (
 def openat2(path, how, size):
     if size < abi.OPEN_HOW.size:
         raise fail(errno.EINVAL)
-    if size > abi.PAGE or size > abi.OPEN_HOW.size and any(_load(how + abi.OPEN_HOW.size, size - abi.OPEN_HOW.size)):
+    if size > abi.PAGE or size > abi.OPEN_HOW.size and any(load(how + abi.OPEN_HOW.size, size - abi.OPEN_HOW.size)):
         raise fail(errno.E2BIG)
-    flags, mode, resolve = abi.OPEN_HOW.unpack(_load(how, abi.OPEN_HOW.size))
+    flags, mode, resolve = abi.OPEN_HOW.unpack(load(how, abi.OPEN_HOW.size))
     if flags & ~_OPEN_FLAGS or resolve or mode & ~0o7777 or mode and not flags & posix.O_CREAT:
         raise fail(errno.EINVAL)
     if flags & posix.O_PATH and flags & ~(posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC):
@@ -248,22 +248,7 @@ def release(handle):
     return 0
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
-
-
-def _check(address, length=1):
-    """EFAULT for what cannot be an address of the caller's."""
-    if length and address < abi.PAGE:
-        raise fail(errno.EFAULT)
-
-
-def _load(address, length):
-    _check(address, length)
-    return load(address, length)
-
-
 def _store(address, data):
-    _check(address)
     store(address, data)
     return 0
 
@@ -287,11 +272,10 @@ def _writable_file(handle):
     return file
 
 
-def _count(address, count):
+def _count(count):
     """``count`` as Linux limits it."""
     if count < 0:
         raise fail(errno.EINVAL)
-    _check(address, count)
     return min(abi.RW_MAX, count)
 
 
@@ -302,21 +286,27 @@ def _range(offset, count):
 
 # readv(2): "EINVAL: The sum of the iov_len values overflows an ssize_t value ... The vector count, iovcnt, is less than
 # zero or greater than the permitted maximum."
-def _vector(address, count):
-    """``(segments, total)`` of an array of ``struct iovec``, without the empty ones."""
+def _vector(address, count, fills):
+    """``(segments, total)`` of an array of ``struct iovec``, without the empty ones and up to the first byte that
+    cannot be read, or with ``fills`` written."""
     if not 0 <= count <= abi.IOV_MAX:
         raise fail(errno.EINVAL)
     segments, total = [], 0
     if not count:
         return segments, total  # the address is not looked at
-    for base, length in abi.IOVEC.iter_unpack(_load(address, count * abi.IOVEC.size)):
+    for base, length in abi.IOVEC.iter_unpack(load(address, count * abi.IOVEC.size)):
         if length < 0:
             raise fail(errno.EINVAL)
         length = min(length, abi.RW_MAX - total)
         if length:
-            _check(base)
-            segments.append((base, length))
-            total += length
+            there = _shim.probe(base, length, fills)
+            if not there and not total:
+                raise fail(errno.EFAULT)
+            if there:
+                segments.append((base, there))
+                total += there
+            if there < length:
+                break
     return segments, total
 
 
@@ -324,7 +314,7 @@ def _vector(address, count):
 # offset is incremented by the number of bytes read."
 def read(handle, buffer, count):
     file = _readable_file(handle)
-    count = _count(buffer, count)
+    count = _count(count)
     return _read(handle, file, ((buffer, count),), count)
 
 
@@ -333,7 +323,7 @@ def pread(handle, buffer, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _readable_file(handle)
-    count = _count(buffer, count)
+    count = _count(count)
     return _pread(file, offset, ((buffer, count),), count)
 
 
@@ -341,7 +331,7 @@ def pread(handle, buffer, count, offset):
 # iov"
 def readv(handle, vector, count):
     file = _readable_file(handle)
-    return _read(handle, file, *_vector(vector, count))
+    return _read(handle, file, *_vector(vector, count, True))
 
 
 # preadv(2): "combines the functionality of readv() and pread(2)."
@@ -349,7 +339,7 @@ def preadv(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _readable_file(handle)
-    return _pread(file, offset, *_vector(vector, count))
+    return _pread(file, offset, *_vector(vector, count, True))
 
 
 # preadv2(2): "if the offset argument is -1, then the current file offset is used and updated ... EOPNOTSUPP: An unknown
@@ -405,7 +395,7 @@ def _scatter(file, offset, segments, total):
 # the file was open(2)ed with O_APPEND, the file offset is first set to the end of the file before writing."
 def write(handle, buffer, count):
     file = _writable_file(handle)
-    count = _count(buffer, count)
+    count = _count(count)
     return _write(handle, file, ((buffer, count),), count)
 
 
@@ -415,14 +405,14 @@ def pwrite(handle, buffer, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    count = _count(buffer, count)
+    count = _count(count)
     return _pwrite(handle, file, ((buffer, count),), count, offset)
 
 
 # writev(2): "writes iovcnt buffers of data described by iov to the file associated with the file descriptor fd"
 def writev(handle, vector, count):
     file = _writable_file(handle)
-    return _write(handle, file, *_vector(vector, count))
+    return _write(handle, file, *_vector(vector, count, False))
 
 
 # pwritev(2): "combines the functionality of writev() and pwrite(2)."
@@ -430,7 +420,7 @@ def pwritev(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    segments, total = _vector(vector, count)
+    segments, total = _vector(vector, count, False)
     return _pwrite(handle, file, segments, total, offset)
 
 
@@ -442,7 +432,7 @@ def pwritev2(handle, vector, count, offset, flags):
     if offset < -1:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    segments, total = _vector(vector, count)
+    segments, total = _vector(vector, count, False)
     status = posix.O_APPEND if flags & abi.RWF_APPEND else 0
     if flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
         status |= posix.O_DSYNC
@@ -754,7 +744,7 @@ def _timespecs(address):
     """``(valid, atime, mtime)`` of two ``struct timespec``; valid 0 when there is nothing to do."""
     if not address:
         return SET_ATIME_NOW | SET_MTIME_NOW, 0, 0
-    seconds_a, ns_a, seconds_m, ns_m = abi.TIMESPECS.unpack(_load(address, abi.TIMESPECS.size))
+    seconds_a, ns_a, seconds_m, ns_m = abi.TIMESPECS.unpack(load(address, abi.TIMESPECS.size))
     valid, times = 0, []
     for seconds, ns, exact, now in (
         (seconds_a, ns_a, SET_ATIME, SET_ATIME_NOW),
@@ -795,7 +785,7 @@ def _timevals(address):
     """``(valid, atime, mtime)`` of two ``struct timeval``."""
     if not address:
         return SET_ATIME_NOW | SET_MTIME_NOW, 0, 0
-    seconds_a, us_a, seconds_m, us_m = abi.TIMESPECS.unpack(_load(address, abi.TIMESPECS.size))
+    seconds_a, us_a, seconds_m, us_m = abi.TIMESPECS.unpack(load(address, abi.TIMESPECS.size))
     if not (0 <= us_a < 1_000_000 and 0 <= us_m < 1_000_000):
         raise fail(errno.EINVAL)
     return SET_ATIME | SET_MTIME, _nanoseconds(seconds_a, us_a * 1000), _nanoseconds(seconds_m, us_m * 1000)
@@ -818,7 +808,7 @@ def futimes(handle, times):
 def utime(path, times):
     if not times:
         return _set(path, 0, SET_ATIME_NOW | SET_MTIME_NOW)
-    atime, mtime = abi.UTIMBUF.unpack(_load(times, abi.UTIMBUF.size))
+    atime, mtime = abi.UTIMBUF.unpack(load(times, abi.UTIMBUF.size))
     return _set(path, 0, SET_ATIME | SET_MTIME, atime=_nanoseconds(atime, 0), mtime=_nanoseconds(mtime, 0))
 
 
@@ -911,6 +901,42 @@ def chdir_fd(handle):
     return _enter(file.path, _fs.getattr(file))
 
 
+# --- programs -------------------------------------------------------------------------------------------------------
+
+_PROGRAM_BYTES = 1 << 20  # read at once
+_program_buffer = 0
+
+
+# execve(2): "EACCES: The file or a script interpreter is not a regular file. ... Execute permission is denied for the
+# file or a script or ELF interpreter."
+def program(path, flags, fd):
+    """Copy the program at ``path`` to ``fd``, a descriptor of the kernel's; ``flags`` are those of execveat."""
+    global _program_buffer
+    if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
+        raise fail(errno.EINVAL)
+    path, attr, _ = _fs.lookup(_fs.inside(path), not flags & abi.AT_SYMLINK_NOFOLLOW)
+    if attr.mode & S_IFMT == S_IFLNK:
+        raise fail(errno.ELOOP)
+    if attr.mode & S_IFMT != S_IFREG or not allowed(attr, posix.geteuid(), posix.getegid(), X_OK):
+        raise fail(errno.EACCES)
+    path, attr = _fs.open(path, posix.O_RDONLY, 0)
+    file = File(attr.ino, attr.mode, path, attr.chunk_size, attr.size, posix.O_RDONLY)
+    if not _program_buffer:
+        _program_buffer = _shim.anonymous(
+            0, _PROGRAM_BYTES, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
+        )
+    offset = 0
+    try:
+        while done := _fs.read(file, offset, ((_program_buffer, _PROGRAM_BYTES),)):
+            data = load(_program_buffer, done)
+            offset += done
+            while data:
+                data = data[posix.write(fd, data) :]
+    finally:
+        _fs.ended(attr.ino)
+    return 0
+
+
 # --- record locks ---------------------------------------------------------------------------------------------------
 
 
@@ -940,7 +966,7 @@ def _lock_range(handle, file, whence, start, length):
 # lock to be released."
 def fcntl_lock(handle, command, address):
     file = _open(handle)
-    kind, whence, start, length, _ = abi.unpack_flock(_load(address, abi.FLOCK_SIZE))
+    kind, whence, start, length, _ = abi.unpack_flock(load(address, abi.FLOCK_SIZE))
     if command not in (abi.F_GETLK, abi.F_SETLK, abi.F_SETLKW) or kind not in (abi.F_RDLCK, abi.F_WRLCK, abi.F_UNLCK):
         raise fail(errno.EINVAL)
     start, end = _lock_range(handle, file, whence, start, length)
@@ -956,7 +982,7 @@ def fcntl_lock(handle, command, address):
         raise fail(errno.EBADF)
     if kind != abi.F_UNLCK:
         _locked[file.ino] = file.path
-    _fs.lock(file, _owner, kind, start, end, 1 if command == abi.F_SETLKW else 0)
+    _fs.lock(file, _owner, kind, start, end, 1 if command == abi.F_SETLKW else 0, False)  # the shim asks again
     return 0
 
 

@@ -173,13 +173,16 @@ def statfs(server, request):
 # --- record locks ---------------------------------------------------------------------------------------------------
 
 
+WAIT_S = 0.25  # until a signal to somebody who waits for a lock is noticed
+
+
 class _Waiting:
     """A LOCK request whose answer comes when the lock is granted, or EAGAIN after a while: the caller then asks again,
     so that it can be interrupted and a server never keeps a request for longer than callers wait."""
 
     def __init__(self, server, request, lock):
         self._server, self._request, self._lock = server, request, lock
-        self._timer = server.loop.call_later(server.config.timeout_ms / 3000, self._late)
+        self._timer = server.loop.call_later(min(WAIT_S, server.config.timeout_ms / 3000), self._late)
 
     def granted(self):
         self._timer.cancel()

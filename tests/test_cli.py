@@ -124,6 +124,14 @@ def test_standard_streams_are_the_programs(madfs):
     assert done.stdout == "through\n"
 
 
+def test_program_on_the_mount(madfs, tmp_path):
+    store = tmp_path / "store"
+    assert madfs("run", "--store", store, "--", "cp", "/bin/echo", "/madfs/say").returncode == 0
+    done = madfs("run", "--store", store, "--", "/madfs/say", "hello", "-n")
+    assert (done.returncode, done.stdout) == (0, "hello -n\n"), done.stderr
+    assert madfs("run", "--store", store, "--", "/madfs/none").returncode == 127
+
+
 def test_other_preloads_stay(madfs):
     done = madfs("run", "--servers", 1, "--", "printenv", "LD_PRELOAD", environment={"LD_PRELOAD": "libm.so.6"})
     assert done.stdout == f"{launch.LIBRARY}:libm.so.6\n"

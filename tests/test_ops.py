@@ -114,7 +114,7 @@ def test_every_shim_row_has_its_function():
 
 
 def test_every_row_is_in_the_kernel_headers(tmp_path):
-    rows = [row for row in ops.SYSCALLS.values() if row.name not in generate.RECENT and row.only in (None, "x86_64")]
+    rows = [row for row in ops.SYSCALLS.values() if row.name not in ops.NEWER and row.only in (None, "x86_64")]
     numbers = "".join(f"SYS_{row.name},\n" for row in rows)
     (tmp_path / "rows.c").write_text(f"#include <sys/syscall.h>\nint rows[] = {{\n{numbers}}};\n")
     done = subprocess.run(["gcc", "-fsyntax-only", tmp_path / "rows.c"], capture_output=True, text=True, check=False)

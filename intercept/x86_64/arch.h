@@ -10,6 +10,8 @@
 //   arch_stub_write(), arch_site_write()    do it
 //   arch_on_stack()     calls a function on another stack
 //   arch_preserve()     calls a function that may touch vector registers, and puts these back
+//   arch_peek(), arch_copy(), arch_touch(), arch_has_dots()    memory of the application's, which may not be there
+//   arch_fault, arch_restore    where the kernel enters the handler of SIGSEGV and SIGBUS, and what it returns to
 //   madfs_entry         where stubs jump: saves registers, asks madfs_filter(), goes back
 #ifndef MADFS_ARCH_H
 #define MADFS_ARCH_H
@@ -49,6 +51,59 @@ static inline unsigned long arch_thread_pointer(void) {
   unsigned long value;
   __asm__("mov %%fs:0, %0" : "=r"(value));
   return value;
+}
+
+// --- memory that may not be there -----------------------------------------------------------------------------------
+
+// An instruction of the table "madfs_guards" that faults goes on elsewhere (fault.c).
+#define ARCH_GUARD(from, to) \
+  ".pushsection madfs_guards, \"a\"\n.balign 4\n.long " from " - ., " to " - .\n.popsection\n"
+
+#define ARCH_PROGRAM_COUNTER(context) ((context)->uc_mcontext.gregs[REG_RIP])
+
+// What is loaded is 0 when the address cannot be read.
+static inline uint64_t arch_peek(const void *at) {
+  uint64_t word;
+  __asm__ volatile("1: mov (%1), %0\n2:\n.subsection 1\n3: xor %k0, %k0\n jmp 2b\n.previous\n" ARCH_GUARD("1b", "3b")
+                   : "=&r"(word)
+                   : "r"(at));
+  return word;
+}
+
+static inline char arch_peek_byte(const char *at) {
+  uint32_t byte;
+  __asm__ volatile("1: movzbl (%1), %0\n2:\n.subsection 1\n3: xor %0, %0\n jmp 2b\n.previous\n" ARCH_GUARD("1b", "3b")
+                   : "=&r"(byte)
+                   : "r"(at));
+  return (char)byte;
+}
+
+// Whether "/." or "//" stands in a path, or a dot or slash at its beginning when `after_slash`; it ends where it cannot
+// be read.
+bool arch_has_dots(const char *path, bool after_slash);
+
+// How many bytes were not copied.
+static inline size_t arch_copy(void *out, const void *in, size_t size) {
+  __asm__ volatile("1: rep movsb\n2:\n" ARCH_GUARD("1b", "2b") : "+D"(out), "+S"(in), "+c"(size) : : "memory");
+  return size;
+}
+
+// Whether the byte can be read, or also be written.
+static inline bool arch_touch(const char *at, bool write) {
+  uint32_t failed = 0;
+  if (write)
+    __asm__ volatile("1: lock orb $0, (%1)\n2:\n.subsection 1\n3: mov $1, %0\n jmp 2b\n.previous\n" ARCH_GUARD(
+                         "1b", "3b")
+                     : "+r"(failed)
+                     : "r"(at)
+                     : "memory", "cc");
+  else
+    __asm__ volatile("1: testb $0, (%1)\n2:\n.subsection 1\n3: mov $1, %0\n jmp 2b\n.previous\n" ARCH_GUARD("1b",
+                                                                                                           "3b")
+                     : "+r"(failed)
+                     : "r"(at)
+                     : "cc");
+  return !failed;
 }
 
 // --- decode.c -------------------------------------------------------------------------------------------------------
@@ -156,6 +211,8 @@ void arch_site_write(const struct madfs_plan *plan);  // REQUIRES: the text is w
 // --- entry.S --------------------------------------------------------------------------------------------------------
 
 void madfs_entry(void);
+void arch_fault(void);
+void arch_restore(void);
 long arch_on_stack(void *top, long (*function)(void *), void *argument);
 long arch_preserve(long (*function)(void *), void *argument);
 

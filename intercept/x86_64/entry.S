@@ -12,6 +12,7 @@
     .hidden madfs_entry
     .type madfs_entry, @function
 madfs_entry:
+    .cfi_startproc
     endbr64
     lea     -128(%rsp), %rsp            // the red zone
     push    %r11
@@ -58,6 +59,10 @@ madfs_entry:
     mov     %rsp, %rbp
     and     $-16, %rsp
     lea     16(%rbp), %rdi
+    // For who unwinds from here: the caller is the site, where r11, the record, says.
+    .cfi_def_cfa %rbp, 16 + 64 + 128
+    .cfi_offset %rbp, -(16 + 64 + 128)
+    .cfi_escape 0x16, 16, 7, 0x76, 0xc8, 0x00, 0x06, 0x23, 0x08, 0x06  // *(*(rbp + 72) + 8): its `after`
     call    madfs_filter
     mov     %eax, %ecx
     mov     %rbp, %rsp
@@ -79,7 +84,40 @@ madfs_entry:
     notrack jmp *%r11
 1:  mov     (%r11), %r11
     notrack jmp *%r11
+    .cfi_endproc
     .size madfs_entry, . - madfs_entry
+
+// The handler of SIGSEGV and SIGBUS: madfs_fault() says where to go on, with the kernel's arguments and stack as they
+// are, or 0: return.
+    .p2align 4
+    .globl arch_fault
+    .hidden arch_fault
+    .type arch_fault, @function
+arch_fault:
+    endbr64
+    push    %rdi
+    push    %rsi
+    push    %rdx
+    call    madfs_fault
+    pop     %rdx
+    pop     %rsi
+    pop     %rdi
+    test    %rax, %rax
+    jz      1f
+    notrack jmp *%rax
+1:  ret
+    .size arch_fault, . - arch_fault
+
+// What a signal handler returns to.  Debuggers know it by these very bytes.
+    .p2align 4
+    .globl arch_restore
+    .hidden arch_restore
+    .type arch_restore, @function
+    nop
+arch_restore:
+    mov     $15, %rax
+    syscall
+    .size arch_restore, . - arch_restore
 
 // long arch_on_stack(void *top, long (*function)(void *), void *argument)
     .p2align 4
@@ -219,6 +257,78 @@ find_state:
     .cfi_endproc
     .size find_state, . - find_state
 
+// bool arch_has_dots(const char *path, bool after_slash)
+// Sixteen bytes at a time, because this is what every path of the host's costs.  The vector registers are the
+// application's: they are put aside below the stack.
+    .p2align 4
+    .globl arch_has_dots
+    .hidden arch_has_dots
+    .type arch_has_dots, @function
+arch_has_dots:
+    endbr64
+    movups  %xmm0, -24(%rsp)
+    movups  %xmm1, -40(%rsp)
+    movups  %xmm2, -56(%rsp)
+1:  mov     %edi, %eax
+    and     $4095, %eax
+    cmp     $4080, %eax
+    ja      5f
+2:  movdqu  (%rdi), %xmm0
+3:  movdqa  bytes_2f(%rip), %xmm1
+    movdqa  %xmm0, %xmm2
+    pcmpeqb %xmm1, %xmm2
+    pmovmskb %xmm2, %ecx                // slashes
+    movdqa  bytes_01(%rip), %xmm2
+    por     %xmm0, %xmm2
+    pcmpeqb %xmm1, %xmm2
+    pmovmskb %xmm2, %edx                // slashes and dots, which differ in the lowest bit
+    pxor    %xmm1, %xmm1
+    pcmpeqb %xmm1, %xmm0
+    pmovmskb %xmm0, %eax                // ends
+    lea     (%rsi,%rcx,2), %r8d
+    and     %edx, %r8d                  // after a slash
+    test    %eax, %eax
+    jnz     4f
+    test    %r8d, %r8d
+    jnz     4f
+    shr     $15, %ecx
+    mov     %ecx, %esi
+    add     $16, %rdi
+    jmp     1b
+4:  mov     %eax, %ecx
+    neg     %ecx
+    and     %eax, %ecx
+    dec     %ecx                        // all ones when the end is not here
+    xor     %eax, %eax
+    test    %r8d, %ecx
+    setnz   %al
+    jmp     7f
+    // What lies on the next page is not read before the end was looked for on this one.
+5:  pxor    %xmm0, %xmm0
+    movups  %xmm0, -88(%rsp)
+    xor     %ecx, %ecx
+6:  movzbl  (%rdi,%rcx), %eax
+    mov     %al, -88(%rsp,%rcx)
+    inc     %ecx
+    cmp     $16, %ecx
+    je      8f
+    test    %al, %al
+    jnz     6b
+8:  movups  -88(%rsp), %xmm0
+    jmp     3b
+    // It cannot be read.
+9:  xor     %eax, %eax
+7:  movups  -24(%rsp), %xmm0
+    movups  -40(%rsp), %xmm1
+    movups  -56(%rsp), %xmm2
+    ret
+    .size arch_has_dots, . - arch_has_dots
+    .pushsection madfs_guards, "a"
+    .balign 4
+    .long   2b - ., 9b - .
+    .long   6b - ., 9b - .
+    .popsection
+
 // unsigned arch_hit_mask(const uint8_t *block): bit i when block[i] is 0f and block[i + 1] is 05
     .p2align 4
     .globl arch_hit_mask
@@ -257,6 +367,8 @@ arch_branch_mask:
 
     .section .rodata
     .p2align 4
+bytes_2f: .fill 16, 1, 0x2f
+bytes_01: .fill 16, 1, 0x01
 bytes_0f: .fill 16, 1, 0x0f
 bytes_05: .fill 16, 1, 0x05
 bytes_f0: .fill 16, 1, 0xf0

@@ -36,6 +36,18 @@ SAME = {
     "lseek": f"{OPEN} , lseek $0 -3 2 , lseek $0 -4 0 , lseek $0 2 1 , lseek $0 0 3 , lseek $0 0 4 , lseek $0 99 3",
     "ftruncate_truncate": f"{OPEN} , ftruncate $0 4 , lseek $0 0 2 , truncate D/f 8 , lseek $0 0 2 , ftruncate $0 -1 , "
                           "truncate D/none 0 , truncate D 0 , truncate D/f -1 , pread64 $0 buf:8 8 0",
+    "sendfile": f"{OPEN} , open D/g {RW} 0644 , sendfile $2 $0 word:2 5 , sendfile $2 $0 null 5 , lseek $0 7 0 , "
+                "sendfile $2 $0 null 9 , pread64 $2 buf:9 9 0 , sendfile $2 $0 word:-1 1 , sendfile $2 77 null 1 , "
+                f"sendfile 77 $0 word:0 1 , sendfile $2 $0 bad 1 , open D/g {RW | os.O_APPEND} 0 , "
+                "sendfile $12 $0 word:0 1 , lseek $0 0 1 , lseek $2 0 1",
+    "copy_file_range": f"{OPEN} , open D/g {RW} 0644 , copy_file_range $0 word:1 $2 null 4 0 , lseek $0 3 0 , "
+                       "copy_file_range $0 null $2 word:9 99 0 , copy_file_range $0 null $2 null 9 0 , "
+                       "pread64 $2 buf:20 20 0 , copy_file_range $0 word:0 $0 word:2 5 0 , lseek $0 0 1 , "
+                       "copy_file_range $0 word:0 $2 null 1 9 , copy_file_range $0 bad $2 null 1 0 , "
+                       "copy_file_range 77 null $2 null 1 0 , lseek $2 0 1",
+    "addresses": f"{OPEN} , lseek $0 0 0 , read $0 hole 5 , read $0 guard:3 9 , write $0 noread 5 , open hole 0 , "
+                 "open noread 0 , stat D/f hole , stat -1 buf:200 , pread64 $0 readonly 4 0 , rename D/f hole , "
+                 "access tail:/nowhere 0 , getcwd hole 4096 , readv $0 hole 1 , pwrite64 $0 guard:2 5 0",
     "fallocate": f"{OPEN} , fallocate $0 0 5 100 , lseek $0 0 2 , fallocate $0 0 0 0 , fallocate $0 0 -1 5 , "
                  "fallocate 77 0 0 1",
     "fsync_fdatasync": f"{OPEN} , fsync $0 , fdatasync $0 , syncfs $0 , sync_file_range $0 0 0 0 , fsync 77 , "
@@ -86,8 +98,6 @@ REFUSED = {
     "flock": f"{OPEN} , flock $0 2",
     "linkat": f"{OPEN} , linkat {CWD} D/f {CWD} D/g 0",
     "link": f"{OPEN} , link D/f D/g",
-    "copy_file_range": f"{OPEN} , copy_file_range $0 null $0 null 1 0",
-    "sendfile": f"{OPEN} , sendfile $0 $0 null 1",
     "splice": f"{OPEN} , splice $0 null $0 null 1 0",
     "vmsplice": f"{OPEN} , vmsplice $0 null 0 0",
     "setxattr": f"{OPEN} , setxattr D/f user.a str:x 1 0",
@@ -109,6 +119,23 @@ REFUSED = {
     "umount2": f"{OPEN} , umount2 D 0",
     "swapon": f"{OPEN} , swapon D/f 0",
     "acct": f"{OPEN} , acct D/f",
+    "mount": f"{OPEN} , mount x D tmpfs 0 0",
+    "pivot_root": f"{OPEN} , pivot_root D D",
+    "move_mount": f"{OPEN} , move_mount {CWD} D {CWD} D 0",
+    "open_tree": f"{OPEN} , open_tree {CWD} D 0",
+    "open_tree_attr": f"{OPEN} , open_tree_attr {CWD} D 0 buf:32 32",
+    "mount_setattr": f"{OPEN} , mount_setattr {CWD} D 0 buf:32 32",
+    "fspick": f"{OPEN} , fspick {CWD} D 0",
+    "swapoff": f"{OPEN} , swapoff D/f",
+    "quotactl": f"{OPEN} , quotactl 0 D/f 0 buf:99",
+    "uselib": f"{OPEN} , uselib D/f",
+    "setxattrat": f"{OPEN} , setxattrat {CWD} D/f 0 user.a buf:16 16",
+    "getxattrat": f"{OPEN} , getxattrat {CWD} D/f 0 user.a buf:16 16",
+    "listxattrat": f"{OPEN} , listxattrat {CWD} D/f 0 buf:9 9",
+    "removexattrat": f"{OPEN} , removexattrat {CWD} D/f 0 user.a",
+    "file_getattr": f"{OPEN} , file_getattr {CWD} D/f buf:99 99 0",
+    "file_setattr": f"{OPEN} , file_setattr {CWD} D/f buf:99 99 0",
+    "cachestat": f"{OPEN} , cachestat $0 buf:16 buf:40 0",
 }
 
 

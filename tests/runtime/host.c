@@ -39,7 +39,13 @@ static int same(int inside)
     return inside;
 }
 
-static const struct madfs_host host = {.abi = MADFS_HOST_ABI, .version = "test", .inside = same};
+static int copy(void *out, const void *in, size_t size)
+{
+    memcpy(out, in, size);
+    return 1;
+}
+
+static const struct madfs_host host = {.abi = MADFS_HOST_ABI, .version = "test", .inside = same, .copy = copy};
 static const struct madfs_runtime *runtime;
 
 static long call(int number, long value)

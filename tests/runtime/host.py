@@ -35,10 +35,13 @@ CWD, UMASK, INSIDE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, SIZE), ctypes.CFUNC
     ctypes.CFUNCTYPE(INT_P, INT_P)
 
 
+COPY, PROBE = ctypes.CFUNCTYPE(INT_P, SIZE, SIZE, SIZE), ctypes.CFUNCTYPE(SIZE, SIZE, SIZE, INT_P)
+
+
 class Host(ctypes.Structure):
     _fields_ = [("abi", ctypes.c_uint32), ("version", ctypes.c_char_p), ("open_fd", OPEN), ("slot_read", SLOT),
                 ("offset_get", GET), ("offset_set", SET), ("offset_cas", CAS), ("offset_add", ADD), ("set_cwd", CWD),
-                ("umask", UMASK), ("inside", INSIDE)]
+                ("umask", UMASK), ("inside", INSIDE), ("copy", COPY), ("probe", PROBE)]
 
 
 class Runtime(ctypes.Structure):
@@ -68,18 +71,26 @@ def slot_read(handle, flags, record, length, path, path_length):
     return 0
 
 
-def build_host(abi=1):
+def copy(out, given, size):
+    if min(out, given) < 4096:
+        return 0
+    ctypes.memmove(out, given, size)
+    return 1
+
+
+def build_host(abi=2):
     return Host(abi, b"test", OPEN(open_fd), SLOT(slot_read), GET(lambda handle: 1 << 40 if handle == 10 else -9),
                 SET(lambda *a: seen.append(["offset_set", *a])), CAS(lambda handle, old, new: old == 1),
                 ADD(lambda handle, n: 100),
                 CWD(lambda path, n: seen.append(["cwd", ctypes.string_at(path, n).decode()])),
-                UMASK(lambda: 0o27), ctypes.cast(ctypes.CDLL(None).abs, INSIDE))  # called while forking: no Python
+                UMASK(lambda: 0o27), ctypes.cast(ctypes.CDLL(None).abs, INSIDE),  # called while forking: no Python
+                COPY(copy), PROBE(lambda at, length, write: length))
 
 
 class Started:
     """The runtime at ``path``, started."""
 
-    def __init__(self, path, abi=1):
+    def __init__(self, path, abi=2):
         self.library = ctypes.CDLL(path, mode=getattr(os, "RTLD_NOW", 2))
         start = self.library.madfs_runtime_start
         start.restype, start.argtypes = ctypes.POINTER(Runtime), [ctypes.POINTER(Host), ctypes.c_char_p, SIZE]
@@ -191,7 +202,7 @@ def check_hygiene(runtime):
 
 def main():
     before = traces()
-    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 1)
+    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 2)
     if not runtime.runtime:
         print(json.dumps({"error": runtime.error}))
         return

@@ -99,6 +99,6 @@ def door(tmp_path_factory, sources):
     # entry.S has the scanning loops; its madfs_entry gives way to the one of decoder.c.
     text = (sources / "x86_64" / "entry.S").read_text().replace("madfs_entry", "unused_entry")
     (directory / "entry.S").write_text(text.replace("call    madfs_filter", "ud2"))
-    (directory / "process.c").write_text("int madfs_memory_owner(void) { return 1; }\n")
+    (directory / "process.c").write_text("int madfs_memory_owner(void) { return 1; }\nvoid madfs_fault(void) {}\n")
     files += [directory / "entry.S", directory / "process.c"]
     return ctypes.CDLL(str(compile_c(directory / "door.so", *files, flags=flags)))

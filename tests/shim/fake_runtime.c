@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/stat.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,11 +25,12 @@ enum {
 #undef CALL
 };
 
-enum { FILES = 128, NAME = 256, DATA = 1 << 16 };
+enum { FILES = 128, NAME = 256, DATA = 1 << 18 };
 
 struct file {
   char path[NAME];  // below the mount, "/a"; empty: unused
   int directory, opens, releases;
+  int locker;  // the process that has a lock on it
   unsigned mode;
   long size;
   char data[DATA];
@@ -167,6 +169,33 @@ static long seek(const struct madfs_call *c) {
   return host->offset_get(handle);
 }
 
+// What is executed, with permission to do so.
+static long copy_program(const struct file *f, long flags, int fd) {
+  if (!f) return -ENOENT;
+  if (flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)) return -EINVAL;
+  if (f->directory || !(f->mode & 0111)) return -EACCES;
+  return write(fd, f->data, (size_t)f->size) == f->size ? 0 : -EIO;
+}
+
+static long map(const struct madfs_call *c) {
+  const struct file *f = of_handle((uint64_t)c->arg[0].value, NULL);
+  long length = c->arg[2].value, offset = c->arg[5].value, have = f->size - offset;
+  char *at = mmap((void *)c->arg[1].value, (size_t)length, PROT_READ | PROT_WRITE,
+                  ((int)c->arg[4].value & ~MAP_TYPE) | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) return -errno;
+  if (have > 0) memcpy(at, f->data + offset, (size_t)(have < length ? have : length));
+  return mprotect(at, (size_t)length, (int)c->arg[3].value) ? -errno : (long)at;
+}
+
+static long lock_file(struct file *f, int command, struct flock *wanted) {
+  bool others = f->locker && f->locker != getpid();
+  if (command == F_GETLK) wanted->l_type = others ? F_WRLCK : F_UNLCK;
+  else if (wanted->l_type == F_UNLCK) f->locker = others ? f->locker : 0;
+  else if (others) return -EAGAIN;  // after a while, when F_SETLKW asks
+  else f->locker = getpid();
+  return 0;
+}
+
 static long on_path(const struct madfs_call *c, const char *path) {
   struct file *f = find(path);
   switch (c->number) {
@@ -175,6 +204,8 @@ static long on_path(const struct madfs_call *c, const char *path) {
     case CALL_statx: return f ? fill_statx(f, (struct statx *)c->arg[3].value) : -ENOENT;
     case CALL_faccessat: return f ? 0 : -ENOENT;
     case CALL_mkdirat: return f ? -EEXIST : make(path, 1, (unsigned)c->arg[1].value & ~host->umask()) ? 0 : -ENOSPC;
+    case CALL_fchmodat: return f ? (long)((f->mode = (unsigned)c->arg[1].value) & 0) : -ENOENT;
+    case CALL_program: return copy_program(f, c->arg[1].value, (int)c->arg[2].value);
     case CALL_unlinkat: return f ? (f->path[0] = 0) : -ENOENT;
     case CALL_truncate: return f ? (f->size = c->arg[1].value) * 0 : -ENOENT;
     case CALL_chdir_path:
@@ -202,8 +233,9 @@ static long on_handle(const struct madfs_call *c) {
     case CALL_fstatx: return fill_statx(f, (struct statx *)c->arg[2].value);
     case CALL_ftruncate: return (f->size = c->arg[1].value) * 0;
     case CALL_fsync:
-    case CALL_advise:
-    case CALL_fcntl_lock: return 0;
+    case CALL_advise: return 0;
+    case CALL_fcntl_lock: return lock_file(f, (int)c->arg[1].value, (struct flock *)c->arg[2].value);
+    case CALL_mmap: return map(c);
     case CALL_ioctl: return -ENOTTY;
     case CALL_release: return (f->releases++, 0);
     case CALL_chdir_fd:
@@ -229,6 +261,7 @@ static long call(const struct madfs_call *c, char escaped[MADFS_PATH_MAX], int *
   char path[MADFS_PATH_MAX];
   long result;
   atomic_fetch_add(&store->calls, 1);
+  if (getenv("FAKE_CRASH")) *(volatile char *)4096 = 0;
   // A descriptor that comes and goes, as a client's sockets do: it must not take the application's numbers.
   int own = epoll_create1(EPOLL_CLOEXEC);
   lock();

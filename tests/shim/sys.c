@@ -4,14 +4,19 @@
 //   sys openat -100 /madfs/f 66 0644 , write $0 text 4 , close $0
 //
 // Calls are separated by ",".  An argument is a number, $N (the result of call N), buf:SIZE (a buffer, printed as
-// "data" as far as the call filled it), null, bad (an address that is not mapped) or else a string; str:TEXT is a
-// string always.
+// "data" as far as the call filled it), null, bad (an address that is not mapped), hole (nor is this one, but it is an
+// address as others are), guard:N (N bytes before a page that is not there), noread (a page that can be neither read
+// nor written), readonly, or else a string; str:TEXT is a string always, and tail:TEXT one that ends where a page
+// does that is followed by none; word:N is the address of a number, unix:PATH that of a socket's address.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { CALLS = 64, ARGUMENTS = 6, BUFFER_MAX = 1 << 20 };
@@ -25,6 +30,9 @@ static const struct {
 #undef SYSCALL
     {"getpid", SYS_getpid},
     {"poll", SYS_poll},
+    {"socket", SYS_socket},
+    {"epoll_create1", SYS_epoll_create1},
+    {"epoll_ctl", SYS_epoll_ctl},
     {"pipe2", SYS_pipe2},
     {"memfd_create", SYS_memfd_create},
 };
@@ -36,11 +44,36 @@ static long number_of(const char *name) {
   exit(2);
 }
 
+// A page of its own, with nothing behind it.
+static char *page_of(int protection) {
+  char *pages = mmap(NULL, 3 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  mprotect(pages, 4096, protection);
+  munmap(pages + 4096, 2 * 4096);
+  return pages;
+}
+
 static long value_of(char *text, const long *results, char **buffer) {
   char *end;
   if (text[0] == '$') return results[atoi(text + 1)];
   if (strcmp(text, "null") == 0) return 0;
   if (strcmp(text, "bad") == 0) return 16;
+  if (strncmp(text, "word:", 5) == 0) {
+    long *word = malloc(sizeof *word);
+    *word = atol(text + 5);
+    return (long)word;
+  }
+  if (strncmp(text, "unix:", 5) == 0) {
+    struct sockaddr_un *address = calloc(1, sizeof *address);
+    address->sun_family = AF_UNIX;
+    strncpy(address->sun_path, text + 5, sizeof address->sun_path - 1);
+    return (long)address;
+  }
+  if (strcmp(text, "hole") == 0) return (long)(page_of(PROT_READ) + 4096);
+  if (strcmp(text, "noread") == 0) return (long)page_of(PROT_NONE);
+  if (strcmp(text, "readonly") == 0) return (long)page_of(PROT_READ);
+  if (strncmp(text, "guard:", 6) == 0) return (long)(page_of(PROT_READ | PROT_WRITE) + 4096 - atol(text + 6));
+  if (strncmp(text, "tail:", 5) == 0)
+    return (long)strcpy(page_of(PROT_READ | PROT_WRITE) + 4096 - strlen(text + 5) - 1, text + 5);
   if (strncmp(text, "str:", 4) == 0) return (long)(text + 4);
   if (strncmp(text, "buf:", 4) == 0) return (long)(*buffer = calloc(1, (size_t)atol(text + 4) + 1));
   long value = strtol(text, &end, 0);

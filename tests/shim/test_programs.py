@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from support import call
+from support import ROOT, call
 
 import pymadfs
 
@@ -22,10 +22,19 @@ def test_every_site_is_rewritten(run):
 
 
 @pytest.mark.parametrize("name", ["cancel", "threads", "stacks", "vforks", "forks", "spawn", "spawn_open", "signals",
-                                  "registers", "lowest", "closing", "limit"])
+                                  "registers", "lowest", "closing", "limit", "lock_waits", "cancel_lock", "jumps",
+                                  "alternate", "faults", "passing", "answers", "requests"])
 def test_host(run, programs, name):
     done = run(programs / "host", name)
     assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
+
+
+def test_destructors_run_when_a_waiting_call_is_cancelled(run, tmp_path):
+    """The unwinder finds its way from a call of ours to the program's frames."""
+    source = ROOT / "tests" / "shim" / "cancel.cc"
+    subprocess.run(["g++", "-O2", "-o", tmp_path / "cancel", source, "-lpthread"], check=True)
+    done = run(tmp_path / "cancel")
+    assert (done.stdout, done.stderr, done.returncode) == ("10\n", "", 0)
 
 
 @pytest.mark.parametrize("name", ["cancel"])

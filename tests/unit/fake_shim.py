@@ -71,13 +71,19 @@ class Shim(types.ModuleType):
 
     @staticmethod
     def load(address, length):
-        assert address >= 4096 or not length
+        if address < 4096 and length:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
         return ctypes.string_at(address, length) if length else b""
 
     @staticmethod
     def store(address, data):
-        assert address >= 4096
+        if address < 4096:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
         ctypes.memmove(address, bytes(data), len(data))
+
+    @staticmethod
+    def probe(address, length, write):
+        return length if address >= 4096 else 0
 
     def set_cwd(self, path):
         self.cwd = path

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls that take two descriptors, or an address or list with names in it: copies from one file to another, sockets
+// with a path, asynchronous requests.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/aio_abi.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "intercept.h"
+
+enum { PIECE = 256 << 10, COPY_MAX = 16 << 20 };
+
+static enum madfs_verdict answer(struct madfs_frame *f, long result) {
+  f->number = result;
+  return MADFS_DONE;
+}
+
+// --- sendfile, copy_file_range --------------------------------------------------------------------------------------
+
+// One side of a copy.
+struct side {
+  int fd, slot;
+  unsigned long pointer;  // where its offset is; 0: the descriptor's own is used, and moves
+  int64_t offset;
+};
+
+static bool side_open(struct side *s, int fd, unsigned long pointer, long *error) {
+  *s = (struct side){.fd = fd, .slot = madfs_fd_slot(fd), .pointer = pointer};
+  *error = 0;
+  if (s->slot == FD_INTERNAL) *error = -EBADF;
+  else if (pointer && !madfs_user_in(&s->offset, (const void *)pointer, sizeof s->offset)) *error = -EFAULT;
+  else if (pointer && s->offset < 0) *error = -EINVAL;
+  else if (s->slot >= 0 && (madfs_slot_flags(s->slot) & O_DIRECTORY)) *error = -EISDIR;
+  return !*error;
+}
+
+static long move(const struct side *s, bool writes, char *buffer, size_t size) {
+  int ignored;
+  if (s->slot < 0) {
+    if (s->pointer) return RAW(writes ? SYS_pwrite64 : SYS_pread64, s->fd, buffer, size, s->offset);
+    return RAW(writes ? SYS_write : SYS_read, s->fd, buffer, size);
+  }
+  struct madfs_call call = {.number = writes ? CALL_write : CALL_read, .count = 3};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(s->slot)};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)buffer};
+  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)size};
+  if (s->pointer) {
+    call.number = writes ? CALL_pwrite : CALL_pread;
+    call.arg[call.count++] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = s->offset};
+  }
+  return madfs_runtime_call(&call, &ignored);
+}
+
+// What was read and not written was not read, either.
+static void give_back(const struct side *s, long size) {
+  if (s->pointer || !size) return;
+  if (s->slot < 0) RAW(SYS_lseek, s->fd, -size, SEEK_CUR);
+  else madfs_slot_seek(s->slot, -size, SEEK_CUR);
+}
+
+static void advance(struct side *s, long size) {
+  if (s->pointer) s->offset += size;
+}
+
+static long side_close(const struct side *s, long result) {
+  if (!s->pointer || madfs_user_out((void *)s->pointer, &s->offset, sizeof s->offset)) return result;
+  return -EFAULT;
+}
+
+static long copy_pieces(struct side *in, struct side *out, char *buffer, size_t size) {
+  long done = 0, result = 0;
+  while ((size_t)done < size) {
+    size_t piece = size - (size_t)done < PIECE ? size - (size_t)done : PIECE;
+    long got = move(in, false, buffer, piece);
+    if (got <= 0) {
+      result = got;
+      break;
+    }
+    advance(in, got);
+    result = move(out, true, buffer, (size_t)got);
+    long put = result > 0 ? result : 0;
+    advance(out, put);
+    give_back(in, got - put);
+    if (in->pointer) in->offset -= got - put;
+    done += put;
+    if (put < got) break;
+  }
+  return done ? done : result;
+}
+
+// sendfile to a socket or pipe: it may block, so it is written on the application's stack with its signals.
+static bool send_piece(struct madfs_thread *t) {
+  struct madfs_frame *f = t->later_frame;
+  struct side in;
+  long error, got = t->later_size;
+  char *buffer = t->later_buffer;
+  t->later_frame = NULL;
+  side_open(&in, (int)f->argument[1], f->argument[2], &error);
+  int fd = (int)f->argument[0];
+  long put = RAW(SYS_write, fd, buffer, got);
+  long sent = put > 0 ? put : 0;
+  give_back(&in, got - sent);
+  advance(&in, sent);
+  RAW(SYS_munmap, buffer, PIECE);
+  f->number = side_close(&in, put);
+  return true;
+}
+
+// 0 for what can be copied from and to, or -errno.
+static long check_host(const struct side *s) {
+  struct stat file;
+  long result = s->slot < 0 ? RAW(SYS_fstat, s->fd, &file) : 0;
+  if (s->slot >= 0 || madfs_failed(result)) return result;
+  return S_ISREG(file.st_mode) || S_ISBLK(file.st_mode) ? 0 : -EINVAL;
+}
+
+static long copy_file(struct madfs_frame *f, struct side *in, struct side *out, size_t size, bool sends) {
+  struct madfs_thread *t = madfs_local.thread;
+  if (size > COPY_MAX) size = COPY_MAX;
+  if (!size) return 0;
+  long pages = RAW(SYS_mmap, 0, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (madfs_failed(pages)) return pages;
+  char *buffer = (char *)pages;
+  long result;
+  if (sends && out->slot < 0) {
+    result = move(in, false, buffer, size < PIECE ? size : PIECE);
+    if (result > 0) {
+      t->later = send_piece;
+      t->later_frame = f;
+      t->later_buffer = buffer;
+      t->later_size = result;
+      return 0;
+    }
+  } else {
+    result = copy_pieces(in, out, buffer, size);
+    if (result > 0) result = side_close(in, side_close(out, result));
+  }
+  RAW(SYS_munmap, pages, PIECE);
+  return result;
+}
+
+static bool sendfile_concerns(struct madfs_frame *f) {
+  return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[1]);
+}
+
+static enum madfs_verdict sendfile_work(struct madfs_frame *f) {
+  struct side in, out;
+  long error;
+  if (!side_open(&in, (int)f->argument[1], f->argument[2], &error) ||
+      !side_open(&out, (int)f->argument[0], 0, &error))
+    return answer(f, error == -EISDIR ? -EINVAL : error);
+  if (in.slot < 0 && out.slot < 0) return MADFS_PASS;
+  if (out.slot >= 0 && (madfs_slot_flags(out.slot) & O_APPEND)) return answer(f, -EINVAL);
+  error = check_host(&in);
+  if (error) return answer(f, error);
+  if (out.slot < 0 && madfs_failed(RAW(SYS_fcntl, out.fd, F_GETFD))) return answer(f, -EBADF);
+  struct madfs_thread *t = madfs_local.thread;
+  long result = copy_file(f, &in, &out, f->argument[3], true);
+  return t->later_frame == f ? MADFS_DONE : answer(f, result);
+}
+
+const struct madfs_shim madfs_shim_sendfile = {sendfile_concerns, sendfile_work};
+
+static bool copy_concerns(struct madfs_frame *f) {
+  return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[2]);
+}
+
+static enum madfs_verdict copy_work(struct madfs_frame *f) {
+  struct side in, out;
+  long error;
+  size_t size = f->argument[4];
+  if (!side_open(&in, (int)f->argument[0], f->argument[1], &error) ||
+      !side_open(&out, (int)f->argument[2], f->argument[3], &error))
+    return answer(f, error);
+  if (in.slot < 0 && out.slot < 0) return MADFS_PASS;
+  if (f->argument[5]) return answer(f, -EINVAL);
+  error = check_host(&in);
+  if (!error) error = check_host(&out);
+  if (error) return answer(f, error);
+  uint32_t flags = out.slot >= 0 ? madfs_slot_flags(out.slot) : (uint32_t)RAW(SYS_fcntl, out.fd, F_GETFL);
+  if (flags & O_APPEND) return answer(f, -EBADF);
+  if (in.slot >= 0 && in.slot == out.slot) {  // the ranges must not overlap
+    int64_t own = madfs_fds_offset_get(madfs_fd_handle(in.slot));
+    int64_t from = in.pointer ? in.offset : own, to = out.pointer ? out.offset : own;
+    if ((from < to ? to - from : from - to) < (int64_t)(size < COPY_MAX ? size : COPY_MAX)) return answer(f, -EINVAL);
+  }
+  return answer(f, copy_file(f, &in, &out, size, false));
+}
+
+const struct madfs_shim madfs_shim_copy_file_range = {copy_concerns, copy_work};
+
+// --- sockets with a path --------------------------------------------------------------------------------------------
+
+// No socket can be there: it would be the kernel's.
+static bool address_concerns(struct madfs_frame *f) {
+  const char *address = (const char *)f->argument[1];
+  size_t size = f->argument[2] & 0xffffffff;
+  const size_t at = offsetof(struct sockaddr_un, sun_path);
+  char path[sizeof(((struct sockaddr_un *)0)->sun_path) + 1];
+  if (size <= at || size > sizeof(struct sockaddr_un) || (unsigned long)address < MADFS_POINTER_MIN) return false;
+  if (arch_peek_byte(address) != AF_UNIX || arch_peek_byte(address + 1) || !arch_peek_byte(address + at)) return false;
+  if (!madfs_user_in(path, address + at, size - at)) return false;
+  path[size - at] = 0;
+  return madfs_path_concerns(AT_FDCWD, path);
+}
+
+static enum madfs_verdict address_work(struct madfs_frame *f, long refused) {
+  struct sockaddr_un address = {0};
+  size_t length;
+  if (!madfs_user_in(&address, (const void *)f->argument[1], (size_t)(f->argument[2] & 0xffffffff))) return MADFS_PASS;
+  char *path = madfs_local.thread->given[0];
+  memcpy(path, address.sun_path, sizeof address.sun_path);
+  path[sizeof address.sun_path] = 0;
+  int where = madfs_path_locate(AT_FDCWD, path, madfs_local.thread->path[0], &length);
+  return where == PATH_OURS ? answer(f, refused) : MADFS_PASS;
+}
+
+static enum madfs_verdict bind_work(struct madfs_frame *f) { return address_work(f, -EOPNOTSUPP); }
+static enum madfs_verdict connect_work(struct madfs_frame *f) { return address_work(f, -ECONNREFUSED); }
+
+const struct madfs_shim madfs_shim_bind = {address_concerns, bind_work};
+const struct madfs_shim madfs_shim_connect = {address_concerns, connect_work};
+
+// --- asynchronous requests ------------------------------------------------------------------------------------------
+
+// How many requests of the list come before the first one for a file of ours.
+static long requests_before(struct madfs_frame *f) {
+  struct iocb *const *list = (struct iocb *const *)f->argument[2];
+  long count = (long)f->argument[1];
+  for (long i = 0; i < count; i++) {
+    const struct iocb *request = (const struct iocb *)arch_peek(&list[i]);
+    if (!arch_touch((const char *)&list[i], false) || !arch_touch((const char *)request, false)) return count;
+    if (madfs_fd_concerns((int)(arch_peek(&request->aio_lio_opcode) >> 32))) return i;
+  }
+  return count;
+}
+
+static bool submit_concerns(struct madfs_frame *f) {
+  return atomic_load(&madfs_fds_top) >= 0 && requests_before(f) < (long)f->argument[1];
+}
+
+static enum madfs_verdict submit_work(struct madfs_frame *f) {
+  long count = requests_before(f);
+  return answer(f, count ? RAW(SYS_io_submit, f->argument[0], count, f->argument[2]) : -EINVAL);
+}
+
+const struct madfs_shim madfs_shim_io_submit = {submit_concerns, submit_work};
+
+static bool ring_concerns(struct madfs_frame *f) { return (void)f, true; }
+static enum madfs_verdict ring_work(struct madfs_frame *f) { return answer(f, -ENOSYS); }
+
+const struct madfs_shim madfs_shim_io_uring_setup = {ring_concerns, ring_work};
