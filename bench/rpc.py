@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Round trip of a small RPC and bandwidth of bulk, Python on both sides, against C on the same UCX."""
+"""Round trips with Python on both sides (messages, and whole calls) against C on the same UCX; bandwidth of bulk."""
 import asyncio
 import ctypes
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import uvloop
 from pymadfs import cluster, door, ops
 from pymadfs.config import Config
 from pymadfs.rpc import Client, Service
+from pymadfs.transport import ucx
 
 from . import common
 
@@ -53,14 +56,62 @@ async def serve(path):
     await asyncio.Event().wait()
 
 
-def microseconds(client, calls):
-    """Median round trip of a call with 64 bytes or so each way."""
-    call, clock, lasted = client.call, time.perf_counter_ns, []
+def microseconds(call, calls):
+    """Median time of ``call()``."""
+    clock, lasted = time.perf_counter_ns, []
     for _ in range(calls):
         begin = clock()
-        call(0, ops.GETATTR, b"/a/hint/of/some/length", 1)
+        call()
         lasted.append(clock() - begin)
     return statistics.median(lasted) / 1e3
+
+
+REQUEST_TAG, REPLY_TAG = ops.TAG_REQUEST << ops.TAG_SHIFT | 1, ops.TAG_REPLY << ops.TAG_SHIFT | 1
+REPLY = ops.REPLY.pack(1, 0, 0) + bytes(ops.ATTR.size)
+
+
+def echo(transports, door):
+    """The other side of ``message_trips``: answer every message until killed."""
+    os.sched_setaffinity(0, {0})
+    transport = ucx.Ucx(Config({"MADFS_UCX_TLS": transports}))
+    door.send(transport.address)
+    peer = transport.connect(door.recv(1 << 16), -1)
+    door.send(b"ready")
+    while True:
+        for _ in transport.poll(1_000_000, 64):
+            transport.send(peer, REPLY_TAG, REPLY, b"")
+
+
+def message_trips(transports, calls):
+    """Median round trips in us of a request in two pieces and a reply of 96 bytes: the binding without the RPC."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        try:
+            echo(transports, theirs)
+        finally:
+            os._exit(1)
+    try:
+        os.sched_setaffinity(0, {1 % os.cpu_count()})
+        transport = ucx.Ucx(Config({"MADFS_UCX_TLS": transports}))
+        address = ours.recv(1 << 16)
+        ours.send(transport.address)
+        peer = transport.connect(address, -1)
+        if ours.recv(16) != b"ready":
+            raise RuntimeError("the other side of the benchmark did not start")
+        handle, tail = transport.slot().handle, b"/a/hint/of/some/length"
+
+        def trip():
+            length = len(REPLY)
+            if transport.ask(handle, peer, REQUEST_TAG, REPLY_TAG, 40, tail, len(tail), length, 5_000_000) != length:
+                raise RuntimeError("no answer")
+
+        microseconds(trip, 1000)
+        return [microseconds(trip, calls) for _ in range(ROUNDS)]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.sched_setaffinity(0, range(os.cpu_count()))
 
 
 def bulk_rate(client, calls):
@@ -74,7 +125,6 @@ def bulk_rate(client, calls):
 
 
 def free_port():
-    import socket
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -94,8 +144,12 @@ def measure(transports, directory, quick):
         os.sched_setaffinity(0, {1 % os.cpu_count()})
         client = Client(described, Config({"MADFS_UCX_TLS": transports}))
         scale = 20 if quick else 1
-        microseconds(client, 1000)
-        trips = [microseconds(client, CALLS // scale) for _ in range(ROUNDS)]
+
+        def call():
+            client.call(0, ops.GETATTR, b"/a/hint/of/some/length", 1)
+
+        microseconds(call, 1000)
+        trips = [microseconds(call, CALLS // scale) for _ in range(ROUNDS)]
         rates = [bulk_rate(client, 1000 // scale) for _ in range(ROUNDS)]
         client.close()
         return trips, rates
@@ -114,7 +168,9 @@ def run(quick=False):
             limit = statistics.median(float(common.capture([pingpong, transports, CALLS // (20 if quick else 1)]))
                                       for _ in range(1 if quick else ROUNDS))
             trips, rates = measure(transports, directory, quick)
-            yield common.Row(f"round_trip_{name}", statistics.median(trips), "us", limit)
+            messages = message_trips(transports, CALLS // (20 if quick else 1))
+            yield common.Row(f"round_trip_{name}", statistics.median(messages), "us", limit)
+            yield common.Row(f"call_{name}", statistics.median(trips), "us", limit)
             yield common.Row(f"bulk_read_512KiB_{name}", statistics.median(rates), "MiB/s", None)
 
 
