@@ -61,20 +61,19 @@ def pin(pid, cpu):
 
 
 @contextmanager
-def servers(count, *, pin_to=None, environment=None):
+def servers(count, *, pin_to=None):
     """A standing cluster of ``count`` servers for the duration; yields the path of its cluster file.
 
     ``pin_to`` binds the servers to that CPU (they then see one core, and so poll rather than sleep only when told).
     """
-    environment = {**os.environ, **(environment or {})}
     with tempfile.TemporaryDirectory(prefix="madfs-bench-") as directory:
         path = os.path.join(directory, "cluster")
         store = os.path.join(directory, "store")
-        capture(command("up", "--servers", count, "--cluster", path, "--store", store), env=environment)
+        capture(command("up", "--servers", count, "--cluster", path, "--store", store))
         try:
             if pin_to is not None:
                 for server in cluster.read(path).servers:
                     pin(server.pid, pin_to)
             yield path
         finally:
-            capture(command("down", "--cluster", path), env=environment)
+            capture(command("down", "--cluster", path))
