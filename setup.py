@@ -368,7 +368,7 @@ class Runtime(Command):
 
 setup(
     version=version(),
-    packages=["pymadfs", "pymadfs.transport", "pymadfs.server"],
+    packages=["pymadfs", "pymadfs.syscalls", "pymadfs.transport", "pymadfs.server"],
     package_dir={"pymadfs": "pymadfs", "pymadfs.server": "server"},
     package_data={"pymadfs": ["py.typed", "_ucx*.c", "_ucx*.h"]},
     ext_modules=[Extension("pymadfs._ucx_cffi", [])],

@@ -3,7 +3,7 @@
  * The border between the shim and Python: the only file that includes Python.h.
  *
  * It starts the interpreter from modules frozen into this library (freeze.py), turns a canonical call into a call of
- * the function of that name in pymadfs/syscalls.py on the caller's own thread, and the result or exception into what
+ * the function of that name in pymadfs/syscalls/ on the caller's own thread, and the result or exception into what
  * the kernel would have returned.
  *
  * Each thread keeps its Python thread state from its first call to its end: making one costs as much as 300 calls.

@@ -426,7 +426,7 @@ def _canonical_rows():
 
 
 def call_names():
-    """Names of the functions that ``syscalls.py`` has, in a stable order: a name's index is its call number."""
+    """Names of the functions that ``syscalls/`` has, in a stable order: a name's index is its call number."""
     return list(dict.fromkeys(call.partition("(")[0] for _, call in _canonical_rows()))
 
 

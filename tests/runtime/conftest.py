@@ -21,7 +21,7 @@ def runtime():
 
 @pytest.fixture(scope="session")
 def standin(tmp_path_factory):
-    """Path of a runtime that is the built one but for ``standin/syscalls.py``."""
+    """Path of a runtime that is the built one but for ``standin/syscalls.py``, in place of the package."""
     path = tmp_path_factory.mktemp("standin") / "libmadfs_runtime.so"
     command = [sys.executable, "setup.py", "-q", "runtime", "--overlay", f"{HERE}/standin", "--output", str(path)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)

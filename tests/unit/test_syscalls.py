@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of syscalls.py cannot be compared with a local directory: handles, failures, memory, the way out of the
+"""What of syscalls/ cannot be compared with a local directory: handles, failures, memory, the way out of the
 mount."""
 
 import ctypes
@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import fake_shim
 import pytest
@@ -20,6 +21,9 @@ from pymadfs import abi, ops, syscalls  # noqa: E402
 from pymadfs.client import FileSystem, HostPath  # noqa: E402
 from pymadfs.config import Config  # noqa: E402
 from pymadfs.layout import chunk_server, home  # noqa: E402
+from pymadfs.syscalls import data, files  # noqa: E402
+
+calls = SimpleNamespace(**syscalls.FUNCTIONS)
 
 CHUNK = 64
 MAP_FIXED = 0x10
@@ -44,8 +48,8 @@ class Memory:
 @pytest.fixture
 def servers():
     shim.reset()
-    syscalls._files.clear()
-    syscalls._locked.clear()
+    files.open_files.clear()
+    files.locked.clear()
     config = Config({})
     config.chunk_size, config.eager_max = CHUNK, 256
     fake = Servers(3)
@@ -55,23 +59,23 @@ def servers():
 
 
 def opened(path=b"/madfs/file", flags=CREAT | RW, mode=0o644):
-    return shim.handle(syscalls.openat(path, flags, mode))
+    return shim.handle(calls.openat(path, flags, mode))
 
 
 def write(handle, data):
     memory = Memory(data)
-    return syscalls.write(handle, memory.at, len(data))
+    return calls.write(handle, memory.at, len(data))
 
 
 def pread(handle, length, offset=0):
     memory = Memory(bytes(length))
-    count = syscalls.pread(handle, memory.at, length, offset)
+    count = calls.pread(handle, memory.at, length, offset)
     return memory.data[:count]
 
 
 def read(handle, length):
     memory = Memory(bytes(length))
-    count = syscalls.read(handle, memory.at, length)
+    count = calls.read(handle, memory.at, length)
     return memory.data[:count]
 
 
@@ -99,24 +103,24 @@ def test_what_the_shim_keeps_is_enough_for_another_process(servers):
     assert pread(handle, 300) == b"x" * 200 and node.openings == 2, "the child counts as one more"
     assert write(handle, b"y") == 1 and shim.offsets[handle] == 201
     servers.log.clear()
-    syscalls.fsync(handle)
+    calls.fsync(handle)
     assert [name for _, name in servers.log].count("fsync") == 3, "what the parent wrote is synced, too"
-    syscalls.release(handle)
+    calls.release(handle)
     syscalls.exiting()
     assert node.openings == 1
 
 
 def test_release_of_what_this_process_never_used(servers):
     handle = opened()
-    syscalls.release(handle)
+    calls.release(handle)
     syscalls.exiting()
     assert servers.names[b"/file"].openings == 0
     other = opened()
     syscalls.after_fork_child()
-    syscalls.release(other)
+    calls.release(other)
     syscalls.exiting()
     assert servers.names[b"/file"].openings == 1, "the parent's opening is the parent's to end"
-    assert syscalls.release(12345) == 0
+    assert calls.release(12345) == 0
 
 
 def test_no_descriptor_left(servers):
@@ -146,7 +150,7 @@ def test_append_may_be_switched_on_later(servers):
 
 
 def test_table_of_files_does_not_grow_with_what_others_closed(servers, monkeypatch):
-    monkeypatch.setattr(syscalls, "FILES_MAX", 10)
+    monkeypatch.setattr(files, "FILES_MAX", 10)
     handles = [opened() for _ in range(10)]
     for handle in handles:
         pread(handle, 1)
@@ -154,9 +158,9 @@ def test_table_of_files_does_not_grow_with_what_others_closed(servers, monkeypat
         del shim.slots[handle]
     shim.slots[99 | 1 << 20], shim.offsets[99 | 1 << 20] = shim.slots[handles[0]], 0
     pread(99 | 1 << 20, 1)
-    assert set(syscalls._files) == {handles[0], 99 | 1 << 20}
+    assert set(files.open_files) == {handles[0], 99 | 1 << 20}
     with failure(errno.EBADF):
-        syscalls.fstat(777, 4096)
+        calls.fstat(777, 4096)
 
 
 # --- shared offsets -------------------------------------------------------------------------------------------------
@@ -209,28 +213,28 @@ def test_one_request_for_a_few_small_buffers(servers):
     parts = [Memory(b"ab"), Memory(b""), Memory(b"cdef")]
     vector = Memory(b"".join(struct.pack("<Qq", part.at, part.length) for part in parts))
     servers.rounds.clear()
-    assert syscalls.writev(handle, vector.at, 3) == 6 and servers.rounds == [1]
-    assert syscalls.preadv(handle, vector.at, 3, 2) == 4 and servers.rounds == [1, 1]
+    assert calls.writev(handle, vector.at, 3) == 6 and servers.rounds == [1]
+    assert calls.preadv(handle, vector.at, 3, 2) == 4 and servers.rounds == [1, 1]
     assert [part.data for part in parts] == [b"cd", b"", b"efef"]
-    assert syscalls.preadv2(handle, vector.at, 3, 0, abi.RWF_HIPRI) == 6 and parts[2].data == b"cdef"
+    assert calls.preadv2(handle, vector.at, 3, 0, abi.RWF_HIPRI) == 6 and parts[2].data == b"cdef"
     shim.offsets[handle] = 1
-    assert syscalls.preadv2(handle, vector.at, 1, -1, 0) == 2 and parts[0].data == b"bc" and shim.offsets[handle] == 3
+    assert calls.preadv2(handle, vector.at, 1, -1, 0) == 2 and parts[0].data == b"bc" and shim.offsets[handle] == 3
 
 
 def test_flags_of_one_write(servers):
     handle = opened()
     part = Memory(b"xyz")
     vector = Memory(struct.pack("<Qq", part.at, 3))
-    assert syscalls.pwritev2(handle, vector.at, 1, 0, abi.RWF_APPEND) == 3 == syscalls.pwritev(handle, vector.at, 1, 1)
-    assert syscalls.pwritev2(handle, vector.at, 1, 0, abi.RWF_APPEND) == 3 and pread(handle, 99) == b"xxyzxyz"
+    assert calls.pwritev2(handle, vector.at, 1, 0, abi.RWF_APPEND) == 3 == calls.pwritev(handle, vector.at, 1, 1)
+    assert calls.pwritev2(handle, vector.at, 1, 0, abi.RWF_APPEND) == 3 and pread(handle, 99) == b"xxyzxyz"
     assert shim.offsets[handle] == 0
-    assert syscalls.pwritev2(handle, vector.at, 1, -1, abi.RWF_DSYNC) == 3 and shim.offsets[handle] == 3
+    assert calls.pwritev2(handle, vector.at, 1, -1, abi.RWF_DSYNC) == 3 and shim.offsets[handle] == 3
     assert servers.log[-1][1] == "fsync"
-    for call in (syscalls.preadv2, syscalls.pwritev2):
+    for call in (calls.preadv2, calls.pwritev2):
         with failure(errno.EOPNOTSUPP):
             call(handle, vector.at, 1, 0, 0x40000000)
     with failure(errno.EINVAL):
-        syscalls.pwritev2(handle, vector.at, 1, -2, 0)
+        calls.pwritev2(handle, vector.at, 1, -2, 0)
 
 
 def test_synchronous_files_are_synced(servers):
@@ -244,32 +248,32 @@ def test_bad_addresses(servers, address):
     handle = opened()
     vector = Memory(struct.pack("<Qq", address & 0xFFFFFFFFFFFFFFFF if address > 0 else 8, 5))
     for call in (
-        lambda: syscalls.fstat(handle, address),
-        lambda: syscalls.newfstatat(b"/madfs/file", address, 0),
-        lambda: syscalls.readv(handle, vector.at, 1),
-        lambda: syscalls.writev(handle, address, 1),
-        lambda: syscalls.statfs(b"/madfs", address),
-        lambda: syscalls.getdents64(opened(b"/madfs/", R), address, 1000),
-        lambda: syscalls.openat2(b"/madfs/file", address, 24),
+        lambda: calls.fstat(handle, address),
+        lambda: calls.newfstatat(b"/madfs/file", address, 0),
+        lambda: calls.readv(handle, vector.at, 1),
+        lambda: calls.writev(handle, address, 1),
+        lambda: calls.statfs(b"/madfs", address),
+        lambda: calls.getdents64(opened(b"/madfs/", R), address, 1000),
+        lambda: calls.openat2(b"/madfs/file", address, 24),
     ):
         with failure(errno.EFAULT):
             call()
-    assert syscalls.read(handle, address, 0) == 0 == syscalls.write(handle, address, 0) and shim.offsets[handle] == 0
+    assert calls.read(handle, address, 0) == 0 == calls.write(handle, address, 0) and shim.offsets[handle] == 0
 
 
 def test_counts_as_linux_limits_them(servers):
     handle, memory = opened(), Memory(b"x" * 16)
     with failure(errno.EINVAL):
-        syscalls.read(handle, memory.at, -1)
+        calls.read(handle, memory.at, -1)
     for count in (-1, 1025):
         with failure(errno.EINVAL):
-            syscalls.readv(handle, memory.at, count)
+            calls.readv(handle, memory.at, count)
     vector = Memory(struct.pack("<QqQq", memory.at, 4, memory.at, -1))
     with failure(errno.EINVAL):
-        syscalls.writev(handle, vector.at, 2)
-    assert syscalls._count(1 << 40) == 0x7FFFF000
+        calls.writev(handle, vector.at, 2)
+    assert data._count(1 << 40) == 0x7FFFF000
     vector = Memory(struct.pack("<QqQq", memory.at, 0x7FFFEFFF, memory.at, 99))
-    assert syscalls._vector(vector.at, 2, False) == ([(memory.at, 0x7FFFEFFF), (memory.at, 1)], 0x7FFFF000)
+    assert data._vector(vector.at, 2, False) == ([(memory.at, 0x7FFFEFFF), (memory.at, 1)], 0x7FFFF000)
 
 
 # --- directories ----------------------------------------------------------------------------------------------------
@@ -286,34 +290,34 @@ def names_in(data):
 
 def listing(handle, size):
     memory = Memory(bytes(size))
-    count = syscalls.getdents64(handle, memory.at, size)
+    count = calls.getdents64(handle, memory.at, size)
     return names_in(memory.data[:count])
 
 
 def test_a_listing_is_read_once_until_rewound(servers):
     for number in range(5):
-        syscalls.mknodat(b"/madfs/%d" % number, stat.S_IFREG, 0)
+        calls.mknodat(b"/madfs/%d" % number, stat.S_IFREG, 0)
     handle = opened(b"/madfs", R | os.O_DIRECTORY)
     assert listing(handle, 50) == [(b".", 1), (b"..", 2)]
-    syscalls.mknodat(b"/madfs/new", stat.S_IFREG, 0)
+    calls.mknodat(b"/madfs/new", stat.S_IFREG, 0)
     asked = len(servers.log)
     assert [name for name, _ in listing(handle, 1000)] == [b"0", b"1", b"2", b"3", b"4"]
     assert listing(handle, 1000) == [] and len(servers.log) == asked
-    assert syscalls.lseek(handle, 3, os.SEEK_SET) == 3 and listing(handle, 24) == [(b"1", 4)]
-    assert syscalls.lseek(handle, 0, os.SEEK_CUR) == 4
-    syscalls.lseek(handle, 0, os.SEEK_SET)
+    assert calls.lseek(handle, 3, os.SEEK_SET) == 3 and listing(handle, 24) == [(b"1", 4)]
+    assert calls.lseek(handle, 0, os.SEEK_CUR) == 4
+    calls.lseek(handle, 0, os.SEEK_SET)
     assert listing(handle, 1000)[-1] == (b"new", 8)
-    syscalls.lseek(handle, 0, os.SEEK_SET)
+    calls.lseek(handle, 0, os.SEEK_SET)
     for size, code in ((0, errno.EINVAL), (23, errno.EINVAL)):
         with failure(code):
             listing(handle, size)
     with failure(errno.EINVAL):
-        syscalls.lseek(handle, 0, os.SEEK_END)
+        calls.lseek(handle, 0, os.SEEK_END)
 
 
 def test_another_process_goes_on_with_a_listing(servers):
     for number in range(5):
-        syscalls.mknodat(b"/madfs/%d" % number, stat.S_IFREG, 0)
+        calls.mknodat(b"/madfs/%d" % number, stat.S_IFREG, 0)
     handle = opened(b"/madfs", R)
     assert len(listing(handle, 24 * 4)) == 4
     syscalls.after_fork_child()
@@ -333,14 +337,14 @@ def test_getdents_needs_a_directory(servers):
 def test_mmap_is_a_copy(servers):
     handle = opened()
     write(handle, b"x" * 5000)
-    address = syscalls.mmap(handle, 0, 12288, abi.PROT_READ, abi.MAP_PRIVATE, 0)
+    address = calls.mmap(handle, 0, 12288, abi.PROT_READ, abi.MAP_PRIVATE, 0)
     assert shim.load(address, 12288) == b"x" * 5000 + bytes(7288)
     assert shim.protected == [(address, 12288, abi.PROT_READ)]
-    there = syscalls.mmap(handle, address, 4096, 3, abi.MAP_PRIVATE | MAP_FIXED, 4096)
+    there = calls.mmap(handle, address, 4096, 3, abi.MAP_PRIVATE | MAP_FIXED, 4096)
     assert there == address and shim.load(address, 4096) == b"x" * 904 + bytes(3192)
-    shared = syscalls.mmap(handle, 0, 4096, abi.PROT_READ, abi.MAP_SHARED, 0)
+    shared = calls.mmap(handle, 0, 4096, abi.PROT_READ, abi.MAP_SHARED, 0)
     assert shim.load(shared, 4096) == b"x" * 4096
-    past = syscalls.mmap(handle, 0, 4096, abi.PROT_READ, abi.MAP_PRIVATE, 1 << 20)
+    past = calls.mmap(handle, 0, 4096, abi.PROT_READ, abi.MAP_PRIVATE, 1 << 20)
     assert shim.load(past, 4096) == bytes(4096)
 
 
@@ -358,19 +362,19 @@ def test_mmap_refuses(servers):
     )
     for which, length, prot, flags, offset, code in cases:
         with failure(code):
-            syscalls.mmap(which, 0, length, prot, flags, offset)
+            calls.mmap(which, 0, length, prot, flags, offset)
 
 
 def test_ioctl(servers):
     handle, memory = opened(), Memory(bytes(4))
     write(handle, b"x" * 100)
     shim.offsets[handle] = 30
-    assert syscalls.ioctl(handle, abi.FIONREAD, memory.at) == 0 and memory.data == struct.pack("<i", 70)
+    assert calls.ioctl(handle, abi.FIONREAD, memory.at) == 0 and memory.data == struct.pack("<i", 70)
     shim.offsets[handle] = 101
-    assert syscalls.ioctl(handle, abi.FIONREAD, memory.at) == 0 and memory.data == struct.pack("<i", -1)
+    assert calls.ioctl(handle, abi.FIONREAD, memory.at) == 0 and memory.data == struct.pack("<i", -1)
     for which, request in ((handle, 0x5401), (opened(b"/madfs", R), abi.FIONREAD)):
         with failure(errno.ENOTTY):
-            syscalls.ioctl(which, request, memory.at)
+            calls.ioctl(which, request, memory.at)
 
 
 # --- attributes -----------------------------------------------------------------------------------------------------
@@ -380,27 +384,27 @@ def test_stat_and_statx_agree(servers):
     handle = opened()
     write(handle, b"x" * 700)
     by_path, by_fd, wide, wide_fd = (Memory(bytes(256)) for _ in range(4))
-    syscalls.newfstatat(b"/madfs/file", by_path.at, abi.AT_NO_AUTOMOUNT)
-    syscalls.fstat(handle, by_fd.at)
-    syscalls.statx(b"/madfs/file", abi.AT_SYMLINK_NOFOLLOW, 0x7FF, wide.at)
-    syscalls.fstatx(handle, 0x7FF, wide_fd.at)
+    calls.newfstatat(b"/madfs/file", by_path.at, abi.AT_NO_AUTOMOUNT)
+    calls.fstat(handle, by_fd.at)
+    calls.statx(b"/madfs/file", abi.AT_SYMLINK_NOFOLLOW, 0x7FF, wide.at)
+    calls.fstatx(handle, 0x7FF, wide_fd.at)
     assert by_path.data == by_fd.data and wide.data == wide_fd.data
     device, ino = struct.unpack_from("<QQ", by_path.data)
     assert ino == struct.unpack_from("<Q", wide.data, 32)[0] == servers.names[b"/file"].ino
     assert os.makedev(*struct.unpack_from("<II", wide.data, 136)) == device == abi.DEVICE
     for call in (
-        lambda: syscalls.newfstatat(b"/madfs/file", by_path.at, 0x8000),
-        lambda: syscalls.statx(b"/madfs/file", 0, abi.STATX_RESERVED, wide.at),
-        lambda: syscalls.statx(b"/madfs/file", abi.AT_STATX_SYNC_TYPE, 0, wide.at),
-        lambda: syscalls.fstatx(handle, abi.STATX_RESERVED, wide.at),
-        lambda: syscalls.faccessat(b"/madfs/file", 8, 0),
-        lambda: syscalls.faccessat(b"/madfs/file", 0, 8),
-        lambda: syscalls.faccess(handle, 8),
-        lambda: syscalls.fchmodat(b"/madfs/file", 0, 1),
-        lambda: syscalls.fchownat(b"/madfs/file", 0, 0, 1),
-        lambda: syscalls.utimensat(b"/madfs/file", 0, 1),
-        lambda: syscalls.unlinkat(b"/madfs/file", 1),
-        lambda: syscalls.renameat2(b"/madfs/file", b"/madfs/x", 2),
+        lambda: calls.newfstatat(b"/madfs/file", by_path.at, 0x8000),
+        lambda: calls.statx(b"/madfs/file", 0, abi.STATX_RESERVED, wide.at),
+        lambda: calls.statx(b"/madfs/file", abi.AT_STATX_SYNC_TYPE, 0, wide.at),
+        lambda: calls.fstatx(handle, abi.STATX_RESERVED, wide.at),
+        lambda: calls.faccessat(b"/madfs/file", 8, 0),
+        lambda: calls.faccessat(b"/madfs/file", 0, 8),
+        lambda: calls.faccess(handle, 8),
+        lambda: calls.fchmodat(b"/madfs/file", 0, 1),
+        lambda: calls.fchownat(b"/madfs/file", 0, 0, 1),
+        lambda: calls.utimensat(b"/madfs/file", 0, 1),
+        lambda: calls.unlinkat(b"/madfs/file", 1),
+        lambda: calls.renameat2(b"/madfs/file", b"/madfs/x", 2),
     ):
         with failure(errno.EINVAL):
             call()
@@ -408,10 +412,10 @@ def test_stat_and_statx_agree(servers):
 
 def test_statfs(servers):
     one, two = Memory(bytes(120)), Memory(bytes(120))
-    assert syscalls.statfs(b"/madfs", one.at) == 0 == syscalls.fstatfs(opened(), two.at) and one.data == two.data
+    assert calls.statfs(b"/madfs", one.at) == 0 == calls.fstatfs(opened(), two.at) and one.data == two.data
     assert struct.unpack_from("<qqQQQ", one.data) == (0x4D414446, 4096, 2500, 1250, 1000)
     with failure(errno.ENOENT):
-        syscalls.statfs(b"/madfs/none", one.at)
+        calls.statfs(b"/madfs/none", one.at)
 
 
 def test_permissions_are_checked_for_the_real_user(servers, monkeypatch):
@@ -423,32 +427,32 @@ def test_permissions_are_checked_for_the_real_user(servers, monkeypatch):
         (5, 0, 2, False),
         (5, 5, 4, False),
     ):
-        monkeypatch.setattr(syscalls.posix, "getuid", lambda uid=uid: uid)
-        monkeypatch.setattr(syscalls.posix, "getgid", lambda gid=gid: gid)
-        for call, what in ((syscalls.faccess, (handle, mode)), (syscalls.faccessat, (b"/madfs/file", mode, 0))):
+        monkeypatch.setattr(files.posix, "getuid", lambda uid=uid: uid)
+        monkeypatch.setattr(files.posix, "getgid", lambda gid=gid: gid)
+        for call, what in ((calls.faccess, (handle, mode)), (calls.faccessat, (b"/madfs/file", mode, 0))):
             if granted:
                 assert call(*what) == 0
             else:
                 with failure(errno.EACCES):
                     call(*what)
-    assert syscalls.faccessat(b"/madfs/file", 6, abi.AT_EACCESS) == 0, "the effective user is root"
+    assert calls.faccessat(b"/madfs/file", 6, abi.AT_EACCESS) == 0, "the effective user is root"
 
 
 def test_chown(servers):
     handle, node = opened(), servers.names[b"/file"]
-    syscalls.symlinkat(b"file", b"/madfs/link")
-    syscalls.fchownat(b"/madfs/link", 5, -1, 0)
+    calls.symlinkat(b"file", b"/madfs/link")
+    calls.fchownat(b"/madfs/link", 5, -1, 0)
     assert (node.uid, node.gid) == (5, 0)
-    syscalls.fchown(handle, 0xFFFFFFFF, 7)
+    calls.fchown(handle, 0xFFFFFFFF, 7)
     assert (node.uid, node.gid) == (5, 7)
-    syscalls.fchownat(b"/madfs/link", 8, 9, abi.AT_SYMLINK_NOFOLLOW)
+    calls.fchownat(b"/madfs/link", 8, 9, abi.AT_SYMLINK_NOFOLLOW)
     assert (node.uid, servers.names[b"/link"].uid, servers.names[b"/link"].gid) == (5, 8, 9)
-    assert syscalls.fchownat(b"/madfs/link", -1, -1, 0) == 0
-    syscalls.fchmod(handle, 0o100600)
+    assert calls.fchownat(b"/madfs/link", -1, -1, 0) == 0
+    calls.fchmod(handle, 0o100600)
     assert node.mode == stat.S_IFREG | 0o600
     with failure(errno.EOPNOTSUPP):
-        syscalls.fchmodat(b"/madfs/link", 0o600, abi.AT_SYMLINK_NOFOLLOW)
-    assert syscalls.fchmodat(b"/madfs/file", 0o604, abi.AT_SYMLINK_NOFOLLOW) == 0 and node.mode & 0o777 == 0o604
+        calls.fchmodat(b"/madfs/link", 0o600, abi.AT_SYMLINK_NOFOLLOW)
+    assert calls.fchmodat(b"/madfs/file", 0o604, abi.AT_SYMLINK_NOFOLLOW) == 0 and node.mode & 0o777 == 0o604
 
 
 def test_times(servers):
@@ -457,49 +461,49 @@ def test_times(servers):
     def spec(*fields):
         return Memory(struct.pack("<qqqq", *fields)).at
 
-    syscalls.utimensat(b"/madfs/file", spec(5, 6, -7, 8), 0)
+    calls.utimensat(b"/madfs/file", spec(5, 6, -7, 8), 0)
     assert (node.atime, node.mtime) == (5 * 10**9 + 6, -7 * 10**9 + 8)
-    syscalls.futimens(handle, spec(0, abi.UTIME_OMIT, 1, 0))
+    calls.futimens(handle, spec(0, abi.UTIME_OMIT, 1, 0))
     assert (node.atime, node.mtime) == (5 * 10**9 + 6, 10**9)
-    assert syscalls.utimensat(b"/madfs/none", spec(0, abi.UTIME_OMIT, 0, abi.UTIME_OMIT), 0) == 0
+    assert calls.utimensat(b"/madfs/none", spec(0, abi.UTIME_OMIT, 0, abi.UTIME_OMIT), 0) == 0
     seen = []
     servers.hooks["setattr"] = seen.append
-    syscalls.utimensat(b"/madfs/file", spec(0, abi.UTIME_NOW, 9, 9), 0)
+    calls.utimensat(b"/madfs/file", spec(0, abi.UTIME_NOW, 9, 9), 0)
     assert seen[0].valid == ops.SET_ATIME_NOW | ops.SET_MTIME and node.mtime == 9 * 10**9 + 9
     for call in (
-        lambda: syscalls.utimensat(b"/madfs/file", 0, 0),
-        lambda: syscalls.futimens(handle, 0),
-        lambda: syscalls.futimesat(b"/madfs/file", 0),
-        lambda: syscalls.futimes(handle, 0),
-        lambda: syscalls.utime(b"/madfs/file", 0),
+        lambda: calls.utimensat(b"/madfs/file", 0, 0),
+        lambda: calls.futimens(handle, 0),
+        lambda: calls.futimesat(b"/madfs/file", 0),
+        lambda: calls.futimes(handle, 0),
+        lambda: calls.utime(b"/madfs/file", 0),
     ):
         servers.hooks["setattr"] = seen.append
         call()
         assert seen[-1].valid == ops.SET_ATIME_NOW | ops.SET_MTIME_NOW
-    syscalls.futimesat(b"/madfs/file", spec(1, 2, 3, 4))
+    calls.futimesat(b"/madfs/file", spec(1, 2, 3, 4))
     assert (node.atime, node.mtime) == (10**9 + 2000, 3 * 10**9 + 4000)
-    syscalls.futimes(handle, spec(2, 0, 4, 0))
+    calls.futimes(handle, spec(2, 0, 4, 0))
     assert (node.atime, node.mtime) == (2 * 10**9, 4 * 10**9)
-    syscalls.utime(b"/madfs/file", spec(8, 9, 0, 0))
+    calls.utime(b"/madfs/file", spec(8, 9, 0, 0))
     assert (node.atime, node.mtime) == (8 * 10**9, 9 * 10**9)
-    syscalls.utimensat(b"/madfs/file", spec(1 << 60, 0, -(1 << 60), 0), 0)
+    calls.utimensat(b"/madfs/file", spec(1 << 60, 0, -(1 << 60), 0), 0)
     assert (node.atime, node.mtime) == (abi.OFFSET_MAX, -abi.OFFSET_MAX)
     for call in (
-        lambda: syscalls.utimensat(b"/madfs/file", spec(0, 10**9, 0, 0), 0),
-        lambda: syscalls.futimes(handle, spec(0, 10**6, 0, 0)),
-        lambda: syscalls.futimens(handle, spec(0, 0, 0, -1)),
+        lambda: calls.utimensat(b"/madfs/file", spec(0, 10**9, 0, 0), 0),
+        lambda: calls.futimes(handle, spec(0, 10**6, 0, 0)),
+        lambda: calls.futimens(handle, spec(0, 0, 0, -1)),
     ):
         with failure(errno.EINVAL):
             call()
 
 
 def test_readlink_cuts(servers):
-    syscalls.symlinkat(b"target", b"/madfs/link")
+    calls.symlinkat(b"target", b"/madfs/link")
     memory = Memory(b"........")
-    assert syscalls.readlinkat(b"/madfs/link", memory.at, 3) == 3 and memory.data == b"tar....."
+    assert calls.readlinkat(b"/madfs/link", memory.at, 3) == 3 and memory.data == b"tar....."
     for size in (0, -1):
         with failure(errno.EINVAL):
-            syscalls.readlinkat(b"/madfs/link", memory.at, size)
+            calls.readlinkat(b"/madfs/link", memory.at, size)
 
 
 # --- opening and names ----------------------------------------------------------------------------------------------
@@ -511,8 +515,8 @@ def how(flags=0, mode=0, resolve=0, more=b""):
 
 def test_openat2(servers):
     good = how(CREAT | RW, 0o600)
-    assert syscalls.openat2(b"/madfs/file", good.at, 24) >= 0 and servers.names[b"/file"].mode & 0o777 == 0o600
-    assert syscalls.openat2(b"/madfs/file", how(more=bytes(8)).at, 32) >= 0
+    assert calls.openat2(b"/madfs/file", good.at, 24) >= 0 and servers.names[b"/file"].mode & 0o777 == 0o600
+    assert calls.openat2(b"/madfs/file", how(more=bytes(8)).at, 32) >= 0
     cases = [
         (how(), 23, errno.EINVAL),
         (how(more=b"\0\1"), 26, errno.E2BIG),
@@ -525,65 +529,65 @@ def test_openat2(servers):
     ]
     for memory, size, code in cases:
         with failure(code):
-            syscalls.openat2(b"/madfs/file", memory.at, size)
+            calls.openat2(b"/madfs/file", memory.at, size)
 
 
 def test_umask(servers):
     shim.mask = 0o027
     opened(b"/madfs/f", mode=0o6777)
-    syscalls.mkdirat(b"/madfs/d", 0o7777)
-    syscalls.mknodat(b"/madfs/n", 0o666, 0)
+    calls.mkdirat(b"/madfs/d", 0o7777)
+    calls.mknodat(b"/madfs/n", 0o666, 0)
     modes = [servers.names[name].mode & 0o7777 for name in (b"/f", b"/d", b"/n")]
     assert modes == [0o6750, 0o1750, 0o640]
 
 
 def test_what_cannot_be_made(servers):
     with failure(errno.EPERM):
-        syscalls.mknodat(b"/madfs/fifo", stat.S_IFIFO | 0o600, 0)
+        calls.mknodat(b"/madfs/fifo", stat.S_IFIFO | 0o600, 0)
     with failure(errno.EOPNOTSUPP):
-        syscalls.openat(b"/madfs", os.O_TMPFILE | RW, 0o600)
+        calls.openat(b"/madfs", os.O_TMPFILE | RW, 0o600)
     with failure(errno.EOPNOTSUPP):
-        syscalls.fallocate(opened(), 1, 0, 10)
+        calls.fallocate(opened(), 1, 0, 10)
     with failure(errno.ENAMETOOLONG):
-        syscalls.newfstatat(b"/madfs/" + b"a/" * 2100, 4096, 0)
+        calls.newfstatat(b"/madfs/" + b"a/" * 2100, 4096, 0)
 
 
 def test_rename_to_what_exists(servers):
     opened(b"/madfs/a")
     opened(b"/madfs/b")
     with failure(errno.EEXIST):
-        syscalls.renameat2(b"/madfs/a", b"/madfs/b", abi.RENAME_NOREPLACE)
-    assert syscalls.renameat2(b"/madfs/a", b"/madfs/c", abi.RENAME_NOREPLACE) == 0
+        calls.renameat2(b"/madfs/a", b"/madfs/b", abi.RENAME_NOREPLACE)
+    assert calls.renameat2(b"/madfs/a", b"/madfs/c", abi.RENAME_NOREPLACE) == 0
 
 
 def test_the_root_stays(servers):
     for call in (
-        lambda: syscalls.unlinkat(b"/madfs", abi.AT_REMOVEDIR),
-        lambda: syscalls.unlinkat(b"/madfs/", abi.AT_REMOVEDIR),
-        lambda: syscalls.renameat2(b"/madfs", b"/madfs/x", 0),
-        lambda: syscalls.renameat2(b"/madfs/x", b"/madfs", 0),
+        lambda: calls.unlinkat(b"/madfs", abi.AT_REMOVEDIR),
+        lambda: calls.unlinkat(b"/madfs/", abi.AT_REMOVEDIR),
+        lambda: calls.renameat2(b"/madfs", b"/madfs/x", 0),
+        lambda: calls.renameat2(b"/madfs/x", b"/madfs", 0),
     ):
         with failure(errno.EBUSY):
             call()
     with failure(errno.EISDIR):
-        syscalls.unlinkat(b"/madfs", 0)
+        calls.unlinkat(b"/madfs", 0)
 
 
 def test_the_way_out_of_the_mount(servers):
     opened(b"/madfs/in")
-    syscalls.symlinkat(b"/tmp", b"/madfs/out")
+    calls.symlinkat(b"/tmp", b"/madfs/out")
     memory = Memory(bytes(256))
     for call, path, index in (
-        (lambda: syscalls.newfstatat(b"/madfs/out/x", memory.at, 0), b"/tmp/x", 0),
-        (lambda: syscalls.openat(b"/madfs/../etc/passwd", R, 0), b"/etc/passwd", 0),
-        (lambda: syscalls.openat(b"/madfs/out", R, 0), b"/tmp", 0),
-        (lambda: syscalls.symlinkat(b"t", b"/madfs/out/x"), b"/tmp/x", 1),
-        (lambda: syscalls.chdir_path(b"/madfs/.."), b"/", 0),
-        (lambda: syscalls.unlinkat(b"/madfs/out/x", 0), b"/tmp/x", 0),
-        (lambda: syscalls.mkdirat(b"/madfs/out/x", 0o755), b"/tmp/x", 0),
-        (lambda: syscalls.renameat2(b"/tmp/a", b"/madfs/out/b", 0), b"/tmp/b", 1),
-        (lambda: syscalls.renameat2(b"/madfs/out/b", b"/tmp/a", 0), b"/tmp/b", 0),
-        (lambda: syscalls.renameat2(b"/tmp/a", b"/tmp/b", 0), b"/tmp/a", 0),
+        (lambda: calls.newfstatat(b"/madfs/out/x", memory.at, 0), b"/tmp/x", 0),
+        (lambda: calls.openat(b"/madfs/../etc/passwd", R, 0), b"/etc/passwd", 0),
+        (lambda: calls.openat(b"/madfs/out", R, 0), b"/tmp", 0),
+        (lambda: calls.symlinkat(b"t", b"/madfs/out/x"), b"/tmp/x", 1),
+        (lambda: calls.chdir_path(b"/madfs/.."), b"/", 0),
+        (lambda: calls.unlinkat(b"/madfs/out/x", 0), b"/tmp/x", 0),
+        (lambda: calls.mkdirat(b"/madfs/out/x", 0o755), b"/tmp/x", 0),
+        (lambda: calls.renameat2(b"/tmp/a", b"/madfs/out/b", 0), b"/tmp/b", 1),
+        (lambda: calls.renameat2(b"/madfs/out/b", b"/tmp/a", 0), b"/tmp/b", 0),
+        (lambda: calls.renameat2(b"/tmp/a", b"/tmp/b", 0), b"/tmp/a", 0),
     ):
         with pytest.raises(HostPath) as raised:
             call()
@@ -595,24 +599,24 @@ def test_the_way_out_of_the_mount(servers):
         (b"/madfs/none/x", b"/tmp/x", errno.ENOENT),
     ):
         with failure(code):
-            syscalls.renameat2(old, new, 0)
+            calls.renameat2(old, new, 0)
 
 
 def test_working_directory(servers, monkeypatch):
-    syscalls.mkdirat(b"/madfs/d", 0o700)
-    syscalls.symlinkat(b"d", b"/madfs/link")
+    calls.mkdirat(b"/madfs/d", 0o700)
+    calls.symlinkat(b"d", b"/madfs/link")
     opened()
-    assert syscalls.chdir_path(b"/madfs/link/") == 0 and shim.cwd == b"/madfs/d"
-    assert syscalls.chdir_path(b"/madfs/") == 0 and shim.cwd == b"/madfs"
-    assert syscalls.chdir_fd(opened(b"/madfs/d", os.O_PATH)) == 0 and shim.cwd == b"/madfs/d"
+    assert calls.chdir_path(b"/madfs/link/") == 0 and shim.cwd == b"/madfs/d"
+    assert calls.chdir_path(b"/madfs/") == 0 and shim.cwd == b"/madfs"
+    assert calls.chdir_fd(opened(b"/madfs/d", os.O_PATH)) == 0 and shim.cwd == b"/madfs/d"
     for path, code in ((b"/madfs/file", errno.ENOTDIR), (b"/madfs/none", errno.ENOENT)):
         with failure(code):
-            syscalls.chdir_path(path)
+            calls.chdir_path(path)
     with failure(errno.ENOTDIR):
-        syscalls.chdir_fd(opened())
-    monkeypatch.setattr(syscalls.posix, "geteuid", lambda: 77)
+        calls.chdir_fd(opened())
+    monkeypatch.setattr(files.posix, "geteuid", lambda: 77)
     with failure(errno.EACCES):
-        syscalls.chdir_path(b"/madfs/d")
+        calls.chdir_path(b"/madfs/d")
     assert shim.cwd == b"/madfs/d"
 
 
@@ -636,7 +640,7 @@ def test_lock_ranges(servers):
         ((0, 20, -5), (15, 20)),
         ((0, abi.OFFSET_MAX, 1), (abi.OFFSET_MAX, end)),
     ):
-        assert syscalls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK, *arguments).at) == 0
+        assert calls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK, *arguments).at) == 0
         assert (servers.locks[-1].start, servers.locks[-1].end, servers.locks[-1].wait) == (*wanted, 0)
     for arguments, code in (
         ((0, -1, 5), errno.EINVAL),
@@ -645,43 +649,43 @@ def test_lock_ranges(servers):
         ((0, abi.OFFSET_MAX, 2), errno.EOVERFLOW),
     ):
         with failure(code):
-            syscalls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK, *arguments).at)
+            calls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK, *arguments).at)
 
 
 def test_lock_modes(servers):
     handle = opened()
-    assert syscalls.fcntl_lock(handle, abi.F_SETLKW, flock(abi.F_RDLCK).at) == 0 and servers.locks[-1].wait == 1
+    assert calls.fcntl_lock(handle, abi.F_SETLKW, flock(abi.F_RDLCK).at) == 0 and servers.locks[-1].wait == 1
     with failure(errno.EBADF):
-        syscalls.fcntl_lock(opened(flags=R), abi.F_SETLK, flock(abi.F_WRLCK).at)
+        calls.fcntl_lock(opened(flags=R), abi.F_SETLK, flock(abi.F_WRLCK).at)
     with failure(errno.EBADF):
-        syscalls.fcntl_lock(opened(flags=W), abi.F_SETLK, flock(abi.F_RDLCK).at)
+        calls.fcntl_lock(opened(flags=W), abi.F_SETLK, flock(abi.F_RDLCK).at)
     for command, kind in ((abi.F_SETLK, 9), (99, abi.F_RDLCK), (abi.F_GETLK, abi.F_UNLCK)):
         with failure(errno.EINVAL):
-            syscalls.fcntl_lock(handle, command, flock(kind).at)
+            calls.fcntl_lock(handle, command, flock(kind).at)
 
 
 def test_who_holds_a_lock(servers):
     handle = opened()
     asked = flock(abi.F_WRLCK, 0, 5, 10)
-    assert syscalls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
+    assert calls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
     assert abi.unpack_flock(asked.data) == (abi.F_UNLCK, 0, 5, 10, 0) and servers.locks[-1].wait == 2
     asked = flock(abi.F_WRLCK, 0, 5, 10)
     servers.lock = lambda *_: ((abi.F_WRLCK, 3, 1 << 63, 77 << 32 | 1234), b"")
-    assert syscalls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
+    assert calls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
     assert abi.unpack_flock(asked.data) == (abi.F_WRLCK, abi.SEEK_SET, 3, 0, 1234)
 
 
 def test_locks_end_with_the_file_and_the_process(servers):
-    for end in (lambda handle: syscalls.release(handle), lambda handle: syscalls.exiting()):
+    for end in (lambda handle: calls.release(handle), lambda handle: syscalls.exiting()):
         handle = opened()
-        syscalls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK).at)
+        calls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK).at)
         end(handle)
         assert (servers.locks[-1].type, servers.locks[-1].start, servers.locks[-1].end) == (abi.F_UNLCK, 0, 1 << 63)
         held = len(servers.locks)
         syscalls.exiting()
         assert len(servers.locks) == held
     handle = opened()
-    syscalls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK).at)
+    calls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK).at)
     syscalls.after_fork_child()
     held = len(servers.locks)
     syscalls.exiting()
@@ -733,7 +737,7 @@ STARTS = """
 from pymadfs import syscalls
 for _ in range(2):
     try:
-        syscalls.newfstatat(b"/madfs/x", 4096, 0)
+        syscalls.FUNCTIONS["newfstatat"](b"/madfs/x", 4096, 0)
     except OSError as error:
         print(error.errno)
 """

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import struct
+from types import SimpleNamespace
 from typing import ClassVar
 
 import fake_shim
@@ -19,6 +20,9 @@ from pymadfs import abi, syscalls  # noqa: E402
 from pymadfs.client import FileSystem  # noqa: E402
 from pymadfs.config import Config  # noqa: E402
 from pymadfs.ops import SET_MODE  # noqa: E402
+from pymadfs.syscalls import files as opened  # noqa: E402
+
+calls = SimpleNamespace(**syscalls.FUNCTIONS)
 
 R, W, RW, CREAT, EXCL, TRUNC, APPEND = (
     os.O_RDONLY,
@@ -154,21 +158,21 @@ class Ours(System):
         return super().at(path).encode()
 
     def do_open(self, path, flags, mode=0o644):
-        return syscalls.openat(self.at(path), flags, mode)
+        return calls.openat(self.at(path), flags, mode)
 
     def do_read(self, fd, count):
         memory = Memory(bytes(count))
-        return memory.head(syscalls.read(shim.handle(fd), memory.at, count))
+        return memory.head(calls.read(shim.handle(fd), memory.at, count))
 
     def do_write(self, fd, data):
-        return syscalls.write(shim.handle(fd), Memory(data).at, len(data))
+        return calls.write(shim.handle(fd), Memory(data).at, len(data))
 
     def do_pread(self, fd, count, offset):
         memory = Memory(bytes(count))
-        return memory.head(syscalls.pread(shim.handle(fd), memory.at, count, offset))
+        return memory.head(calls.pread(shim.handle(fd), memory.at, count, offset))
 
     def do_pwrite(self, fd, data, offset):
-        return syscalls.pwrite(shim.handle(fd), Memory(data).at, len(data), offset)
+        return calls.pwrite(shim.handle(fd), Memory(data).at, len(data), offset)
 
     @staticmethod
     def vector(memories, sizes):
@@ -176,30 +180,30 @@ class Ours(System):
 
     def do_readv(self, fd, *sizes):
         memories = [Memory(bytes(size)) for size in sizes]
-        count = syscalls.readv(shim.handle(fd), self.vector(memories, sizes).at, len(sizes))
+        count = calls.readv(shim.handle(fd), self.vector(memories, sizes).at, len(sizes))
         return count, b"".join(memory.head(size) for memory, size in zip(memories, sizes))
 
     def do_writev(self, fd, parts):
         memories = [Memory(part) for part in parts]
-        return syscalls.writev(shim.handle(fd), self.vector(memories, map(len, parts)).at, len(parts))
+        return calls.writev(shim.handle(fd), self.vector(memories, map(len, parts)).at, len(parts))
 
     def do_lseek(self, fd, offset, whence):
-        return syscalls.lseek(shim.handle(fd), offset, whence)
+        return calls.lseek(shim.handle(fd), offset, whence)
 
     def do_ftruncate(self, fd, size):
-        syscalls.ftruncate(shim.handle(fd), size)
+        calls.ftruncate(shim.handle(fd), size)
 
     def do_fallocate(self, fd, offset, length):
-        syscalls.fallocate(shim.handle(fd), 0, offset, length)
+        calls.fallocate(shim.handle(fd), 0, offset, length)
 
     def do_fsync(self, fd):
-        syscalls.fsync(shim.handle(fd))
+        calls.fsync(shim.handle(fd))
 
     def do_close(self, fd):
-        syscalls.release(shim.drop(fd))
+        calls.release(shim.drop(fd))
 
     def do_truncate(self, path, size):
-        syscalls.truncate(self.at(path), size)
+        calls.truncate(self.at(path), size)
 
     @staticmethod
     def stat_of(call, *arguments):
@@ -212,56 +216,56 @@ class Ours(System):
         return oct(mode), (size, nlink) if stat.S_ISREG(mode) else None
 
     def do_stat(self, path, follow=True):
-        return self.stat_of(syscalls.newfstatat, self.at(path), 0 if follow else abi.AT_SYMLINK_NOFOLLOW)
+        return self.stat_of(calls.newfstatat, self.at(path), 0 if follow else abi.AT_SYMLINK_NOFOLLOW)
 
     def do_fstat(self, fd):
-        return self.stat_of(syscalls.fstat, shim.handle(fd))
+        return self.stat_of(calls.fstat, shim.handle(fd))
 
     def do_mkdir(self, path, mode=0o755):
-        syscalls.mkdirat(self.at(path), mode)
+        calls.mkdirat(self.at(path), mode)
 
     def do_mknod(self, path, mode=0o644):
-        syscalls.mknodat(self.at(path), mode | stat.S_IFREG, 0)
+        calls.mknodat(self.at(path), mode | stat.S_IFREG, 0)
 
     def do_rmdir(self, path):
-        syscalls.unlinkat(self.at(path), abi.AT_REMOVEDIR)
+        calls.unlinkat(self.at(path), abi.AT_REMOVEDIR)
 
     def do_unlink(self, path):
-        syscalls.unlinkat(self.at(path), 0)
+        calls.unlinkat(self.at(path), 0)
 
     def do_rename(self, old, new):
-        syscalls.renameat2(self.at(old), self.at(new), 0)
+        calls.renameat2(self.at(old), self.at(new), 0)
 
     def do_symlink(self, target, path):
-        syscalls.symlinkat(target.replace("{m}", self.base).encode(), self.at(path))
+        calls.symlinkat(target.replace("{m}", self.base).encode(), self.at(path))
 
     def do_readlink(self, path):
         memory = Memory(bytes(4096))
-        return memory.head(syscalls.readlinkat(self.at(path), memory.at, 4096)).decode().replace(self.base, "{m}")
+        return memory.head(calls.readlinkat(self.at(path), memory.at, 4096)).decode().replace(self.base, "{m}")
 
     def do_chmod(self, path, mode):
-        syscalls.fchmodat(self.at(path), mode, 0)
+        calls.fchmodat(self.at(path), mode, 0)
 
     def do_utime(self, path, atime, mtime, follow=True):
         times = Memory(struct.pack("<qqqq", *divmod(atime, 10**9), *divmod(mtime, 10**9)))
-        syscalls.utimensat(self.at(path), times.at, 0 if follow else abi.AT_SYMLINK_NOFOLLOW)
+        calls.utimensat(self.at(path), times.at, 0 if follow else abi.AT_SYMLINK_NOFOLLOW)
 
     def do_times(self, path):
         memory = Memory(bytes(256))
-        syscalls.newfstatat(self.at(path), memory.at, 0)
+        calls.newfstatat(self.at(path), memory.at, 0)
         atime, atime_ns, mtime, mtime_ns = struct.unpack_from("<qqqq", memory.head(256), 72)
         return atime * 10**9 + atime_ns, mtime * 10**9 + mtime_ns
 
     def do_access(self, path, mode):
         try:
-            return not syscalls.faccessat(self.at(path), mode, 0)
+            return not calls.faccessat(self.at(path), mode, 0)
         except OSError:
             return False
 
     def do_listdir(self, path):
         fd = self.do_open(path, R | DIR)
         handle, names, memory = shim.handle(fd), [], Memory(bytes(300))
-        while count := syscalls.getdents64(handle, memory.at, 300):
+        while count := calls.getdents64(handle, memory.at, 300):
             data, at = memory.head(count), 0
             while at < count:
                 (length,) = struct.unpack_from("<H", data, at + 16)
@@ -675,7 +679,7 @@ SCRIPTS = (
 @pytest.fixture(params=["fake", "real"])
 def ours(request, tmp_path):
     shim.reset()
-    syscalls._files.clear()
+    opened.open_files.clear()
     config = Config({})
     config.chunk_size, config.eager_max = 64, 256
     servers = Servers(3) if request.param == "fake" else RealServers(tmp_path / "stores", 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the place of pymadfs/syscalls.py in a runtime made for tests: calls whose answers show what the bridge did."""
+"""Takes the place of pymadfs/syscalls/ in a runtime made for tests: calls whose answers show what the bridge did."""
 import gc
 import sys
 

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing, and the size of files."""
+
+import errno
+import posix
+
+import _shim
+from pymadfs import abi
+from pymadfs.client import S_IFMT, S_IFREG
+from pymadfs.errors import fail
+
+from . import files
+from .files import load, offset_add, offset_cas, offset_get, offset_set, opened, slot, store
+from .table import call
+
+_scratch = []  # addresses of free buffers of eager_max bytes
+
+# --- reading and writing --------------------------------------------------------------------------------------------
+
+
+def _readable_file(handle):
+    file = opened(handle)
+    if not file.readable:
+        raise fail(errno.EBADF)
+    if file.directory:
+        raise fail(errno.EISDIR)
+    return file
+
+
+def _writable_file(handle):
+    file = opened(handle)
+    if not file.writable:
+        raise fail(errno.EBADF)
+    return file
+
+
+def _count(count):
+    """``count`` as Linux limits it."""
+    if count < 0:
+        raise fail(errno.EINVAL)
+    return min(abi.RW_MAX, count)
+
+
+def _range(offset, count):
+    if offset < 0 or offset + count > abi.OFFSET_MAX:
+        raise fail(errno.EINVAL)
+
+
+# readv(2): "EINVAL: The sum of the iov_len values overflows an ssize_t value ... The vector count, iovcnt, is less than
+# zero or greater than the permitted maximum."
+def _vector(address, count, fills):
+    """``(segments, total)`` of an array of ``struct iovec``, without the empty ones and up to the first byte that
+    cannot be read, or with ``fills`` written."""
+    if not 0 <= count <= abi.IOV_MAX:
+        raise fail(errno.EINVAL)
+    segments, total = [], 0
+    if not count:
+        return segments, total  # the address is not looked at
+    for base, length in abi.IOVEC.iter_unpack(load(address, count * abi.IOVEC.size)):
+        if length < 0:
+            raise fail(errno.EINVAL)
+        length = min(length, abi.RW_MAX - total)
+        if length:
+            there = _shim.probe(base, length, fills)
+            if not there and not total:
+                raise fail(errno.EFAULT)
+            if there:
+                segments.append((base, there))
+                total += there
+            if there < length:
+                break
+    return segments, total
+
+
+# read(2): "attempts to read up to count bytes from file descriptor fd into the buffer starting at buf ... the file
+# offset is incremented by the number of bytes read."
+@call
+def read(handle, buffer, count):
+    file = _readable_file(handle)
+    count = _count(count)
+    return _read(handle, file, ((buffer, count),), count)
+
+
+# pread(2): "reads up to count bytes from file descriptor fd at offset offset ... The file offset is not changed."
+@call
+def pread(handle, buffer, count, offset):
+    if offset < 0:
+        raise fail(errno.EINVAL)
+    file = _readable_file(handle)
+    count = _count(count)
+    return _pread(file, offset, ((buffer, count),), count)
+
+
+# readv(2): "reads iovcnt buffers from the file associated with the file descriptor fd into the buffers described by
+# iov"
+@call
+def readv(handle, vector, count):
+    file = _readable_file(handle)
+    return _read(handle, file, *_vector(vector, count, True))
+
+
+# preadv(2): "combines the functionality of readv() and pread(2)."
+@call
+def preadv(handle, vector, count, offset):
+    if offset < 0:
+        raise fail(errno.EINVAL)
+    file = _readable_file(handle)
+    return _pread(file, offset, *_vector(vector, count, True))
+
+
+# preadv2(2): "if the offset argument is -1, then the current file offset is used and updated ... EOPNOTSUPP: An unknown
+# flag is specified in flags."
+@call
+def preadv2(handle, vector, count, offset, flags):
+    if flags & ~abi.RWF_HIPRI:
+        raise fail(errno.EOPNOTSUPP)
+    return readv(handle, vector, count) if offset == -1 else preadv(handle, vector, count, offset)
+
+
+def _read(handle, file, segments, total):
+    """Read at the shared offset.  When another call moved it meanwhile, what was read belongs to that one."""
+    while total:
+        offset = offset_get(handle)
+        done = _pread(file, offset, segments, total)
+        if not done or offset_cas(handle, offset, offset + done):
+            return done
+    return 0
+
+
+def _pread(file, offset, segments, total):
+    _range(offset, total)
+    if not total:
+        return 0
+    if len(segments) == 1 or total > files.fs.config.eager_max:
+        return files.fs.read(file, offset, segments)
+    return _scatter(file, offset, segments, total)
+
+
+def _scatter(file, offset, segments, total):
+    """Read a few small segments as one, by way of a buffer of ours."""
+    try:
+        address = _scratch.pop()
+    except IndexError:
+        address = _shim.anonymous(
+            0, files.fs.config.eager_max, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
+        )
+    try:
+        done = files.fs.read(file, offset, ((address, total),))
+        data = load(address, done)
+    finally:
+        _scratch.append(address)
+    at = 0
+    for base, length in segments:
+        if at >= done:
+            break
+        store(base, data[at : at + length])
+        at += length
+    return done
+
+
+# write(2): "writes up to count bytes ... the file offset is incremented by the number of bytes actually written.  If
+# the file was open(2)ed with O_APPEND, the file offset is first set to the end of the file before writing."
+@call
+def write(handle, buffer, count):
+    file = _writable_file(handle)
+    count = _count(count)
+    return _write(handle, file, ((buffer, count),), count)
+
+
+# pwrite(2): "if a file is opened with O_APPEND, on Linux, pwrite() appends data to the end of the file, regardless of
+# the value of offset."
+@call
+def pwrite(handle, buffer, count, offset):
+    if offset < 0:
+        raise fail(errno.EINVAL)
+    file = _writable_file(handle)
+    count = _count(count)
+    return _pwrite(handle, file, ((buffer, count),), count, offset)
+
+
+# writev(2): "writes iovcnt buffers of data described by iov to the file associated with the file descriptor fd"
+@call
+def writev(handle, vector, count):
+    file = _writable_file(handle)
+    return _write(handle, file, *_vector(vector, count, False))
+
+
+# pwritev(2): "combines the functionality of writev() and pwrite(2)."
+@call
+def pwritev(handle, vector, count, offset):
+    if offset < 0:
+        raise fail(errno.EINVAL)
+    file = _writable_file(handle)
+    segments, total = _vector(vector, count, False)
+    return _pwrite(handle, file, segments, total, offset)
+
+
+# pwritev2(2): "RWF_DSYNC: Provide a per-write equivalent of the O_DSYNC open(2) flag ... RWF_APPEND: Append data to the
+# end of the file ... the offset argument does not affect the write operation"
+@call
+def pwritev2(handle, vector, count, offset, flags):
+    if flags & ~(abi.RWF_HIPRI | abi.RWF_DSYNC | abi.RWF_SYNC | abi.RWF_APPEND):
+        raise fail(errno.EOPNOTSUPP)
+    if offset < -1:
+        raise fail(errno.EINVAL)
+    file = _writable_file(handle)
+    segments, total = _vector(vector, count, False)
+    status = posix.O_APPEND if flags & abi.RWF_APPEND else 0
+    if flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
+        status |= posix.O_DSYNC
+    if offset == -1:
+        return _write(handle, file, segments, total, status)
+    return _pwrite(handle, file, segments, total, offset, status)
+
+
+def _write(handle, file, segments, total, status=0):
+    """Write at the shared offset: the range is claimed first, and what was not written is given back."""
+    if not total:
+        return 0
+    status |= slot(handle)[0]
+    if status & posix.O_APPEND:
+        offset, done = files.fs.append(file, _gather(segments, total), total)
+        offset_set(handle, offset + done)
+    else:
+        offset = offset_add(handle, total)
+        done = 0
+        try:
+            _range(offset, total)
+            done = files.fs.write(file, offset, _gather(segments, total))
+        finally:
+            if done < total:
+                offset_cas(handle, offset + total, offset + done)
+    if status & posix.O_DSYNC:
+        files.fs.fsync(file)
+    return done
+
+
+def _pwrite(handle, file, segments, total, offset, status=0):
+    _range(offset, total)
+    if not total:
+        return 0
+    status |= slot(handle)[0]
+    if status & posix.O_APPEND:
+        _, done = files.fs.append(file, _gather(segments, total), total)
+    else:
+        done = files.fs.write(file, offset, _gather(segments, total))
+    if status & posix.O_DSYNC:
+        files.fs.fsync(file)
+    return done
+
+
+def _gather(segments, total):
+    """A few small segments become one."""
+    if len(segments) == 1 or total > files.fs.config.eager_max:
+        return segments
+    return ((b"".join([load(base, length) for base, length in segments]), total),)
+
+
+# lseek(2): "SEEK_DATA: Adjust the file offset to the next location in the file greater than or equal to offset
+# containing data. ... In the simplest implementation, a filesystem can ... SEEK_HOLE always return the offset of the
+# end of the file"
+@call
+def lseek(handle, offset, whence):
+    file = opened(handle)
+    if whence == abi.SEEK_CUR:
+        offset += offset_get(handle)
+    elif whence == abi.SEEK_END and not file.directory:
+        offset += files.fs.getattr(file).size
+    elif whence in (abi.SEEK_DATA, abi.SEEK_HOLE) and not file.directory:
+        size = files.fs.getattr(file).size
+        if not 0 <= offset < size:
+            raise fail(errno.ENXIO)
+        offset = offset if whence == abi.SEEK_DATA else size
+    elif whence != abi.SEEK_SET:
+        raise fail(errno.EINVAL)
+    if offset < 0:
+        raise fail(errno.EINVAL)
+    if offset > abi.OFFSET_MAX:
+        raise fail(errno.EOVERFLOW)
+    offset_set(handle, offset)
+    return offset
+
+
+# truncate(2): "If the file previously was larger than this size, the extra data is lost.  If the file previously was
+# shorter, it is extended, and the extended part reads as null bytes."
+@call
+def truncate(path, length):
+    if length < 0:
+        raise fail(errno.EINVAL)
+    files.fs.truncate(files.fs.inside(path), length)
+    return 0
+
+
+# ftruncate(2): "EBADF or EINVAL: fd is not open for writing."
+@call
+def ftruncate(handle, length):
+    if length < 0:
+        raise fail(errno.EINVAL)
+    file = opened(handle)
+    if not file.writable or file.mode & S_IFMT != S_IFREG:
+        raise fail(errno.EINVAL)
+    files.fs.ftruncate(file, length)
+    return 0
+
+
+# fallocate(2): "the file size (as reported by stat(2)) will be changed if offset+len is greater than the file size."
+@call
+def fallocate(handle, mode, offset, length):
+    file = opened(handle)
+    if offset < 0 or length <= 0:
+        raise fail(errno.EINVAL)
+    if mode:
+        raise fail(errno.EOPNOTSUPP)
+    if not file.writable:
+        raise fail(errno.EBADF)
+    if offset + length > abi.OFFSET_MAX:
+        raise fail(errno.EFBIG)
+    files.fs.extend(file, offset + length)
+    return 0
+
+
+# fsync(2): "transfers ("flushes") all modified in-core data of ... the file referred to by the file descriptor fd to
+# the disk device ... so that all changed information can be retrieved even if the system crashes"
+@call
+def fsync(handle):
+    files.fs.fsync(opened(handle))
+    return 0
+
+
+# posix_fadvise(2): "The advice is not binding; it merely constitutes an expectation on behalf of the application."
+@call
+def advise(handle):
+    opened(handle)
+    return 0

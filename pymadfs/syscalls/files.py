@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The open files of this process and the file system behind them: what all calls share."""
+
+import errno
+import posix
+from struct import Struct
+from zlib import crc32
+
+import _shim
+from pymadfs import abi
+from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
+from pymadfs.errors import fail
+
+load, store, slot = _shim.load, _shim.store, _shim.slot
+offset_get, offset_set, offset_cas, offset_add = _shim.offset, _shim.offset_set, _shim.offset_cas, _shim.offset_add
+
+# What the shim keeps of an open file: ino, size seen at open, chunk size, mode, and the image that opened it.
+RECORD = Struct("<QQIIQ")
+assert RECORD.size <= 128
+
+FILES_MAX = 4096  # open files remembered before those that other processes closed are looked for
+_STATUS_FLAGS = ~(posix.O_CREAT | posix.O_EXCL | posix.O_NOCTTY | posix.O_TRUNC | posix.O_CLOEXEC)
+
+open_files = {}  # handle -> File
+locked = {}  # inode number -> path of files this process may hold record locks on
+this_image = 0  # this run of this program: what another one opened may have been written to through it
+owner = 0  # who holds this process's record locks: node and pid
+_error = False  # start() failed; it is not tried again
+
+
+class _Unstarted:
+    """Stands for the file system until the first call needs it."""
+
+    def __getattr__(self, name):
+        return getattr(start(), name)
+
+
+fs = _Unstarted()
+
+
+def start():
+    """Read the settings and the cluster file and return the FileSystem.  Servers are not connected to before they are
+    needed.  When it fails, one line in the log says what to do and every call gives EIO."""
+    global _error
+    if not isinstance(fs, _Unstarted):
+        return fs
+    if _error:
+        raise fail(errno.EIO)
+    from pymadfs import cluster, config, log, rpc
+
+    try:
+        settings = config.Config()
+        if not settings.cluster:
+            raise cluster.ClusterError(
+                "MADFS_CLUSTER is not set: start the program with `madfs run`, or name the cluster file"
+            )
+        description = cluster.read(settings.cluster)
+        client = rpc.Client(description, settings, uid=posix.geteuid(), gid=posix.getegid())
+    except (cluster.ClusterError, ValueError, OSError) as error:
+        _error = True
+        log.log(f"the mount cannot be used: {error}")
+        raise fail(errno.EIO) from None
+    use(FileSystem(client, settings, settings.mount.encode("utf-8", "surrogateescape"), store))
+    return fs
+
+
+def use(file_system):
+    """Answer calls from ``file_system`` from now on."""
+    global fs
+    fs = file_system
+    _identify()
+
+
+def _identify():
+    global this_image, owner
+    this_image = int.from_bytes(posix.urandom(8), "little")
+    owner = crc32(posix.uname().nodename.encode()) << 32 | posix.getpid()
+
+
+def after_fork_child():
+    """In the child of a fork: nothing sent or held by the parent is ours."""
+    if isinstance(fs, _Unstarted):
+        return
+    fs.after_fork_child()
+    locked.clear()
+    open_files.clear()  # they are adopted anew, as another process's
+    _identify()
+
+
+def exiting():
+    """The process is about to end: tell the servers what they would otherwise wait for."""
+    if isinstance(fs, _Unstarted):
+        return
+    for ino in list(locked):
+        unlock(ino)
+    fs.flush()
+
+
+def file_of(handle):
+    """The open file of a handle, also one opened only for its path (O_PATH)."""
+    try:
+        return open_files[handle]
+    except KeyError:
+        return _adopt(handle)
+
+
+def opened(handle):
+    """The open file of a handle; EBADF for O_PATH as the man page of open demands."""
+    try:
+        file = open_files[handle]
+    except KeyError:
+        file = _adopt(handle)
+    if file.flags & posix.O_PATH:
+        raise fail(errno.EBADF)
+    return file
+
+
+def _adopt(handle):
+    """Make the File of a handle from what its slot keeps: opened here just now, or by another process or program."""
+    flags, record, path = slot(handle)
+    ino, size, chunk_size, mode, image = RECORD.unpack(record)
+    file = File(ino, mode, fs.inside(path), chunk_size, size, flags, dirty=image == this_image)
+    if image != this_image and mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
+        fs.reopen(file)
+    if len(open_files) >= FILES_MAX:
+        _forget_closed()
+    open_files[handle] = file
+    return file
+
+
+def _forget_closed():
+    """Forget open files whose last descriptor another process closed."""
+    for handle in list(open_files):
+        try:
+            slot(handle)
+        except OSError:
+            open_files.pop(handle, None)
+
+
+def host_name(path):
+    """The host's name of a path in the mount."""
+    return fs.mount + path if path != b"/" else fs.mount
+
+
+def descriptor(path, attr, flags):
+    """A descriptor for what was opened."""
+    record = RECORD.pack(attr.ino, attr.size, attr.chunk_size, attr.mode, this_image)
+    status = flags & _STATUS_FLAGS if flags & posix.O_PATH else flags & _STATUS_FLAGS | abi.O_LARGEFILE
+    try:
+        return _shim.open_fd(status, record, host_name(path), flags & posix.O_CLOEXEC != 0)
+    except OSError:
+        if attr.mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
+            fs.ended(attr.ino)
+        raise
+
+
+def put(address, data):
+    store(address, data)
+    return 0
+
+
+def unlock(ino):
+    """Drop all record locks of this process on a file."""
+    path = locked.pop(ino, b"")
+    try:
+        fs.lock(File(ino, S_IFREG, path, 0), owner, abi.F_UNLCK, 0, LOCK_TO_END, 0)
+    except OSError:  # a server that died holds no locks
+        return

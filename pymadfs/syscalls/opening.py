@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening and closing files, and the working directory."""
+
+import errno
+import posix
+
+import _shim
+from pymadfs import abi
+from pymadfs.client import S_IFDIR, S_IFMT, S_IFREG, X_OK, allowed
+from pymadfs.errors import fail
+
+from . import files
+from .files import RECORD, descriptor, file_of, host_name, load, locked, open_files, slot, unlock
+from .table import call
+
+
+# open(2): "Given a pathname for a file, open() returns a file descriptor, a small, nonnegative integer."
+@call
+def openat(path, flags, mode):
+    path = files.fs.inside(path)
+    if flags & posix.O_PATH:
+        flags &= posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        path, attr, _ = files.fs.lookup(path, not flags & posix.O_NOFOLLOW)
+        if flags & posix.O_DIRECTORY and attr.mode & S_IFMT != S_IFDIR:
+            raise fail(errno.ENOTDIR)
+    else:
+        if flags & posix.O_TMPFILE == posix.O_TMPFILE:
+            raise fail(errno.EOPNOTSUPP)
+        path, attr = files.fs.open(path, flags, mode & 0o7777 & ~_shim.umask() if flags & posix.O_CREAT else 0)
+    return descriptor(path, attr, flags)
+
+
+_OPEN_FLAGS = (
+    posix.O_ACCMODE
+    | posix.O_CREAT
+    | posix.O_EXCL
+    | posix.O_NOCTTY
+    | posix.O_TRUNC
+    | posix.O_APPEND
+    | posix.O_NONBLOCK
+    | posix.O_SYNC
+    | posix.O_ASYNC
+    | posix.O_DIRECT
+    | abi.O_LARGEFILE
+    | posix.O_DIRECTORY
+    | posix.O_NOFOLLOW
+    | posix.O_NOATIME
+    | posix.O_CLOEXEC
+    | posix.O_PATH
+    | posix.O_TMPFILE
+)
+
+
+# openat2(2): "how.size ... E2BIG: An extension that this kernel does not support was specified in how."
+@call
+def openat2(path, how, size):
+    if size < abi.OPEN_HOW.size:
+        raise fail(errno.EINVAL)
+    if size > abi.PAGE or size > abi.OPEN_HOW.size and any(load(how + abi.OPEN_HOW.size, size - abi.OPEN_HOW.size)):
+        raise fail(errno.E2BIG)
+    flags, mode, resolve = abi.OPEN_HOW.unpack(load(how, abi.OPEN_HOW.size))
+    if flags & ~_OPEN_FLAGS or resolve or mode & ~0o7777 or mode and not flags & posix.O_CREAT:
+        raise fail(errno.EINVAL)
+    if flags & posix.O_PATH and flags & ~(posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC):
+        raise fail(errno.EINVAL)
+    return openat(path, flags, mode)
+
+
+# close(2): "If fd is the last file descriptor referring to the underlying open file description, the resources
+# associated with the open file description are freed."
+@call
+def release(handle):
+    file = open_files.pop(handle, None)
+    if file is None:
+        try:
+            flags, record, _ = slot(handle)
+        except OSError:
+            return 0
+        ino, _, _, mode, image = RECORD.unpack(record)
+        counted = image == files.this_image  # else this process never asked for it
+    else:
+        ino, mode, flags, counted = file.ino, file.mode, file.flags, True
+    if ino in locked:
+        unlock(ino)
+    if counted and mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
+        files.fs.ended(ino)
+    return 0
+
+
+def _enter(path, attr):
+    if attr.mode & S_IFMT != S_IFDIR:
+        raise fail(errno.ENOTDIR)
+    if not allowed(attr, posix.geteuid(), posix.getegid(), X_OK):
+        raise fail(errno.EACCES)
+    _shim.set_cwd(host_name(path))
+    return 0
+
+
+# chdir(2): "changes the current working directory of the calling process to the directory specified in path."
+@call
+def chdir_path(path):
+    path, attr, _ = files.fs.lookup(files.fs.inside(path))
+    return _enter(path, attr)
+
+
+# fchdir(2): "identical to chdir(); the only difference is that the directory is given as an open file descriptor."
+@call
+def chdir_fd(handle):
+    file = file_of(handle)
+    return _enter(file.path, files.fs.getattr(file))
