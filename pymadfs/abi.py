@@ -24,7 +24,6 @@ SEEK_SET, SEEK_CUR, SEEK_END, SEEK_DATA, SEEK_HOLE = range(5)
 F_GETLK, F_SETLK, F_SETLKW = 5, 6, 7
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
 STATX_BASIC_STATS, STATX_RESERVED = 0x7FF, 0x80000000
-DT_DIR = 4
 IOV_MAX = 1024
 NAME_MAX, PATH_MAX = 255, 4096
 RW_MAX = 0x7FFFF000  # what one read or write transfers at most
@@ -47,6 +46,7 @@ assert _STATFS.size == 120
 _FLOCK = Struct("<hh4xqqi4x")
 assert _FLOCK.size == 32
 _DIRENT = Struct("<QqHB")
+_OLD_DIRENT = Struct("<QqH")
 TIMESPECS = Struct("<qqqq")
 UTIMBUF = Struct("<qq")
 OPEN_HOW = Struct("<QQQ")
@@ -165,6 +165,12 @@ def pack_dirent(name, ino, kind, position):
     """``struct linux_dirent64``; ``position`` is where the entry after this one begins."""
     length = (_DIRENT.size + len(name) + 8) & ~7
     return (_DIRENT.pack(ino, position, length, kind) + name).ljust(length, b"\0")
+
+
+def pack_old_dirent(name, ino, kind, position):
+    """``struct linux_dirent``, whose type is in its last byte."""
+    length = (_OLD_DIRENT.size + len(name) + 2 + 7) & ~7
+    return (_OLD_DIRENT.pack(ino, position, length) + name).ljust(length - 1, b"\0") + bytes((kind,))
 
 
 def pack_flock(kind, whence, start, length, pid):

@@ -7,7 +7,7 @@ import io
 import os
 import stat as stat_module
 
-from . import cluster, rpc
+from . import cluster, listing, rpc
 from .client import File, FileSystem, HostPath
 from .config import Config
 from .errors import fail
@@ -113,7 +113,7 @@ class Mount:
 
     def listdir(self, path="/"):
         """Names in a directory, str or bytes as ``path`` is, sorted by bytes."""
-        names = [name for name, _, _ in self._fs.readdir(self._do(self._fs.directory, path))[2:]]
+        names = [name for name, _, _ in listing.everything(self._fs, self._do(self._fs.directory, path))[2:]]
         return names if isinstance(os.fspath(path), bytes) else [os.fsdecode(name) for name in names]
 
     def mkdir(self, path, mode=0o755):

@@ -9,12 +9,11 @@ path also raise :class:`HostPath` when it leads out of the mount.
 import errno
 import posix
 
-from .abi import DT_DIR, F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_MAX, RENAME_NOREPLACE
+from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_MAX, RENAME_NOREPLACE
 from .errors import Restart, fail
 from .layout import chunk_server, home, join, owner, parent, split
 from .ops import (
     ATTR,
-    DIRENT,
     EXTEND,
     FLAG_REMOTE,
     FSYNC,
@@ -24,7 +23,6 @@ from .ops import (
     MKDIR,
     OPEN,
     READ,
-    READDIR,
     RELEASE,
     RENAME,
     REOPEN,
@@ -43,7 +41,6 @@ from .ops import (
 LINKS_MAX = 40  # symbolic links followed in one path, as in Linux
 MAX_PARALLEL = 64  # data requests of one call in flight at once
 RELEASES_MAX = 64  # openings that ended and wait to be told in one message
-PAGE_BYTES = 64 << 10  # one page of a directory from one server
 REPLACED_MAX = 8  # times a path is looked up again because the file it led to was replaced
 RENAME_TRIES = 8  # a rename starts again when a directory above became a link meanwhile
 
@@ -419,42 +416,6 @@ class FileSystem:
             return join(self.directory(above), last)
         except HostPath as host:
             raise HostPath(host.path.rstrip(b"/") + b"/" + last) from None
-
-    def readdir(self, path):
-        """Entries ``(name, ino, type)`` of a directory, ``.`` and ``..`` first, then by name; ``path`` holds no
-        links."""
-        entries = []
-        cursors = dict.fromkeys(range(self.servers), b"")
-        above = parent(path)
-        while cursors:
-            servers = list(cursors)
-            calls: list = [
-                (server, READDIR, path + cursors[server], (PAGE_BYTES, len(path)), None, None) for server in servers
-            ]
-            if not entries:
-                calls += [(owner(name, self.servers), LOOKUP, name, (), None, None) for name in (path, above)]
-            results = self._many(calls)
-            for server, (reply, page) in zip(servers, results):
-                cursors[server] = self._entries(page, entries)
-                if reply.done or not page:
-                    del cursors[server]
-            if len(results) > len(servers):
-                dots = [ATTR.unpack(reply.attr).ino for reply, _ in results[len(servers) :]]
-                entries += [(b".", dots[0], DT_DIR), (b"..", dots[1], DT_DIR)]
-        entries.sort(key=lambda entry: (entry[0] not in (b".", b".."), entry[0]))
-        return entries
-
-    @staticmethod
-    def _entries(page, entries):
-        """Append a page's entries; returns the last name, where the next page goes on."""
-        at, name = 0, b""
-        while at < len(page):
-            ino, kind, length = DIRENT.unpack(page, at)
-            at += DIRENT.size
-            name = bytes(page[at : at + length])
-            entries.append((name, ino, kind))
-            at += length
-        return name
 
     def _many(self, calls):
         """Results of parallel calls; raises the first that failed."""

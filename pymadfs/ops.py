@@ -107,7 +107,8 @@ FLAG_REMOTE = 1  # this attribute record only points at `ino`, whose inode lives
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = (1 << i for i in range(8))
 SET_LINK = 1 << 8  # change a symbolic link itself (lchown, AT_SYMLINK_NOFOLLOW)
 
-DIRENT = Record("Dirent", "ino:Q type:B length:H")  # followed by `length` bytes of name; type is DT_* of dirent.h
+# Followed by `length` bytes of name; `place` is layout.order(name), type is DT_* of dirent.h.
+DIRENT = Record("Dirent", "ino:Q place:Q type:B length:H")
 
 # --- what crosses the wire ------------------------------------------------------------------------------------------
 # "path" is an absolute path below the mount: b"/" is the root, b"/a/b" a file; never a trailing slash.
@@ -125,11 +126,7 @@ RELEASE = Op(4, "release", "", "", oneway=True, doc="Openings that ended; tail: 
 MKDIR = Op(5, "mkdir", "mode:I", _A, doc="Make the directory in the tail.")
 UNLINK = Op(6, "unlink", "", "", doc="Remove the name in the tail; its chunks are removed behind the reply.")
 RMDIR = Op(7, "rmdir", "", "", doc="Remove the empty directory in the tail.")
-READDIR = Op(8, "readdir", "limit:I length:H", "done:B",
-             doc="One page of this server's entries of a directory. Tail: the directory's path (`length` "
-                 "bytes), then the last name of the previous page or nothing. "
-                 "Reply's tail: DIRENT records, `limit` bytes at most.",
-             retry=True)
+# 8 was a listing by name.
 RENAME = Op(9, "rename", "flags:I length:H", "",
             doc="Move the name `tail[:length]` to `tail[length:]`, replacing what is there (RENAME_NOREPLACE).")
 SETATTR = Op(10, "setattr", "ino:Q valid:I mode:I uid:I gid:I size:Q atime_ns:q mtime_ns:q", _A, retry=True,
@@ -174,6 +171,10 @@ REOPEN = Op(27, "reopen", "ino:Q flags:I", _A,
                 "O_TRUNC as there. Tail: hint.")
 DROP = Op(28, "drop", "ino:Q", "", peer=True, retry=True,
           doc="The last name of an inode that lives here is gone: remove it once nobody has it open.")
+READDIR = Op(50, "readdir", "after:Q limit:I", "done:B ino:Q", retry=True,
+             doc="One page of this server's entries of the directory in the tail: those whose place is above `after`, "
+                 "in order. `ino` is the directory's own number where its entry lies, else 0. Reply's tail: DIRENT "
+                 "records, `limit` bytes at most, or one.")
 
 # --- what the shim answers ------------------------------------------------------------------------------------------
 
@@ -244,8 +245,7 @@ Syscall("sync_file_range", "fsync(fd(a0))")
 Syscall("fadvise64", "advise(fd(a0))")
 Syscall("readahead", "advise(fd(a0))")
 Syscall("getdents64", "getdents64(fd(a0), a1, a2)")
-Syscall("getdents", "getdents(fd(a0), a1, a2)", refuse="EINVAL", only=X86,
-        note="the record of Linux 2.4; libc uses getdents64")
+Syscall("getdents", "getdents(fd(a0), a1, a2)", only=X86)
 Syscall("mmap", "mmap(fd(a4), a0, a1, a2, a3, a5)", note="a copy of the file; MAP_SHARED with PROT_WRITE: ENODEV")
 Syscall("ioctl", "ioctl(fd(a0), a1, a2)", note="FIONREAD, FIOCLEX, FIONCLEX; others: ENOTTY")
 Syscall("flock", "flock(fd(a0), a1)", refuse="ENOLCK", note="not yet")

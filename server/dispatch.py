@@ -335,6 +335,10 @@ class Server:
         under_way = len(clients.running) + len(servers.running) + len(self._removals.running)
         return self._flush_due or under_way > self._receiving
 
+    def owns(self, path):
+        """Whether the entry of ``path`` has its place here."""
+        return owner(path, self.servers) == self.number
+
     def call_peer(self, server, op, tail=b"", *fields):
         """See rpc.Service.call_peer."""
         future = self.rpc.call_peer(server, op, tail, *fields)

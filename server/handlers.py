@@ -11,14 +11,12 @@ from pymadfs.errors import fail
 from pymadfs.layout import owner, parent
 from pymadfs.ops import (
     ATTR,
-    DIRENT,
     EMPTY,
     GETATTR,
     LOOKUP,
     MKDIR,
     OPEN,
     OPS,
-    READDIR,
     RELEASE,
     REOPEN,
     RMDIR,
@@ -37,7 +35,7 @@ from pymadfs.ops import (
     UNLINK,
 )
 
-from . import data, peers, recovery, rename
+from . import data, listing, peers, recovery, rename
 from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, shrink, sticky
 from .meta import (
@@ -68,17 +66,14 @@ from .meta import (
 )
 
 ATTR_SIZE = ATTR.size
-PAGE_BYTES_MAX = 64 << 10
-PAGE_ENTRIES = 256
 CHUNK_SIZE_MAX = 64 << 20
 O_PATH = getattr(os, "O_PATH", 0o10000000)
-TYPE_SHIFT = 12  # DT_* of dirent.h is the type in st_mode, shifted
 
 
 def start(server):
     """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
     unserved = [op.name for op in OPS.values() if op not in HANDLERS]
-    assert not unserved and data and peers and rename, f"operations without a handler: {unserved}"
+    assert not unserved and data and listing and peers and rename, f"operations without a handler: {unserved}"
     server.start()
     recovery.resume(server)
 
@@ -117,31 +112,6 @@ def lookup(server, request):
 def getattr_(server, request):
     _, value = server.meta.find(request.fields[0], request.tail)
     return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
-
-
-@serves(READDIR)
-def readdir(server, request):
-    limit, length = request.fields
-    path, after = request.tail[:length], request.tail[length:]
-    server.commit()
-    prefix = entries_prefix(path)
-    limit = min(limit, PAGE_BYTES_MAX)
-    records, room = [], limit
-    while True:
-        page = server.kv.scan(prefix, after, PAGE_ENTRIES)
-        for key, value in page:
-            name = key[len(prefix):]
-            if not name:
-                continue  # the root itself
-            room -= DIRENT.size + len(name)
-            if room < 0:
-                if not records:
-                    raise fail(errno.EINVAL)  # what getdents answers to a buffer that is too small
-                return (0,), b"".join(records)
-            records.append(DIRENT.pack(ino_of(value), mode_of(value) >> TYPE_SHIFT, len(name)) + name)
-        if len(page) < PAGE_ENTRIES:
-            return (1,), b"".join(records)
-        after = page[-1][0][len(prefix):]
 
 
 # --- opening --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 
 Keys (all integers big-endian, so that ranges come in order)::
 
-    E parent \\0 name      entry: ATTR, then the target of a symbolic link.  The root is E / \\0.
+    E parent \\0 order name
+                          entry: ATTR, then the target of a symbolic link.  `order` is 4 bytes, the upper half of the
+                          name's place in listings.  The root has an empty name.
     I ino                 detached inode: ATTR, then the target of a symbolic link
     D ino                 bytes of a small file (chunk 0)
     C ino chunk           this chunk has a chunk file here
@@ -19,13 +21,15 @@ import errno
 import stat
 import struct
 import time
+from zlib import crc32
 
 from pymadfs.errors import fail
 from pymadfs.layout import join, owner
 from pymadfs.ops import ATTR, FLAG_REMOTE, INO_HOME_SHIFT, ROOT_INO, Record
 
-FORMAT = 1
+FORMAT = 2
 COUNTER_BLOCK = 4096
+ORDER_BYTES = 4
 NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 4095
 SIZE_MAX = (1 << 63) - 1
@@ -63,7 +67,8 @@ class StoreError(Exception):
 def entry_key(path):
     """Key of the entry of ``path`` (absolute, bytes); ValueError when it has no slash."""
     cut = path.rindex(b"/")
-    return b"E%b\0%b" % (path[:cut] or b"/", path[cut + 1:])
+    name = path[cut + 1:]
+    return b"E%b\0%b%b" % (path[:cut] or b"/", crc32(name).to_bytes(4, "big"), name)  # layout.order_key, spelled out
 
 
 def path_of(key):
@@ -71,7 +76,7 @@ def path_of(key):
     if key[:1] != b"E":
         return b""
     directory, _, name = key[1:].partition(b"\0")
-    return join(directory, name)
+    return join(directory, name[ORDER_BYTES:])
 
 
 def entries_prefix(directory):

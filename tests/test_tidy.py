@@ -227,8 +227,10 @@ def test_every_setting_is_documented(setting):
 
 def test_decisions_are_numbered_and_complete():
     pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-    for number, page in enumerate(pages, 1):
-        assert page.name.startswith(f"{number:04d}-"), f"{page.name}: number decisions from 0001 without gaps"
+    numbers = [int(page.name[:4]) for page in pages]
+    assert len(set(numbers)) == len(numbers), "two decisions have the same number: take the next free one"
+    for number, page in zip(numbers, pages):
+        assert page.name.startswith(f"{number:04d}-"), f"{page.name}: begin its name with four digits and a dash"
         content = page.read_text()
         assert content.startswith(f"# {number}. "), f"{page.name}: begin it with '# {number}. ' and the decision"
         for word in ("Context", "Choice", "Consequence"):

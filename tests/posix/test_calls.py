@@ -56,6 +56,9 @@ SAME = {
     "getdents64": f"open D/sub/dir {os.O_DIRECTORY} , mkdir D/sub 0755 , open D/sub {os.O_DIRECTORY} , getdents64 $2 "
                   "bad 1000 , "
                   f"getdents64 $2 buf:5 5 , {OPEN} , getdents64 $5 buf:99 99",
+    "getdents": f"mkdir D/sub 0755 , open D/sub {os.O_DIRECTORY} , getdents $1 buf:9 9 , getdents $1 bad 99 , "
+                f"getdents $1 buf:99 99 , getdents $1 buf:99 99 , rmdir D/sub , lseek $1 0 0 , getdents $1 buf:99 99 , "
+                f"{OPEN} , getdents $9 buf:99 99",
     "ioctl": f"{OPEN} , ioctl $0 {TCGETS} buf:64 , ioctl $0 {FIOCLEX} , fcntl $0 1 , ioctl $0 {FIONCLEX} , fcntl $0 1",
     "stats": f"{OPEN} , newfstatat {CWD} D/none buf:200 0 , stat D/none buf:200 , lstat D/f bad , fstat $0 bad , "
              f"fstat 77 buf:200 , statx {CWD} D/f 0 2047 bad , statx {CWD} D/none 0 2047 buf:256 , stat D/f/x buf:200",
@@ -94,7 +97,6 @@ SAME = {
 }
 
 REFUSED = {
-    "getdents": f"{OPEN} , getdents $0 buf:99 99",
     "flock": f"{OPEN} , flock $0 2",
     "linkat": f"{OPEN} , linkat {CWD} D/f {CWD} D/g 0",
     "link": f"{OPEN} , link D/f D/g",

@@ -12,7 +12,7 @@ import stat
 
 from pymadfs import ops
 from pymadfs.errors import Restart, fail
-from pymadfs.layout import chunk_server, home, owner, parent
+from pymadfs.layout import chunk_server, home, order, owner, parent
 
 
 class Node:
@@ -226,22 +226,27 @@ class Servers:
         self.names[new] = node
         return (), b""
 
-    def readdir(self, server, request, tail):
-        path, last = tail[: request.length], tail[request.length :]
-        self.walk(path)
-        names = sorted(
-            name for name in self.names if name != b"/" and parent(name) == path and owner(name, self.servers) == server
+    def readdir(self, server, request, path):
+        node = self.walk(path)
+        assert node is None or node.kind == stat.S_IFDIR
+        if node is None and owner(path, self.servers) == server:
+            raise fail(errno.ENOENT)
+        entries = sorted(
+            (order(name[name.rindex(b"/") + 1 :]), name)
+            for name in self.names
+            if name != b"/" and parent(name) == path and owner(name, self.servers) == server
         )
         page, room = b"", min(request.limit, 100)  # small pages, so that there are several
-        for name in names:
+        ino = node.ino if owner(path, self.servers) == server else 0
+        for place, name in entries:
             short = name[name.rindex(b"/") + 1 :]
-            if short <= last:
+            if place <= request.after:
                 continue
-            entry = ops.DIRENT.pack(self.names[name].ino, self.names[name].kind >> 12, len(short)) + short
+            entry = ops.DIRENT.pack(self.names[name].ino, place, self.names[name].kind >> 12, len(short)) + short
             if page and len(page) + len(entry) > room:
-                return (0,), page
+                return (0, ino), page
             page += entry
-        return (1,), page
+        return (1, ino), page
 
     # --- inodes -----------------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class Server:
         elif op is ops.WRITE:
             service.reply(request, (zlib.crc32(request.tail[fields.hint:]),))
         elif op is ops.READDIR:
-            service.reply(request, (1,), content(1, fields.limit))
+            service.reply(request, (1, 0), content(1, fields.limit))
         elif op is ops.UNLINK:
             service.fail(request, fail(errno.ENOENT))
         elif op is ops.SHUTDOWN:

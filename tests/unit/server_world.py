@@ -5,12 +5,12 @@ import errno
 import os
 import struct
 
+from pymadfs import listing
 from pymadfs.config import Config
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, home, owner
 from pymadfs.ops import (
     ATTR,
-    DIRENT,
     EXTEND,
     FLAG_REMOTE,
     GETATTR,
@@ -30,6 +30,7 @@ from pymadfs.ops import (
 from pymadfs.server import handlers
 from pymadfs.server.dispatch import Server
 from pymadfs.server.kv import MemoryKV
+from pymadfs.server.meta import entries_prefix, entry_key, path_of
 
 CHUNK, INLINE = 4096, 2000
 
@@ -243,20 +244,17 @@ class World:
         return result
 
     async def names(self, path):
+        """Sorted names in the directory, also those that a server has although the directory is gone."""
+        if not self.keys(entry_key(path)):
+            return sorted(path_of(key) for key in self.keys(entries_prefix(path)))
         found = []
         for number in range(self.count):
-            after = b""
-            while True:
-                reply, page = await self.ask(number, READDIR, path + after, 4096, len(path))
-                at = 0
-                while at < len(page):
-                    _, _, length = DIRENT.unpack(page, at)
-                    at += DIRENT.size
-                    after = page[at:at + length]
-                    at += length
-                    found.append(after)
-                if reply.done:
-                    break
+            after, done = 0, False
+            while not done:
+                reply, page = await self.ask(number, READDIR, path, after, 200)
+                entries = listing.records(page)
+                found += [name for _, _, _, name in entries]
+                after, done = entries[-1][0] if entries else after, reply.done
         return sorted(found)
 
     async def quiet(self):

@@ -59,7 +59,7 @@ class House:
             data = bytes(request.fields.length)
             service.reply(request, (len(data), -1), data=memoryview(data))
         elif request.op is ops.READDIR:
-            service.reply(request, (1,), b"x" * request.fields.limit)
+            service.reply(request, (1, 0), b"x" * request.fields.limit)
         else:
             service.reply(request)
 

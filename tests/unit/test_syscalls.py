@@ -20,7 +20,7 @@ shim = fake_shim.install()
 from pymadfs import abi, ops, syscalls  # noqa: E402
 from pymadfs.client import FileSystem, HostPath  # noqa: E402
 from pymadfs.config import Config  # noqa: E402
-from pymadfs.layout import chunk_server, home  # noqa: E402
+from pymadfs.layout import chunk_server, home, order  # noqa: E402
 from pymadfs.syscalls import data, files  # noqa: E402
 
 calls = SimpleNamespace(**syscalls.FUNCTIONS)
@@ -294,19 +294,21 @@ def listing(handle, size):
     return names_in(memory.data[:count])
 
 
-def test_a_listing_is_read_once_until_rewound(servers):
-    for number in range(5):
-        calls.mknodat(b"/madfs/%d" % number, stat.S_IFREG, 0)
+def test_a_listing_asks_once_for_what_it_gives_in_pieces(servers):
+    names = [b"%d" % number for number in range(3)]
+    for name in names:
+        calls.mknodat(b"/madfs/" + name, stat.S_IFREG, 0)
     handle = opened(b"/madfs", R | os.O_DIRECTORY)
     assert listing(handle, 50) == [(b".", 1), (b"..", 2)]
     calls.mknodat(b"/madfs/new", stat.S_IFREG, 0)
     asked = len(servers.log)
-    assert [name for name, _ in listing(handle, 1000)] == [b"0", b"1", b"2", b"3", b"4"]
+    expected = [(name, order(name)) for name in sorted(names, key=order)]
+    assert listing(handle, 24) == expected[:1] and listing(handle, 1000) == expected[1:]
     assert listing(handle, 1000) == [] and len(servers.log) == asked
-    assert calls.lseek(handle, 3, os.SEEK_SET) == 3 and listing(handle, 24) == [(b"1", 4)]
-    assert calls.lseek(handle, 0, os.SEEK_CUR) == 4
+    assert calls.lseek(handle, 0, os.SEEK_CUR) == order(expected[-1][0])
+    assert calls.lseek(handle, expected[0][1], os.SEEK_SET) and listing(handle, 1000) == expected[1:]
     calls.lseek(handle, 0, os.SEEK_SET)
-    assert listing(handle, 1000)[-1] == (b"new", 8)
+    assert (b"new", order(b"new")) in listing(handle, 1000)
     calls.lseek(handle, 0, os.SEEK_SET)
     for size, code in ((0, errno.EINVAL), (23, errno.EINVAL)):
         with failure(code):
@@ -316,12 +318,25 @@ def test_a_listing_is_read_once_until_rewound(servers):
 
 
 def test_another_process_goes_on_with_a_listing(servers):
-    for number in range(5):
-        calls.mknodat(b"/madfs/%d" % number, stat.S_IFREG, 0)
+    names = sorted((b"%d" % number for number in range(5)), key=order)
+    for name in names:
+        calls.mknodat(b"/madfs/" + name, stat.S_IFREG, 0)
     handle = opened(b"/madfs", R)
     assert len(listing(handle, 24 * 4)) == 4
     syscalls.after_fork_child()
-    assert [name for name, _ in listing(handle, 1000)] == [b"2", b"3", b"4"]
+    assert [name for name, _ in listing(handle, 1000)] == names[2:]
+
+
+def test_the_record_of_the_old_call(servers):
+    calls.mknodat(b"/madfs/name", stat.S_IFREG, 0)
+    memory = Memory(bytes(200))
+    count = calls.getdents(opened(b"/madfs", R), memory.at, 200)
+    found, at = [], 0
+    while at < count:
+        ino, place, length = struct.unpack_from("<QqH", memory.data, at)
+        found.append((memory.data[at + 18:at + length - 1].rstrip(b"\0"), place, memory.data[at + length - 1]))
+        at += length
+    assert found == [(b".", 1, 4), (b"..", 2, 4), (b"name", order(b"name"), 8)]
 
 
 def test_getdents_needs_a_directory(servers):
