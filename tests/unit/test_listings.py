@@ -151,7 +151,7 @@ def test_dots_have_the_right_numbers(fs):
     fs.mkdir(b"/d/e", 0o755)
     numbers = {path: fs.lookup(path)[1].ino for path in (b"/", b"/d", b"/d/e")}
     for path, above in ((b"/", b"/"), (b"/d", b"/"), (b"/d/e", b"/d")):
-        entries = dict((name, ino) for name, ino, _ in listing.everything(fs, path))
+        entries = {name: ino for name, ino, _ in listing.everything(fs, path)}
         assert (entries[b"."], entries[b".."]) == (numbers[path], numbers[above])
 
 
