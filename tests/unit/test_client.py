@@ -10,8 +10,9 @@ import pytest
 from fake_servers import Servers
 
 from pymadfs import listing, ops
-from pymadfs.client import DOT, DOTDOT, MAX_PARALLEL, PLAIN, SLASH, File, FileSystem, HostPath, allowed, pieces, windows
+from pymadfs.client import DOT, DOTDOT, PLAIN, SLASH, File, FileSystem, HostPath, allowed
 from pymadfs.config import Config
+from pymadfs.filedata import MAX_PARALLEL, pieces, windows
 from pymadfs.layout import chunk_server, home, owner
 
 CHUNK = 64
