@@ -7,8 +7,9 @@ on, whoever does, and nothing grows with the directory.
 """
 import errno
 
-from .client import MAX_PARALLEL, S_IFDIR, S_IFMT, windows
+from .client import S_IFDIR, S_IFMT
 from .errors import Restart, fail
+from .filedata import MAX_PARALLEL, windows
 from .layout import owner, parent
 from .ops import ATTR, DIRENT, LOOKUP, READDIR
 
