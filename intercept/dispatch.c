@@ -49,7 +49,8 @@ void madfs_classes_fill(void) {
     madfs_classes[creators[i]] = CLASS_ASK;
   }
   for (long i = 0; i < MADFS_ROWS; i++)
-    if (madfs_rows[i].kind != ROW_NONE) madfs_classes[i] = is_fd_call(i) ? CLASS_FD : CLASS_ASK;
+    if (madfs_rows[i].kind > ROW_KERNEL) madfs_classes[i] = is_fd_call(i) ? CLASS_FD : CLASS_ASK;
+    else if (madfs_rows[i].kind == ROW_KERNEL && madfs_tracing()) madfs_classes[i] = CLASS_ASK;
 }
 
 bool madfs_creates_descriptor(long number) { return number >= 0 && number < MADFS_ROWS && makes_descriptor[number]; }
@@ -305,8 +306,17 @@ static const uint64_t asynchronous =
     ~(1UL << (SIGSEGV - 1) | 1UL << (SIGBUS - 1) | 1UL << (SIGFPE - 1) | 1UL << (SIGILL - 1) | 1UL << (SIGTRAP - 1) |
       1UL << (SIGABRT - 1) | 1UL << (SIGSYS - 1));
 
+static void count(long number, enum madfs_verdict verdict, long result) {
+  bool refuses = madfs_rows[number].kind == ROW_REFUSE && result == -madfs_rows[number].refuse;
+  madfs_trace_count(number, verdict == MADFS_PASS  ? TRACE_PASSED
+                            : refuses              ? TRACE_REFUSED
+                            : madfs_failed(result) ? TRACE_FAILED
+                                                   : TRACE_EMULATED);
+}
+
 __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *f) {
   uint64_t before;
+  long number = f->number;
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &asynchronous, &before, sizeof before);
   struct madfs_thread *t = madfs_thread();
   enum madfs_verdict verdict = MADFS_DONE;
@@ -321,6 +331,7 @@ __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *
   }
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
   if (t && t->later_frame == f && !t->later(t)) return forward(f);
+  if (MADFS_UNLIKELY(madfs_tracing())) count(number, verdict, f->number);
   return verdict;
 }
 
@@ -337,6 +348,13 @@ static bool concerns(const struct madfs_frame *f, const struct madfs_row *row) {
 __attribute__((noinline)) static bool mmap_concerns(const struct madfs_frame *f) {
   if ((f->argument[3] & MAP_ANONYMOUS) || (int)f->argument[4] < 0) return false;
   return (f->argument[2] & PROT_EXEC) || madfs_fd_concerns((int)f->argument[4]);
+}
+
+// A call that is the kernel's whatever it names.
+__attribute__((noinline)) static enum madfs_verdict filter_kernel(const struct madfs_frame *f,
+                                                                  const struct madfs_row *row) {
+  if (row->kind == ROW_KERNEL && madfs_tracing() && concerns(f, row)) madfs_trace_count(f->number, TRACE_PASSED);
+  return MADFS_PASS;
 }
 
 __attribute__((noinline)) static enum madfs_verdict filter_names(struct madfs_frame *f, const struct madfs_row *row) {
@@ -358,7 +376,7 @@ enum madfs_verdict madfs_filter(struct madfs_frame *f) {
   if (MADFS_UNLIKELY(madfs_local.inside & INSIDE_FORK)) madfs_fds_fork_ended();
   if (MADFS_UNLIKELY(madfs_local.inside)) return filter_inside(f);
   const struct madfs_row *row = &madfs_rows[f->number];
-  if (row->kind == ROW_NONE) return MADFS_PASS;
+  if (row->kind <= ROW_KERNEL) return filter_kernel(f, row);
   if (row->route == ROUTE_FD && row->kind != ROW_SHIM)
     return madfs_fd_concerns((int)f->argument[0]) ? forward(f) : MADFS_PASS;
   return filter_names(f, row);

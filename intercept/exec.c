@@ -90,11 +90,12 @@ static long count_strings(char *const *list) {
 static void build_environment(struct builder *b, struct madfs_thread *t, const struct program *p, size_t count,
                               const char *preload) {
   char *const *theirs = p->environment;
-  bool cluster = false, mount = false, version = false;
+  bool cluster = false, mount = false, version = false, trace = false;
   for (size_t i = 0; i < count; i++) {
     cluster |= madfs_starts(theirs[i], "MADFS_CLUSTER=");
     mount |= madfs_starts(theirs[i], "MADFS_MOUNT=");
     version |= madfs_starts(theirs[i], "MADFS_VERSION=");
+    trace |= madfs_starts(theirs[i], "MADFS_TRACE=");
     if (madfs_starts(theirs[i], "MADFS_STATE=") || madfs_starts(theirs[i], "MADFS_CWD=") ||
         madfs_starts(theirs[i], "MADFS_PROGRAM="))
       continue;
@@ -109,6 +110,7 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
   if (!cluster && madfs_settings.in_cluster) add(b, "MADFS_CLUSTER=", madfs_settings.cluster, NULL);
   if (!mount) add(b, "MADFS_MOUNT=", madfs_settings.mount, NULL);
   if (!version && madfs_settings.in_version) add(b, "MADFS_VERSION=", madfs_version, NULL);
+  if (!trace && *madfs_settings.trace) add(b, "MADFS_TRACE=", madfs_settings.trace, NULL);
   char state[64];
   if (madfs_fds_state(state, sizeof state)) add(b, state, NULL, NULL);
   if (madfs_cwd_get(t->scratch)) add(b, "MADFS_CWD=", t->scratch, NULL);
@@ -128,8 +130,8 @@ static long build_lists(struct madfs_thread *t, const struct program *p, char **
     if (madfs_starts(p->environment[i], "LD_PRELOAD=")) preload = p->environment[i] + 11;
     leave |= strcmp(p->environment[i], "MADFS_PRELOAD=0") == 0;
   }
-  size_t pointers = ((size_t)count + 9 + (size_t)words + p->before_count + 1) * sizeof(char *);
-  size_t texts = (6 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
+  size_t pointers = ((size_t)count + 10 + (size_t)words + p->before_count + 1) * sizeof(char *);
+  size_t texts = (7 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
   char *pages = exec_pages(t, pointers + texts);
   if (!pages) return -ENOMEM;
   struct builder b = {.list = (char **)pages, .text = pages + pointers, .end = pages + pointers + texts};
@@ -311,6 +313,8 @@ static long execute(struct madfs_frame *f, const struct program *p) {
   char **arguments, **environment;
   long result = build_lists(t, p, &arguments, &environment);
   if (result < 0) return result;
+  if (environment != (char **)p->environment)
+    madfs_unreached_warn(p->directory, p->name ? p->name : p->path, p->memory, arguments);
   madfs_copy(t->given[1], MADFS_PATH_MAX, p->path);
   t->exec_number = p->memory >= 0 || p->flags || p->directory != AT_FDCWD ? SYS_execveat : SYS_execve;
   t->exec_memory = p->memory;

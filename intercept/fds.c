@@ -35,6 +35,7 @@ enum {
   HIGH_MAX = 1024,  // where internal descriptors go: below this and below the limit; higher ones make fork slow
   HIGH_ROOM = 128,
   STATE_TEXT = 64,
+  SAID = 1 << 14,
 };
 
 enum { SLOT_FREE, SLOT_SETUP, SLOT_LIVE, SLOT_CLOSING };
@@ -59,6 +60,7 @@ struct header {
   uint32_t version, slot_bytes;
   _Atomic uint32_t hint;
   _Atomic uint64_t used[SLOTS / 64];
+  _Atomic uint64_t said[SAID / 64];  // what was said once, by a sum of it
 };
 _Static_assert(sizeof(struct header) <= HEADER_BYTES, "the header has its own pages");
 
@@ -206,6 +208,11 @@ long madfs_fds_need(void) {
   long result = atomic_load(&table.fd) >= 0 ? 0 : table_make();
   madfs_unlock(&table.lock);
   return result;
+}
+
+bool madfs_fds_say_once(uint64_t what) {
+  uint64_t bit = 1UL << what % 64, word = what / 64 % (SAID / 64);
+  return atomic_load(&table.fd) < 0 || !(atomic_fetch_or(&table.header->said[word], bit) & bit);
 }
 
 // --- slots ----------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ static void report(void) {
 
 __attribute__((constructor)) static void start(int count, char **arguments, char **environment) {
   (void)count, (void)arguments;
-  madfs_settings.debug = on(variable(environment, "MADFS_DEBUG"));
+  madfs_settings.debug = on(variable(environment, "MADFS_DEBUG")) || on(variable(environment, "MADFS_SCAN"));
   madfs_settings.strict = on(variable(environment, "MADFS_STRICT"));
   read_mount(variable(environment, "MADFS_MOUNT"));
   check_version(variable(environment, "MADFS_VERSION"));
@@ -79,7 +79,10 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   const char *directory = variable(environment, "MADFS_CWD");
   if (directory) madfs_cwd_set(directory, strlen(directory));
   madfs_thread_key();
+  madfs_trace_start(variable(environment, "MADFS_TRACE"));
   madfs_classes_fill();
   madfs_scan_process(variable(environment, "MADFS_SITES_WRITE"));
   report();
+  madfs_trace_left(madfs_census.left);
+  if (on(variable(environment, "MADFS_SCAN"))) RAW(SYS_exit_group, 0);  // `madfs doctor` wanted the report only
 }

@@ -45,7 +45,8 @@ struct madfs_frame {
 
 enum madfs_verdict { MADFS_PASS, MADFS_DONE };
 
-enum { ROW_NONE, ROW_CALL, ROW_REFUSE, ROW_SHIM };
+// KERNEL: left to the kernel for a reason that ops.py gives; only counted, and only when somebody traces.
+enum { ROW_NONE, ROW_KERNEL, ROW_CALL, ROW_REFUSE, ROW_SHIM };
 enum { ROUTE_NAMES, ROUTE_FD };  // FD: parameter 0 is the only one that can make the call ours
 enum { PARAMETER_NONE, PARAMETER_AT, PARAMETER_FD, PARAMETER_STR, PARAMETER_INT, PARAMETER_CONSTANT };
 
@@ -142,6 +143,7 @@ struct madfs_settings {
   char library[MADFS_PATH_MAX];  // this library's own file
   char program[MADFS_PATH_MAX];  // what this process executes, when it lies on the mount; else empty
   char cluster[MADFS_PATH_MAX];  // MADFS_CLUSTER as it was, for programs that are executed
+  char trace[MADFS_PATH_MAX];    // MADFS_TRACE, when it can be used; else empty
   bool debug, strict;
   bool in_cluster, in_version;  // the variables were there
   unsigned long text_start, text_end;  // where this library's code is
@@ -180,6 +182,17 @@ void madfs_sites_write(const char *path);  // REQUIRES: madfs_sites_open(true)
 
 // Rewrites the planned sites of one mapping.  Number of sites rewritten: all or none.
 unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, unsigned count, int protection);
+
+// --- trace.c --------------------------------------------------------------------------------------------------------
+
+// FAILED: answered by us, with an error.  PASSED: looked at, and left to the kernel.
+enum madfs_outcome { TRACE_EMULATED, TRACE_FAILED, TRACE_PASSED, TRACE_REFUSED, TRACE_OUTCOMES };
+
+void madfs_trace_start(const char *path);  // `path`: MADFS_TRACE, or NULL
+bool madfs_tracing(void);
+void madfs_trace_count(long number, enum madfs_outcome outcome);
+void madfs_trace_left(unsigned sites);
+const char *madfs_call_name(long number);  // of a call that has a row; else ""
 
 // --- dispatch.c -----------------------------------------------------------------------------------------------------
 
@@ -221,6 +234,14 @@ void madfs_fds_meet(int fd);                    // a descriptor that came from a
 long madfs_fds_hide(long fd);                   // moves a descriptor of the runtime out of the way; its new number
 void madfs_fds_forget(int fd);                  // the runtime closed it
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
+
+bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked about `what` before
+
+// --- unreached.c ----------------------------------------------------------------------------------------------------
+
+// Says so when the program that is about to be executed will not be preloaded, although it is given something of ours.
+// `memory`: a copy of the program, or -1.  REQUIRES: on the hook stack; the arguments can be read.
+void madfs_unreached_warn(int directory, const char *path, int memory, char *const *arguments);
 
 // --- fault.c: memory of the application's, which may not be there ---------------------------------------------------
 

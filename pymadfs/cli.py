@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``madfs``: run a program on servers of its own, or keep servers standing on this node."""
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 
-from . import __version__, keeper, launch
+from . import __version__, doctor, keeper, launch, trace
 from .config import SETTINGS
 from .launch import CommandError, LaunchError
 
@@ -34,6 +36,12 @@ def parser():
     add_run_options(run)
     run.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     run.set_defaults(function=command_run, parser=run)
+
+    examine = commands.add_parser("doctor", help="say what of a program MadFS would not reach, before it runs",
+                                  usage="madfs doctor [options] -- PROGRAM [ARGUMENT...]", allow_abbrev=False)
+    add_run_options(examine)
+    examine.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    examine.set_defaults(function=command_doctor, parser=examine)
 
     up = commands.add_parser("up", help="start servers that stay, and print the path of their cluster file",
                              allow_abbrev=False)
@@ -62,6 +70,8 @@ def add_run_options(options, prefix="--"):
                          help="bytes in a chunk of a new file, as 470080 or 1M (512K)")
     options.add_argument(f"{prefix}summary", dest="summary", action="store_true",
                          help="say at the end what the servers did")
+    options.add_argument(f"{prefix}trace", dest="trace", action="store_true",
+                         help="count the system calls that concern the mount, and say at the end what became of them")
 
 
 def add_server_options(options, prefix="--"):
@@ -103,49 +113,106 @@ def checked(check):
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
-def command_run(options):
+def program_of(options):
+    """What to run, which ``options`` must have.  Raises LaunchError."""
     argv = options.program
     if not argv:
-        raise LaunchError("there is no program to run; say `madfs run -- PROGRAM [ARGUMENT...]`")
+        raise LaunchError(f"there is no program; say `madfs {options.command} -- PROGRAM [ARGUMENT...]`")
     if argv[0].startswith("-"):
-        raise LaunchError(f"unknown option {argv[0]}; see `madfs run --help`")
+        raise LaunchError(f"unknown option {argv[0]}; see `madfs {options.command} --help`")
+    return argv
 
-    def prepare(cluster, mount):
+
+def command_run(options):
+    argv = program_of(options)
+
+    def prepare(cluster, mount, more=()):
         command = launch.command(argv, mount)
-        if warning := launch.preload_warning(launch.find_program(command[0], os.environ)):
+        launch.find_program(command[0], os.environ)
+        if warning := doctor.warning(command):
             keeper.say(f"madfs run: warning: {warning}")
-        return command, {**os.environ, **launch.preload_variables(cluster, mount, os.environ, options.chunk_size)}
+        variables = launch.preload_variables(cluster, mount, os.environ, options.chunk_size)
+        return command, {**os.environ, **variables, **dict(more)}
 
     return run_job(options, prepare)
 
 
-def run_job(options, prepare):
+def command_doctor(options):
+    """0: everything will be intercepted; 1: something will not.  With --trace, the program runs when nothing is
+    wrong."""
+    argv = program_of(options)
+    config = launch.configuration()
+    cluster = options.cluster or ("" if options.servers or options.store else config.cluster)
+    mount = launch.read_cluster(cluster).mount if cluster else options.mount or config.mount
+    findings, patched = doctor.examine(argv, launch.check_mount(mount))
+    for finding in findings:
+        print(doctor.line(finding))
+    if any(finding.severity == doctor.ERROR for finding in findings):
+        return 1
+    print(f"ok: {patched} system call instructions would be intercepted at the start of {argv[0]}", flush=True)
+    if not options.trace:
+        return 0
+    report = []
+    status = command_run_quietly(options, report)
+    print("\n".join(trace.table(report[0])), f"{argv[0]} ended with status {status}", sep="\n")
+    return 1 if report[0].sites_left or not report[0].processes else 0
+
+
+def command_run_quietly(options, report):
+    """Run the program of ``options`` and put what was counted into the list ``report``; returns its exit status."""
+    def prepare(cluster, mount, more=()):
+        variables = launch.preload_variables(cluster, mount, os.environ, options.chunk_size)
+        return launch.command(options.program, mount), {**os.environ, **variables, **dict(more)}
+
+    status = run_job(options, prepare, report)
+    return os.waitstatus_to_exitcode(status)
+
+
+def run_job(options, prepare, report=None):
     """Run what ``prepare(cluster file, mount)`` returns, ``(argv, environment)``, on the servers ``options`` ask for.
 
     With a cluster file, given or in MADFS_CLUSTER, its servers are used and left running; else they are started and
-    ended. Returns the exit status, or ends this process by the signal that ended the program.
+    ended. Returns the exit status, or ends this process by the signal that ended the program. With a list ``report``
+    the wait status is returned, and what ``--trace`` counted is appended to it instead of printed.
     """
     config = launch.configuration()
     launch.check_library()
     own = options.servers or options.store
     path = options.cluster or ("" if own else config.cluster)
-    if not path:
-        with launch.start(options.mount or config.mount, servers=options.servers, store=options.store) as running:
-            status = watch_job(prepare(running.cluster, running.plan.mount), running.cluster, options.summary)
-        return launch.end_like(status)
-    if own or options.mount:
+    if path and (own or options.mount):
         raise LaunchError("--cluster names servers that run: leave out --servers, --store and --mount")
-    job = prepare(path, launch.read_cluster(path).mount)
-    if options.summary:
-        return launch.end_like(watch_job(job, path, True))
-    return launch.execute(*job)
+    if path and not options.summary and not options.trace:
+        return launch.execute(*prepare(path, launch.read_cluster(path).mount))
+    with contextlib.ExitStack() as stack:
+        if path:
+            cluster, mount = path, launch.read_cluster(path).mount
+        else:
+            running = stack.enter_context(launch.start(options.mount or config.mount, servers=options.servers,
+                                                       store=options.store))
+            cluster, mount = running.cluster, running.plan.mount
+        status = watch_job(prepare, cluster, mount, options, report)
+    return launch.end_like(status) if report is None else status
 
 
-def watch_job(job, cluster, summary):
-    """Run ``job``, ``(argv, environment)``, to its end on the servers of ``cluster``; returns its wait status."""
+def watch_job(prepare, cluster, mount, options, report):
+    """Run a job to its end on the servers of ``cluster``, as run_job(); returns its wait status."""
     started = time.monotonic()
-    status = launch.run(*job)
-    if summary:
+    with contextlib.ExitStack() as stack:
+        variables = {}
+        if options.trace:
+            directory = launch.private_directory()
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            variables["MADFS_TRACE"] = os.path.join(directory, "trace")
+            trace.create(variables["MADFS_TRACE"])
+        argv, environment = prepare(cluster, mount, variables)
+        status = launch.run(argv, environment)
+        counted_calls = trace.read(variables["MADFS_TRACE"]) if options.trace else None
+    if report is not None:
+        report.append(counted_calls)
+    elif counted_calls:
+        for text in trace.table(counted_calls):
+            keeper.say(f"madfs: {text}")
+    if options.summary:
         print_summary(launch.read_cluster(cluster), time.monotonic() - started)
     return status
 
@@ -253,9 +320,10 @@ def main(argv=None):
     options, unknown = parser().parse_known_args(argv[:split])
     if unknown:
         options.parser.error(f"unknown argument {unknown[0]}")
-    if argv[split:] and options.command != "run":
-        options.parser.error("only `madfs run` takes a program after --")
-    if options.command == "run":
+    takes_program = options.command in ("run", "doctor")
+    if argv[split:] and not takes_program:
+        options.parser.error("only `madfs run` and `madfs doctor` take a program after --")
+    if takes_program:
         options.program += argv[split if options.program else split + 1:]
     return guard(f"madfs {options.command}", lambda: options.function(options))
 

@@ -13,6 +13,7 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _SHT_DYNSYM = 11
 _PT_LOAD, _PT_INTERP = 1, 3
+_PF_X = 1
 _NAME_MAX = 64
 
 
@@ -39,6 +40,19 @@ class Elf:
     def _table(self, record, offset, count):
         return [record.unpack_from(self._data, offset + index * record.size) for index in range(count)]
 
+    def interpreter(self):
+        """Path of the dynamic loader that the program asks for, or None."""
+        for kind, _, offset, _, _, size, _, _ in self._segments:
+            if kind == _PT_INTERP:
+                return os.fsdecode(self._data[offset:offset + size].rstrip(b"\0"))
+        return None
+
+    def texts(self):
+        """What is executable, as views of the file's bytes."""
+        for kind, flags, offset, _, _, size, _, _ in self._segments:
+            if kind == _PT_LOAD and flags & _PF_X:
+                yield memoryview(self._data)[offset:offset + size]
+
     def interpreted(self):
         """Whether a dynamic loader starts the program; only then can it be preloaded."""
         return any(segment[0] == _PT_INTERP for segment in self._segments)
@@ -64,9 +78,16 @@ class Elf:
         raise ValueError(f"no segment of the file is loaded at {address:#x}")
 
 
-def interpreter(path):
-    """What the ``#!`` line of the script at ``path`` names, or None when it is not a script.  Raises OSError."""
+def shebang(path):
+    """What the ``#!`` line of the script at ``path`` names: ``(interpreter, argument or None)``, or None when it is not
+    a script.  Raises OSError."""
     with open(path, "rb") as file:
         line = file.readline(256)
-    words = line[2:].split() if line.startswith(b"#!") else []
-    return os.fsdecode(words[0]) if words else None
+    words = line[2:].strip().split(None, 1) if line.startswith(b"#!") else []
+    return (os.fsdecode(words[0]), os.fsdecode(words[1]) if words[1:] else None) if words else None
+
+
+def is_elf(path):
+    """Whether the file at ``path`` says that it is an ELF file, of whatever kind.  Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x7fELF"

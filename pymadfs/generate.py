@@ -47,14 +47,17 @@ def meaning(call, prefix=""):
 
 def row(syscall):
     """One ``SYSCALL(name, initialisers of struct madfs_row)`` with its fence."""
-    if syscall.shim:
+    if syscall.kernel:
+        fields = [".kind = ROW_KERNEL", *meaning(syscall.call)]
+    elif syscall.shim:
         fields = [".kind = ROW_SHIM", f".shim = &madfs_shim_{syscall.target}"]
     elif syscall.refuse:
         fields = [".kind = ROW_REFUSE", f".refuse = {syscall.refuse}", *meaning(syscall.call)]
     else:
         fields = [".kind = ROW_CALL", f".call = CALL_{syscall.target}", *meaning(syscall.call)]
     named = [number for number, (kind, *_) in enumerate(ops.arguments(syscall.call)) if kind in ("at", "fd")]
-    if named == [0] and ops.arguments(syscall.call)[0] == ("fd", "a0") and not syscall.shim:
+    if named == [0] and ops.arguments(syscall.call)[0] == ("fd", "a0") and not (
+            syscall.shim or syscall.kernel):
         fields.insert(1, ".route = ROUTE_FD")
     if syscall.empty and not syscall.refuse:
         fields += [f".empty_call = CALL_{syscall.empty.partition('(')[0]}", *meaning(syscall.empty, "empty_")]
@@ -81,8 +84,7 @@ def render_definitions():
     for name, number in ops.NEWER.items():
         lines += [f"#ifndef SYS_{name}", f"#define SYS_{name} {number}", "#endif"]
     for syscall in ops.SYSCALLS.values():
-        if not syscall.kernel:
-            lines += row(syscall)
+        lines += row(syscall)
     lines += ["#endif"]
     return "\n".join(lines) + "\n"
 

@@ -3,14 +3,12 @@
 import errno
 import fcntl
 import os
-import platform
 import re
 import resource
 import select
 import shutil
 import signal
 import socket
-import stat
 import sys
 import tempfile
 import time
@@ -24,7 +22,6 @@ SERVERS_MAX = 4
 CHUNK_MIN, CHUNK_MAX = 4 << 10, 1 << 30
 LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_lib", keeper.LIBRARY)
 FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-MACHINES = {"x86_64": 62, "aarch64": 183}
 STATUS_NOT_FOUND, STATUS_NOT_EXECUTABLE = 127, 126
 
 
@@ -341,25 +338,6 @@ def find_program(name, environment):
     if os.path.exists(name):
         raise CommandError(f"{name} is not an executable file", STATUS_NOT_EXECUTABLE)
     raise CommandError(f"command not found: {name}", STATUS_NOT_FOUND)
-
-
-def preload_warning(path, scripts=4):
-    """Why the program at ``path`` would not be on MadFS, in one line, or None.  Follows ``#!`` lines."""
-    try:
-        program, status = elf.Elf(path), os.stat(path)
-    except OSError:
-        return None  # Not readable: nothing can be said.
-    except ValueError:
-        script = elf.interpreter(path)
-        return preload_warning(script, scripts - 1) if script and scripts else None
-    if program.machine != MACHINES.get(platform.machine()):
-        return f"{path} is built for another kind of processor; it cannot be preloaded and does not see the mount"
-    if not program.interpreted():
-        return f"{path} is statically linked; it cannot be preloaded and does not see the mount: link it dynamically"
-    if (status.st_mode & stat.S_ISUID and status.st_uid != os.getuid()) or (
-            status.st_mode & stat.S_ISGID and status.st_gid != os.getgid()):
-        return f"{path} runs with the rights of another user (setuid); the loader ignores the preload: run it as itself"
-    return None
 
 
 def execute(argv, environment):

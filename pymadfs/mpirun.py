@@ -6,10 +6,11 @@ rewritten, and none of mpirun's other options has to be understood.  Hydra's ``-
 OpenMPI's ``-x`` reaches those of one application context, so it is repeated after each ``:``.
 """
 import os
+import shutil
 import subprocess
 import sys
 
-from . import keeper, launch
+from . import doctor, keeper, launch
 from .cli import Parser, add_run_options, guard, run_job
 from .launch import LaunchError
 
@@ -32,7 +33,7 @@ def split(argv):
     """Our own options at the beginning of ``argv``, and the rest, which is mpirun's."""
     index = 0
     while index < len(argv) and (argv[index].startswith(PREFIX) or argv[index] in ("-h", "--help")):
-        alone = "=" in argv[index] or argv[index] in ("-h", "--help", f"{PREFIX}summary")
+        alone = "=" in argv[index] or argv[index] in ("-h", "--help", f"{PREFIX}summary", f"{PREFIX}trace")
         index += 1 if alone else 2
     return argv[:index], argv[index:]
 
@@ -88,6 +89,25 @@ def check(kind, arguments):
                           "line, with ':'")
 
 
+def rank_warning(arguments):
+    """One line about a program of the ranks that will not be on MadFS, or None.
+
+    Without knowing mpirun's options, the program of each context is taken to be the first argument that is one.
+    """
+    contexts = [[]]
+    for argument in arguments:
+        if argument == ":":
+            contexts.append([])
+        else:
+            contexts[-1].append(argument)
+    for context in contexts:
+        program = next((index for index, word in enumerate(context)
+                        if not word.startswith("-") and shutil.which(word)), None)
+        if program is not None and (warning := doctor.warning(context[program:])):
+            return warning
+    return None
+
+
 def main(argv=None):
     """Entry point of ``madfs-mpirun``; returns the exit status."""
     own, arguments = split(sys.argv[1:] if argv is None else argv)
@@ -101,9 +121,11 @@ def main(argv=None):
             raise LaunchError("there is no program to run; say `madfs-mpirun -n 4 PROGRAM [ARGUMENT...]`")
         check(kind, arguments)
 
-        def prepare(cluster, mount):
+        def prepare(cluster, mount, more=()):
+            if warning := rank_warning(arguments):
+                keeper.say(f"madfs-mpirun: warning: {warning}")
             variables = {name: value for name, value in plain.items() if name.startswith("MADFS_")}
-            variables.update(launch.preload_variables(cluster, mount, os.environ, options.chunk_size))
+            variables.update(launch.preload_variables(cluster, mount, os.environ, options.chunk_size), **dict(more))
             return [command, *with_environment(kind, arguments, variables)], plain
 
         return run_job(options, prepare)

@@ -329,6 +329,10 @@ Syscall("io_submit", "io_submit(a0, a1, a2)", shim=True,
         note="requests for a file of ours: EINVAL, and callers fall back to read and write")
 Syscall("io_uring_setup", "io_uring_setup(a0, a1)", shim=True,
         note="ENOSYS: what is asked through a ring passes by the shim; callers fall back to system calls")
+for _name in ("finit_module", "kexec_file_load"):
+    Syscall(_name, f"{_name}(fd(a0){', fd(a1)' if _name[0] == 'k' else ''})", refuse="ENOEXEC",
+            note="the kernel cannot read it")
+Syscall("quotactl_fd", "quotactl_fd(fd(a0))", refuse="ESRCH", note="no quotas")
 Syscall("acct", "acct(at(AT_FDCWD, a0))", refuse="EACCES", note="the kernel cannot write there")
 
 # Answered in C: the table of open files, the working directory and the life of the process.
@@ -358,23 +362,28 @@ Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note="complete; noted becau
 Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True,
         note="complete; noted because SCM_RIGHTS carries descriptors away")
 
-# Left to the kernel, to which a descriptor of ours is a regular file that is open for reading only and empty.
-for _reason, _names in {
-    "a regular file is always ready": "poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2",
-    "the kernel's answer for a regular file: EPERM": "epoll_ctl",
+# Left to the kernel, to which a descriptor of ours is a regular file that is open for reading only and empty: the
+# calls, with the arguments that may be such a descriptor.
+for _reason, _calls in {
+    "a regular file is always ready": "poll() ppoll() select() pselect6() epoll_wait(fd(a0)) epoll_pwait(fd(a0)) "
+                                      "epoll_pwait2(fd(a0))",
+    "the kernel's answer for a regular file: EPERM": "epoll_ctl(fd(a0),fd(a2))",
     "the kernel's answer for what is no socket: ENOTSOCK":
-        "accept accept4 sendto recvfrom shutdown listen getsockname getpeername setsockopt getsockopt",
+        "accept(fd(a0)) accept4(fd(a0)) sendto(fd(a0)) recvfrom(fd(a0)) shutdown(fd(a0)) listen(fd(a0)) "
+        "getsockname(fd(a0)) getpeername(fd(a0)) setsockopt(fd(a0)) getsockopt(fd(a0))",
     "the kernel's answer for another kind of descriptor: EINVAL or EBADF":
-        "tee signalfd signalfd4 timerfd_settime timerfd_gettime inotify_rm_watch mq_timedsend mq_timedreceive "
-        "mq_notify mq_getsetattr pidfd_send_signal process_madvise process_mrelease waitid perf_event_open fsconfig "
-        "fsmount setns landlock_add_rule landlock_restrict_self open_by_handle_at quotactl_fd finit_module "
-        "kexec_file_load bpf",
-    "no ring can be made": "io_uring_enter io_uring_register",
-    "compares what the kernel knows": "kcmp",
-    "for the file systems of the kernel": "sync",
+        "tee(fd(a0),fd(a1)) signalfd(fd(a0)) signalfd4(fd(a0)) timerfd_settime(fd(a0)) timerfd_gettime(fd(a0)) "
+        "inotify_rm_watch(fd(a0)) mq_timedsend(fd(a0)) mq_timedreceive(fd(a0)) mq_notify(fd(a0)) "
+        "mq_getsetattr(fd(a0)) pidfd_send_signal(fd(a0)) process_madvise(fd(a0)) process_mrelease(fd(a0)) waitid() "
+        "perf_event_open(fd(a3)) fsconfig(fd(a0)) fsmount(fd(a0)) setns(fd(a0)) landlock_add_rule(fd(a0)) "
+        "landlock_restrict_self(fd(a0)) open_by_handle_at(fd(a0)) bpf()",
+    "no ring can be made": "io_uring_enter(fd(a0)) io_uring_register(fd(a0))",
+    "compares what the kernel knows: every opening has a description of its own there, as it should": "kcmp()",
+    "for the file systems of the kernel": "sync()",
 }.items():
-    for _name in _names.split():
-        Syscall(_name, f"{_name}()", kernel=_reason,
+    for _call in _calls.split():
+        _name = _call.partition("(")[0]
+        Syscall(_name, _call, kernel=_reason,
                 only=X86 if _name in ("poll", "select", "epoll_wait", "signalfd") else None)
 
 # These carry neither a path nor a descriptor that could be ours, or make a new descriptor of the kernel's.

@@ -324,6 +324,8 @@ WRONG = {
     "status without servers": (["status", "--cluster", "/nonexistent/cluster"], "madfs up"),
     "cluster in no place": (["up", "--cluster", "/proc/madfs/cluster"], "--cluster"),
     "program for up": (["up", "--", "true"], "madfs run"),
+    "no program for doctor": (["doctor", "--"], "no program"),
+    "unknown option of doctor": (["doctor", "--srevers", "3", "--", "true"], "--srevers"),
     "port": (["up", "--port", "70000"], "65535"),
 }
 
@@ -382,31 +384,6 @@ def test_static_program_is_warned_about(madfs, tmp_path):
     one_line(done, "warning", str(program), "statically linked")
 
 
-def test_programs_that_cannot_be_preloaded(tmp_path):
-    assert launch.preload_warning("/bin/sh") is None
-    static = compile_c(tmp_path, "int main(void) { return 0; }", "-static-pie")
-    assert "static" in launch.preload_warning(static)
-    script = tmp_path / "script"
-    script.write_text(f"#!{static} -x\n")
-    assert "static" in launch.preload_warning(script)
-    script.write_text(f"#!{script}\n")
-    assert launch.preload_warning(script) is None
-    foreign = tmp_path / "foreign"
-    data = bytearray(Path("/bin/true").read_bytes())
-    data[18:20] = (0xF3).to_bytes(2, "little")
-    foreign.write_bytes(data)
-    assert "processor" in launch.preload_warning(foreign)
-
-
-def test_setuid_program_is_warned_about(tmp_path, monkeypatch):
-    program = tmp_path / "program"
-    shutil.copy("/bin/true", program)
-    program.chmod(0o4755)
-    assert launch.preload_warning(program) is None  # its owner runs it
-    monkeypatch.setattr(os, "getuid", lambda: os.stat(program).st_uid + 1)
-    assert "setuid" in launch.preload_warning(program)
-
-
 @pytest.mark.parametrize(("source", "word"), [
     ('const char madfs_version[] = "0.0.1";', "is 0.0.1, this is"), ("int other;", "unknown version"),
     (None, "missing"), ("", "ELF")])
@@ -426,7 +403,7 @@ def test_preload_library_of_another_version(tmp_path, monkeypatch, capfd, source
 def test_help_is_short_and_names_every_setting(madfs):
     text = madfs("--help").stdout
     assert all(setting.variable in text for setting in cli.SETTINGS)
-    for command in ("run", "up", "down", "status"):
+    for command in ("run", "doctor", "up", "down", "status"):
         assert command in text
         assert madfs(command, "--help").stdout.startswith(f"usage: madfs {command}")
 

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``madfs doctor``: what of a command will not be intercepted, said before it runs.
+
+A :class:`Finding` that breaks (severity ``error``) means that something does not see the mount; a ``warning`` may
+matter, a ``note`` is worth knowing.  The programs of a command are found by :func:`programs`, judged by their files
+(:func:`blocked`), and their system call instructions by the shim itself, which rewrites them as it would and ends the
+process before the program begins (MADFS_SCAN).
+"""
+import ctypes
+import os
+import platform
+import re
+import resource
+import shlex
+import shutil
+import stat
+import subprocess
+from collections import namedtuple
+
+from . import elf, keeper, launch
+
+Finding = namedtuple("Finding", "severity subject problem fix")
+ERROR, WARNING, NOTE = "error", "warning", "note"
+
+MACHINES = {"x86_64": 62, "aarch64": 183}
+SCRIPTS_MAX = 5  # interpreters that are scripts themselves: Linux gives up after so many
+SCAN_S = 30
+FILES_MIN, MEMORY_MIN = 64, 1 << 30  # descriptors and bytes of address space that a process with the client needs
+_PR_GET_MDWE = 66
+
+SHELLS = ("sh", "bash", "dash", "ksh", "zsh", "ash")
+LOADERS = ("ld-linux", "ld64.so", "ld-musl", "ld.so")
+VSYSCALL = re.compile(rb"\x48\xc7[\xc0-\xc7]\x00[\x00\x04\x08]\x60\xff|\xff\x14\x25\x00[\x00\x04\x08]\x60\xff")
+INT80 = re.compile(rb"\xb8[\x00-\xff][\x00\x01]\x00\x00(?:[\x89\x8b\x31][\xc0-\xff]){0,6}\xcd\x80", re.DOTALL)
+LIBRARIES = {
+    "liburing": ("makes requests through io_uring, which is answered with ENOSYS under MadFS",
+                 "nothing, if the program falls back to read and write; most do"),
+    "libasan": ("is the address sanitizer, whose check of the order of libraries is switched off",
+                "add verify_asan_link_order=0 when the program defines __asan_default_options itself"),
+}
+_REPORT = re.compile(r"madfs: patched (\d+) of (\d+) system call sites in (\d+) objects; (\d+) never concern files, "
+                     r"(\d+) left")
+_LEFT = re.compile(r"madfs: (\d+) system call sites are left unchanged in (.*)")
+
+
+# --- one program ----------------------------------------------------------------------------------------------------
+
+
+def blocked(path):
+    """Why the program at ``path`` cannot be preloaded: ``(problem, fix)``, or None when it can.
+
+    A file that cannot be read, and a script, is not judged.
+    """
+    try:
+        status = os.stat(path)
+        if not elf.is_elf(path):
+            return None
+        program = elf.Elf(path)
+    except OSError:
+        return None
+    except ValueError:
+        return ("is a 32-bit program; it cannot be preloaded and does not see the mount", "build it for 64 bits")
+    if program.machine != MACHINES.get(platform.machine()):
+        return ("is built for another kind of processor; it cannot be preloaded and does not see the mount",
+                f"build it for {platform.machine()}")
+    if not program.interpreted() and not os.path.basename(path).startswith(LOADERS):
+        return ("is statically linked; it cannot be preloaded and does not see the mount", "link it dynamically")
+    return _privileged(path, status)
+
+
+def _privileged(path, status):
+    if (status.st_mode & stat.S_ISUID and status.st_uid != os.getuid()) or (
+            status.st_mode & stat.S_ISGID and status.st_gid != os.getgid()):
+        return ("runs with the rights of another user (setuid, setgid), so the loader ignores the preload",
+                "run a copy without these bits")
+    try:
+        os.getxattr(path, "security.capability")
+    except OSError:
+        return None
+    if os.geteuid() == 0:
+        return None  # nothing is gained by them, and the loader does not mind
+    return ("has file capabilities, so the loader ignores the preload", "run a copy, which has none")
+
+
+def warning(argv):
+    """One line about the first program of ``argv`` that will not be on MadFS, or None."""
+    for path, _ in programs(argv):
+        if why := blocked(path):
+            return f"{path} {why[0]}: {why[1]}"
+    return None
+
+
+def programs(argv, environment=None):
+    """The programs that the command ``argv`` names: pairs of a path and whether it is certain to be executed.
+
+    Certain are the program itself, the interpreters of its ``#!`` lines and what ``env`` executes; an argument that is
+    an executable file may be executed, too (``nice ./a.out``, ``mpirun -n 2 ./a.out``, ``sh -c ./a.out``).
+    """
+    environment = os.environ if environment is None else environment
+    found = {}
+    words = list(argv)
+    if os.path.basename(words[0]) in SHELLS and "-c" in words[1:-1]:
+        script = words[words.index("-c") + 1]
+        try:
+            words += shlex.split(script, comments=True)
+        except ValueError:
+            words += script.split()
+    for index, word in enumerate(words):
+        path = shutil.which(word, path=environment.get("PATH", os.defpath)) if index == 0 or "/" in word else None
+        if path:
+            for interpreter in _chain(path, words[1:] if index == 0 else [], environment):
+                found.setdefault(interpreter, index == 0)
+    return list(found.items())
+
+
+def _chain(path, arguments, environment):
+    """``path``, its ``#!`` interpreters, and what ``env`` among them executes."""
+    seen = [path]
+    for _ in range(SCRIPTS_MAX):
+        if os.path.basename(path) == "env":
+            name = next((word for word in arguments if "=" not in word and not word.startswith("-")), None)
+            following = shutil.which(name, path=environment.get("PATH", os.defpath)) if name else None
+            arguments = []
+        else:
+            try:
+                line = elf.shebang(path)
+            except OSError:
+                return seen
+            following, arguments = (line[0], (line[1] or "").split()) if line else (None, [])
+        if not following:
+            return seen
+        path = following
+        seen.append(path)
+    return seen
+
+
+# --- the whole command ----------------------------------------------------------------------------------------------
+
+
+def examine(argv, mount, environment=None):
+    """All findings about the command ``argv`` with the file system at ``mount``, and how many sites were rewritten.
+
+    Returns ``(findings, patched)``.
+    """
+    environment = os.environ if environment is None else environment
+    findings = [*_installation(mount, environment), *_process()]
+    broken = any(finding.severity == ERROR for finding in findings)
+    patched = 0
+    named = programs(argv, environment)
+    if not named and os.path.normpath(argv[0]).startswith(mount + "/"):
+        findings.append(Finding(NOTE, argv[0], "lies on the mount and cannot be looked at before it runs",
+                                "examine the original that is copied there"))
+    elif not named:
+        findings.append(Finding(ERROR, argv[0], "is no executable file and not in PATH", "name the program"))
+    for path, certain in named:
+        if why := blocked(path):
+            findings.append(Finding(ERROR if certain else WARNING, path, *why))
+        elif not broken and elf.is_elf(path):
+            more, sites = _objects(path, mount, environment, certain)
+            findings += more
+            patched += sites
+    return list(dict.fromkeys(findings)), patched
+
+
+def _installation(mount, environment):
+    """Findings about the preload library, the mount path and what else is preloaded."""
+    try:
+        launch.check_library()
+    except launch.LaunchError as error:
+        problem, _, fix = str(error).rpartition("; ")
+        yield Finding(ERROR, launch.LIBRARY, problem or str(error), fix or "build it with `make build`")
+    if os.path.isdir(mount) and os.listdir(mount):
+        yield Finding(WARNING, mount, "is a directory of this node with files in it, which the mount hides",
+                      "say --mount with another path")
+    for library in keeper.other_preloads(environment):
+        path = library if "/" in library else None
+        if path and not os.path.exists(path):
+            yield Finding(WARNING, library, "is in LD_PRELOAD and does not exist; the loader says so in every process",
+                          "take it out of LD_PRELOAD")
+        else:
+            yield Finding(NOTE, library, "is in LD_PRELOAD; it stays, behind the library of MadFS",
+                          "nothing, unless it replaces system calls itself")
+    for library in environment.get("LD_PRELOAD", "").replace(":", " ").split():
+        if os.path.basename(library) == keeper.LIBRARY and not _same(library, launch.LIBRARY):
+            yield Finding(WARNING, library, "is in LD_PRELOAD and belongs to another installation of MadFS; it is "
+                          "replaced", "take it out of LD_PRELOAD")
+
+
+def _same(path, other):
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _process():
+    """Findings about the limits of this process that the program will inherit."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+    if status.get("Seccomp", "0") == "2":
+        yield Finding(WARNING, "this process", "runs under a seccomp filter, which the client's calls must pass",
+                      "allow what docs/neighbours.md lists")
+    if status.get("TracerPid", "0") != "0":
+        yield Finding(NOTE, "this process", f"is traced by process {status['TracerPid']}", "nothing")
+    if ctypes.CDLL(None).prctl(_PR_GET_MDWE, 0, 0, 0, 0) & 1:
+        yield Finding(NOTE, "this process", "may not make written memory executable (PR_SET_MDWE); rewritten code is "
+                      "mapped from a memfd instead", "nothing")
+    for name, number, least in (("RLIMIT_NOFILE", resource.RLIMIT_NOFILE, FILES_MIN),
+                                ("RLIMIT_AS", resource.RLIMIT_AS, MEMORY_MIN)):
+        soft = resource.getrlimit(number)[0]
+        if soft != resource.RLIM_INFINITY and soft < least:
+            yield Finding(WARNING, "this process", f"has {name} {soft}; the client may find no room",
+                          f"raise it to {least} or more with ulimit")
+    try:
+        os.close(os.memfd_create("madfs-doctor"))
+    except OSError as error:
+        yield Finding(ERROR, "this system", f"does not allow memfd_create: {error.strerror}",
+                      "allow it in the container's seccomp profile")
+    if not os.path.exists("/proc/self/maps"):
+        yield Finding(ERROR, "/proc", "is not mounted", "mount it")
+
+
+# --- its libraries --------------------------------------------------------------------------------------------------
+
+
+def _objects(path, mount, environment, certain):
+    """Findings about the program at ``path`` and all libraries it starts with, and how many sites are rewritten."""
+    loader = elf.Elf(path).interpreter()
+    if loader and not os.path.exists(loader):
+        return [Finding(ERROR if certain else WARNING, path, f"needs the loader {loader}, which does not exist",
+                        "install it, or build the program for this system")], 0
+    if not loader or not os.path.basename(loader).startswith(("ld-linux", "ld64")):
+        return [Finding(NOTE, path, "is not started by the loader of the GNU libc; its libraries are not examined",
+                        "try it with `madfs doctor --trace`")], 0
+    variables = {**environment, "MADFS_MOUNT": mount, "MADFS_VERSION": launch.__version__,
+                 "LD_PRELOAD": ":".join([launch.LIBRARY, *keeper.other_preloads(environment)])}
+    listed = subprocess.run([loader, "--list", path], env=environment, capture_output=True, text=True, errors="replace",
+                            timeout=SCAN_S, check=False)
+    findings = [Finding(ERROR if certain else WARNING, path, f"needs {name}, which is not found",
+                        "install it or set LD_LIBRARY_PATH")
+                for name in re.findall(r"^\s*(\S+) => not found", listed.stdout, re.MULTILINE)]
+    libraries = re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed.stdout, re.MULTILINE)
+    for library in [path, *libraries]:
+        findings += _contents(library)
+    if not findings or all(finding.severity == NOTE for finding in findings):
+        more, patched = _scan(loader, path, variables)
+        return findings + more, patched
+    return findings, 0
+
+
+def _contents(path):
+    """Findings about one object by its name and its code."""
+    for stem, (problem, fix) in LIBRARIES.items():
+        if os.path.basename(path).startswith(stem):
+            yield Finding(NOTE, path, problem, fix)
+    try:
+        texts = list(elf.Elf(path).texts())
+    except (OSError, ValueError):
+        return
+    if any(VSYSCALL.search(text) for text in texts):
+        yield Finding(NOTE, path, "calls the vsyscall page, which is not intercepted",
+                      "nothing: time, gettimeofday and getcpu concern no files")
+    if any(INT80.search(text) for text in texts):
+        yield Finding(NOTE, path, "has bytes that look like 32-bit system calls (int 0x80), which are not intercepted",
+                      "build it without them, if that is what they are")
+
+
+def _scan(loader, path, variables):
+    """What the shim says of the system call instructions of a program at its start.
+
+    The loader is executed, not the program, so that no rights of its file matter: what is loaded is the same.
+    """
+    done = subprocess.run([loader, path], env={**variables, "MADFS_SCAN": "1"}, capture_output=True, text=True,
+                          errors="replace", timeout=SCAN_S, check=False, stdin=subprocess.DEVNULL)
+    report = next(filter(None, map(_REPORT.fullmatch, done.stderr.splitlines())), None)
+    if not report:
+        last = done.stderr.strip().splitlines()
+        said = f": it says {last[-1]!r}" if last else ""
+        return [Finding(ERROR, path, f"cannot be started with the preload library{said}", "see the message")], 0
+    findings = [Finding(ERROR, name, f"has {number} system call instructions that cannot be rewritten",
+                        "see whether they concern files; MADFS_STRICT=1 lets no program with such run")
+                for number, name in re.findall(_LEFT, done.stderr)]
+    return findings, int(report[1])
+
+
+def line(finding):
+    """``error: PATH PROBLEM; FIX``"""
+    return f"{finding.severity}: {finding.subject} {finding.problem}; fix: {finding.fix}"
