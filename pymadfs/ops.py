@@ -295,6 +295,7 @@ Syscall("copy_file_range", "copy_file_range(a0, a1, a2, a3, a4, a5)", shim=True,
 Syscall("sendfile", "sendfile(a0, a1, a2, a3)", shim=True,
         note="16 MiB at most per call, 256 KiB to a descriptor of the kernel's")
 Syscall("splice", "splice(fd(a0), fd(a2))", refuse="EINVAL", note="callers fall back to read and write")
+Syscall("tee", "tee(fd(a0), fd(a1))", refuse="EINVAL", note="the kernel's answer for what is not a pipe")
 Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
 for _name in ("setxattr", "lsetxattr", "getxattr", "lgetxattr", "listxattr", "llistxattr", "removexattr",
@@ -372,7 +373,7 @@ for _reason, _calls in {
         "accept(fd(a0)) accept4(fd(a0)) sendto(fd(a0)) recvfrom(fd(a0)) shutdown(fd(a0)) listen(fd(a0)) "
         "getsockname(fd(a0)) getpeername(fd(a0)) setsockopt(fd(a0)) getsockopt(fd(a0))",
     "the kernel's answer for another kind of descriptor: EINVAL or EBADF":
-        "tee(fd(a0),fd(a1)) signalfd(fd(a0)) signalfd4(fd(a0)) timerfd_settime(fd(a0)) timerfd_gettime(fd(a0)) "
+        "signalfd(fd(a0)) signalfd4(fd(a0)) timerfd_settime(fd(a0)) timerfd_gettime(fd(a0)) "
         "inotify_rm_watch(fd(a0)) mq_timedsend(fd(a0)) mq_timedreceive(fd(a0)) mq_notify(fd(a0)) "
         "mq_getsetattr(fd(a0)) pidfd_send_signal(fd(a0)) process_madvise(fd(a0)) process_mrelease(fd(a0)) waitid() "
         "perf_event_open(fd(a3)) fsconfig(fd(a0)) fsmount(fd(a0)) setns(fd(a0)) landlock_add_rule(fd(a0)) "
