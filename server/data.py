@@ -153,6 +153,7 @@ def reserve(server, request):
 @serves(FSYNC)
 def fsync(server, request):
     server.commit(lazily=True)
+    server.kv.settle()
 
     def synced(error):
         if error is None:

@@ -235,24 +235,26 @@ class Server:
     def serve(self, requests):
         """Handle what one poll gave, write the changes, answer."""
         self._serving = True
-        kv, rpc = self.kv, self.rpc
-        for request in requests:
-            try:
-                result = HANDLERS[request.op](self, request)
-                if result.__class__ is tuple:
-                    if kv.pending:
-                        self._outbox.append((request, result))
-                    else:
-                        rpc.reply(request, *result)
-                elif result is not DEFERRED:
-                    self._pools[request.op.peer].run(self._run(request, result), result)
-            except Wait as wait:
-                self._queue(request, wait)
-            except Exception as error:
-                rpc.fail(request, error)
-        self._serving = False
-        if kv.pending or self._outbox:
-            self.flush()
+        try:
+            kv, rpc = self.kv, self.rpc
+            for request in requests:
+                try:
+                    result = HANDLERS[request.op](self, request)
+                    if result.__class__ is tuple:
+                        if kv.pending:
+                            self._outbox.append((request, result))
+                        else:
+                            rpc.reply(request, *result)
+                    elif result is not DEFERRED:
+                        self._pools[request.op.peer].run(self._run(request, result), result)
+                except Wait as wait:
+                    self._queue(request, wait)
+                except Exception as error:
+                    rpc.fail(request, error)
+            if kv.pending or self._outbox:
+                self.flush()
+        finally:
+            self._serving = False
 
     def _queue(self, request, step):
         try:
@@ -308,6 +310,15 @@ class Server:
         if self._outbox:
             outbox, self._outbox = self._outbox, []
             self._answer(outbox)
+        if kv.overdue:
+            self.settle()
+
+    def settle(self):
+        """Let the database catch up with the journal."""
+        try:
+            self.kv.settle()
+        except OSError:
+            return  # it is in the log; whoever changes something next is told
 
     def _answer(self, outbox):
         reply = self.rpc.reply

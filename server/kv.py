@@ -2,9 +2,9 @@
 """The few verbs we use of RocksDB, and a dict with the same verbs for tests.  Keys and values: ``docs/format.md``.
 
 A store collects changes (``put``, ``delete``) and shows them to ``get`` at once; ``commit`` hands them to the database
-as one atomic batch.  What ``commit`` has returned from survives ``kill -9``; what ``sync_fds`` were fsynced after it
-survives power loss.  ``lazy`` puts wait for the next ``commit(lazily=True)``: directory times need no batch of their
-own.
+as one atomic batch, by way of a journal: what ``commit`` has returned from survives ``kill -9``, and the database gets
+several batches as one, which ``settle`` does.  What ``sync_fds`` were fsynced after that survives power loss.  ``lazy``
+puts wait for the next ``commit(lazily=True)``: directory times need no batch of their own.
 """
 import errno
 import os
@@ -14,11 +14,15 @@ from abc import ABC, abstractmethod
 from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
 
 from pymadfs.errors import fail
+from pymadfs.log import log
+
+from .journal import Journal
 
 CACHE_ENTRIES_MAX = 1 << 17
 CACHE_VALUE_BYTES_MAX = 1 << 10
 WRITE_BUFFER_BYTES = 64 << 20
 WAL_BYTES_MAX = 256 << 20
+SETTLE_BYTES = 64 << 10  # more than this at once saves nothing more, and others wait meanwhile
 BLOCK_CACHE_BYTES = 64 << 20
 REOPEN_SECONDS_MIN = 1.0
 
@@ -30,6 +34,9 @@ class Store(ABC):
         self.cache = {}
         self.pending = {}
         self.pending_lazily = {}
+        self.owed = {}  # committed to the journal only: see settle
+        self._refused = False  # the database did not take what is owed
+        self.journal = None  # or a Journal, where the database outlives the process
 
     def get(self, key):
         """Value of ``key`` (bytes), or None.  Sees what is not committed yet."""
@@ -39,7 +46,7 @@ class Store(ABC):
             return self._load(key)
 
     def _load(self, key):
-        for overlay in (self.pending, self.pending_lazily):
+        for overlay in (self.pending, self.pending_lazily, self.owed):
             if key in overlay:
                 return overlay[key]
         value = self._read(key)
@@ -77,7 +84,7 @@ class Store(ABC):
         self.cache[key] = value
 
     def commit(self, lazily=False):
-        """Write what is pending as one batch.  Raises OSError and forgets the batch when the database refuses it."""
+        """Commit what is pending as one batch.  Raises OSError and forgets the batch when it is refused."""
         if lazily and self.pending_lazily:
             self.pending.update(self.pending_lazily)
             self.pending_lazily = {}
@@ -85,11 +92,36 @@ class Store(ABC):
             return
         batch, self.pending = self.pending, {}
         try:
+            if self._refused:
+                self.settle()
+            if self.journal is not None and self.journal.add(batch):
+                self.owed.update(batch)
+                return
+            self.settle()
             self._write(batch)
         except OSError:
             for key in batch:
                 self.cache.pop(key, None)
             raise
+
+    @property
+    def overdue(self):
+        """Whether ``settle`` should be called now; it should be when there is nothing else to do, too."""
+        return self.journal is not None and self.journal.used > SETTLE_BYTES
+
+    def settle(self):
+        """Bring the database what the journal keeps for it.  Raises OSError when it refuses; nothing is lost then, and
+        ``commit`` refuses everything until it takes it."""
+        if self.owed:
+            try:
+                self._write(self.owed)
+            except OSError as error:
+                if not self._refused:
+                    log(f"the store takes no more: {error.strerror}; what is acknowledged is kept: make room there")
+                self._refused = True
+                raise
+            self.owed, self._refused = {}, False
+            self.journal.clear()
 
     def scan(self, prefix, after=b"", limit=1):
         """Up to ``limit`` committed ``(key, value)`` in order, keys beginning with ``prefix`` and above prefix + after.
@@ -97,7 +129,17 @@ class Store(ABC):
         REQUIRES: nothing pending (commit first).  An empty ``after`` begins at the prefix itself.
         """
         assert not self.pending
-        return self._range(prefix, prefix + after, limit)
+        start = prefix + after
+        try:
+            self.settle()
+            return self._range(prefix, start, limit)
+        except OSError:
+            if not self.owed:
+                raise
+        found = dict(self._range(prefix, start, limit + len(self.owed)))
+        found.update((key, value) for key, value in self.owed.items()
+                     if key.startswith(prefix) and (key > start or key == start == prefix))
+        return [(key, found[key]) for key in sorted(found) if found[key] is not None][:limit]
 
     @abstractmethod
     def _read(self, key):
@@ -155,6 +197,10 @@ class RocksKV(Store):
         self._failed = False
         self._retry_at = 0.0
         self._db = self._open()
+        self.journal = Journal(path + ".journal")
+        if self.journal.left:
+            self._write(self.journal.left)
+        self.journal.clear()
 
     def _open(self, access=None):
         try:
@@ -242,11 +288,13 @@ class RocksKV(Store):
         """Write what is pending and end.  Raises OSError when that fails."""
         try:
             self.commit(lazily=True)
+            self.settle()
         finally:
             for fd in (*self._logs.values(), *([] if self._directory is None else [self._directory])):
                 os.close(fd)
             self._logs, self._directory = {}, None
             self._close_database()
+            self.journal.close()
 
 
 def options():

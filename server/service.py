@@ -25,7 +25,7 @@ from .meta import StoreError
 
 POLL_LIMIT = 64
 ROUNDS_MAX = 16  # polls before others on the event loop get their turn
-SPIN_US = 20
+SPIN_US = 50
 UNEASY_S = 0.005  # how long to trust the descriptor while transfers are under way
 BACKLOG = 1024
 
@@ -62,7 +62,11 @@ class Poller:
                 server.serve(requests)
             if ended:
                 break  # who waited for it runs first
-            if not requests and rpc.arm():
+            if requests:
+                continue
+            if server.kv.owed:
+                server.settle()
+            if rpc.arm():
                 if rpc.pending and self._timer is None:
                     self._timer = self._loop.call_later(UNEASY_S, self._uneasy)
                 return

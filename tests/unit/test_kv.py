@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from pymadfs.server import journal
 from pymadfs.server import kv as kv_module
+from pymadfs.server.journal import Journal
 from pymadfs.server.kv import MemoryKV, RocksKV
 
 
@@ -54,36 +56,105 @@ def test_scan_begins_after_and_ends_with_the_prefix(kv):
     assert kv.scan(b"d", b"", 9) == []
 
 
-def test_a_refused_batch_leaves_nothing(tmp_path, monkeypatch):
+class Full:
+    """A database that has no room left."""
+
+    def __init__(self, real):
+        self.get, self.close, self.items = real.get, real.close, real.items
+
+    def put(self, *change):
+        raise Exception("IO error: No space left on device: While appending")
+
+    delete = write = put
+
+
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    """A store whose database has become full, and a function that makes room."""
+    monkeypatch.setattr(kv_module, "REOPEN_SECONDS_MIN", 0.0)
     store = RocksKV(str(tmp_path / "kv"))
     store.put(b"a", b"1")
     store.commit()
-    real = store._db
+    store.settle()
+    opens = store._open
+    store._db = Full(store._db)
 
-    class Full:
-        def put(self, key, value):
-            raise Exception("IO error: No space left on device: While appending")
+    def no_room(access=None):
+        if access is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Full(opens())
 
-        def write(self, batch):
-            raise Exception("IO error: No space left on device: While appending")
+    def make_room():
+        store._db.close()
+        store._open = opens
 
-        def get(self, key):
-            return real.get(key)
+    store._open = no_room
+    yield store, make_room
+    store._db.close()
+    store.journal.close()
 
-        def close(self):
-            real.close()
 
-    store._db = Full()
+def test_what_the_journal_took_stays_when_the_database_refuses_it(full):
+    store, make_room = full
     store.put(b"a", b"2")
-    store.put(b"b", b"2")
+    store.put(b"b", b"2" * 2000)
+    store.commit()
+    with pytest.raises(OSError) as error:
+        store.settle()
+    assert error.value.errno == errno.ENOSPC
+    store.cache.clear()
+    assert store.get(b"a") == b"2" and store.scan(b"", b"", 9) == [(b"a", b"2"), (b"b", b"2" * 2000)]
+    store.put(b"b", b"3")
+    store.put(b"c", b"3")
+    with pytest.raises(OSError) as error:
+        store.commit()  # nothing new is taken
+    assert error.value.errno == errno.ENOSPC
+    assert store.get(b"b") == b"2" * 2000 and store.get(b"c") is None
+    make_room()
+    store.delete(b"a")
+    store.commit()
+    store.settle()
+    assert store._db.get(b"b") == b"2" * 2000 and store._db.get(b"a") is None
+
+
+def test_a_refused_batch_that_the_journal_has_no_room_for_leaves_nothing(full):
+    store, make_room = full
+    store.put(b"a", b"2")
+    store.put(b"b", bytes(2 << 20))
     with pytest.raises(OSError) as error:
         store.commit()
     assert error.value.errno == errno.ENOSPC
     assert store.get(b"a") == b"1" and store.get(b"b") is None
-    store.put(b"b", b"3")  # the database is opened anew
+    make_room()
+    store.put(b"b", bytes(2 << 20))
     store.commit()
-    assert store.get(b"b") == b"3" and store.get(b"a") == b"1"
-    store.close()
+    assert store.get(b"b") == store._db.get(b"b") == bytes(2 << 20) and store.get(b"a") == b"1"
+
+
+def test_the_journal_gives_back_what_was_not_cleared(tmp_path, monkeypatch):
+    path = str(tmp_path / "journal")
+    first = Journal(path)
+    assert first.add({b"a": b"1", b"b": b"", b"c": b"3" * 3000}) and first.add({b"a": None, b"b": b"2"})
+    assert not first.add({b"big": bytes(1 << 20)})
+    assert Journal(path).left == {b"a": None, b"b": b"2", b"c": b"3" * 3000}
+    first.clear()
+    assert first.add({b"d": b"4"})
+    assert Journal(path).left == {b"d": b"4"}
+    monkeypatch.setattr(journal, "boot_id", lambda: b"another boot    ")
+    after_power_loss = Journal(path)
+    assert after_power_loss.left == {} and after_power_loss.used == 0
+    assert after_power_loss.add({b"e": b"5"}) and Journal(path).left == {b"e": b"5"}
+
+
+def test_a_journal_that_is_garbage_is_not_believed(tmp_path):
+    path = tmp_path / "journal"
+    Journal(str(path)).close()
+    for damage in (b"", b"x" * 100, bytes(1 << 20), path.read_bytes()[:24] + b"\xff" * 8):
+        path.write_bytes(damage)
+        assert Journal(str(path)).left == {}
+    path.write_bytes(path.read_bytes()[:24] + (100).to_bytes(8, "little") + b"\xff" * 1000)
+    with pytest.raises(OSError, match="damaged"):
+        Journal(str(path))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
@@ -106,6 +177,7 @@ for index in range(3000):
     try:
         kv.commit()
         acknowledged.append(index)
+        if index % 5 == 0: kv.settle()
     except OSError as error:
         assert error.errno == errno.ENOSPC, error
         refused += 1
