@@ -71,6 +71,18 @@ struct names {
   int ours, theirs, error;
 };
 
+// A path of the host's as the runtime can use it, for calls with two paths whose errors depend on both.
+static size_t host_path(int directory, const char *path, char out[MADFS_PATH_MAX]) {
+  char number[24];
+  size_t n = 0;
+  if (*path != '/' && directory != AT_FDCWD) {
+    n = madfs_copy(out, MADFS_PATH_MAX, "/proc/self/fd/");
+    n += madfs_copy(out + n, MADFS_PATH_MAX - n, madfs_decimal(number, (unsigned)directory));
+    n += madfs_copy(out + n, MADFS_PATH_MAX - n, "/");
+  }
+  return n + madfs_copy(out + n, MADFS_PATH_MAX - n, path);
+}
+
 static void build_path(const struct madfs_frame *f, const struct madfs_parameter *p, struct madfs_arg *out,
                        struct names *names) {
   struct madfs_thread *t = madfs_local.thread;
@@ -86,7 +98,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   if (magic >= 0) out->length = madfs_slot_path(madfs_fd_slot(magic), room);
   else where = madfs_path_locate(directory_of(f, p), path, room, &out->length);
   if (where < 0) names->error = where;
-  else if (where == PATH_HOST) names->theirs++;
+  else if (where == PATH_HOST) names->theirs++, out->length = host_path(directory_of(f, p), path, room);
   else if (names->ours++, !*path) names->error = -ENOENT;
   out->kind = MADFS_ARG_PATH;
   out->text = room;
@@ -96,6 +108,7 @@ static void build_fd(int fd, struct madfs_arg *out, struct names *names) {
   int slot = madfs_fd_slot(fd);
   if (slot >= 0) names->ours++;
   else if (slot == FD_INTERNAL) names->error = -EBADF;
+  else if (madfs_failed(RAW(SYS_fcntl, fd, F_GETFD))) names->error = -EBADF;
   else names->theirs++;
   *out = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = slot >= 0 ? (long)madfs_fd_handle(slot) : -1};
 }
@@ -150,8 +163,8 @@ static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *
 static bool has_empty_path(const struct madfs_frame *f, const struct madfs_row *row) {
   if (!row->empty_count || row->parameter[0].kind != PARAMETER_AT) return false;
   const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
-  bool flagged = row->flags && (f->argument[row->flags - 1] & AT_EMPTY_PATH);
-  if (!path) return flagged || row->null;
+  bool flagged = row->call == CALL_readlinkat || (row->flags && (f->argument[row->flags - 1] & AT_EMPTY_PATH));
+  if (!path) return (flagged && row->flags) || row->null;
   return flagged && arch_touch(path, false) && !arch_peek_byte(path);
 }
 
@@ -166,7 +179,7 @@ static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs
     return names.ours ? answer(f, madfs_runtime_call(&call, &ignored)) : MADFS_PASS;
   }
   size_t length = madfs_cwd_get(t->path[0]);
-  if (!length) return MADFS_PASS;
+  if (!length || !row->flags) return length ? answer(f, -ENOENT) : MADFS_PASS;
   call.number = row->call;
   struct names names = build(f, row->parameter + 1, row->count - 1U, false, &call);
   if (names.error) return answer(f, names.error);
@@ -191,11 +204,24 @@ static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
     case CALL_fchmodat:
     case CALL_utimensat: flags = &row->parameter[2]; break;
     case CALL_fchownat: flags = &row->parameter[3]; break;
+    case CALL_linkat: flags = &row->parameter[2]; break;
     default: return false;
   }
   unsigned long value =
       flags->kind == PARAMETER_CONSTANT ? (unsigned long)flags->value : f->argument[(int)flags->argument];
-  return !(value & AT_SYMLINK_NOFOLLOW);
+  return row->call == CALL_linkat ? (value & AT_SYMLINK_FOLLOW) != 0 : !(value & AT_SYMLINK_NOFOLLOW);
+}
+
+// stat("/proc/self/fd/N") and its like mean the open file, which may have no name any more.
+static bool names_descriptor(struct madfs_frame *f, const struct madfs_row *row) {
+  if (!row->empty_count || row->parameter[0].directory < 0 || !follows(f, row)) return false;
+  int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]);
+  if (fd < 0) return false;
+  struct madfs_frame by_descriptor = *f;
+  by_descriptor.argument[(int)row->parameter[0].directory] = (unsigned long)fd;
+  answer_empty(&by_descriptor, row);
+  f->number = by_descriptor.number;
+  return true;
 }
 
 // readlink("/proc/self/fd/N") of a descriptor of ours, and its like: the answer is in the thread's first path.
@@ -279,12 +305,13 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
     if (answered) return verdict;
   }
   if (has_empty_path(f, row)) return answer_empty(f, row);
+  if (names_descriptor(f, row)) return MADFS_DONE;
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
   if (names.error && (row->kind != ROW_REFUSE || names.error != -ENOENT)) return answer(f, names.error);
   if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);
-  if (names.theirs) return answer(f, -EXDEV);
+  if (names.theirs && row->call != CALL_linkat) return answer(f, -EXDEV);
   if (!check_buffer(f, &call)) return answer(f, -EFAULT);
   int which = -1;
   long result = madfs_runtime_call(&call, &which);

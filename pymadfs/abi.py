@@ -12,6 +12,7 @@ X86_64 = posix.uname().machine == "x86_64"
 # --- numbers that the posix module does not name --------------------------------------------------------------------
 
 AT_SYMLINK_NOFOLLOW, AT_REMOVEDIR, AT_EACCESS, AT_NO_AUTOMOUNT, AT_EMPTY_PATH = 0x100, 0x200, 0x200, 0x800, 0x1000
+AT_SYMLINK_FOLLOW = 0x400
 AT_STATX_SYNC_TYPE = 0x6000
 O_LARGEFILE = 0o100000 if X86_64 else 0o400000  # the kernel shows it in F_GETFL of every 64-bit program
 RENAME_NOREPLACE = 1

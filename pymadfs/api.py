@@ -7,7 +7,7 @@ import io
 import os
 import stat as stat_module
 
-from . import cluster, listing, rpc
+from . import cluster, links, listing, rpc
 from .client import File, FileSystem, HostPath
 from .config import Config
 from .errors import fail
@@ -136,6 +136,12 @@ class Mount:
         self._do(self._fs.rename, old, new if new[:1] == b"/" else b"/" + new)
 
     replace = rename
+
+    def link(self, old, new, follow_symlinks=True):
+        """Give the file ``old`` the further name ``new``."""
+        new = os.fsencode(new)
+        new = new if new[:1] == b"/" else b"/" + new
+        self._do(lambda name: links.link(self._fs, name, new, follow_symlinks), old)
 
     def symlink(self, target, path):
         """Make the link ``path`` that points to ``target``."""

@@ -17,6 +17,7 @@ from .ops import (
     ATTR,
     FLAG_REMOTE,
     GETATTR,
+    HELD,
     LOCK,
     LOOKUP,
     MKDIR,
@@ -120,10 +121,11 @@ class FileSystem(FileData):
             host = shorter
         return host[size:] or b"/"
 
-    def clean(self, path, real=b"/"):
+    def clean(self, path, real=b"/", links=None):
         """``(path, ending)`` without ``.``, ``..``, empty names and trailing slashes.
 
         A step up is taken from where the links before it lead; ``real`` is a leading part known to hold no links.
+        ``links``, a list of one number, counts the links followed for one path: ELOOP when they are too many.
         """
         if len(path) > NAME_MAX and (len(path) >= PATH_MAX or max(map(len, path.split(b"/"))) > NAME_MAX):
             raise fail(errno.ENAMETOOLONG, path)
@@ -135,13 +137,14 @@ class FileSystem(FileData):
         for index, part in enumerate(parts):
             if part == b"..":
                 if len(names) > checked:
+                    links = [0] if links is None else links
                     try:
-                        real = self.directory(b"/" + b"/".join(names))
+                        real = self.directory(b"/" + b"/".join(names), links)
                     except HostPath as host:
                         raise HostPath(host.path + b"/" + b"/".join(parts[index:])) from None
                     names = [name for name in real.split(b"/") if name]
                 if not names:
-                    return self._above(parts[index + 1 :])
+                    return self._above(parts[index + 1 :], links)
                 names.pop()
                 checked, ending = len(names), DOTDOT
             elif part == b".":
@@ -153,20 +156,25 @@ class FileSystem(FileData):
             ending = SLASH
         return b"/" + b"/".join(names), ending
 
-    def _above(self, parts):
+    def _above(self, parts, links):
         """The path ``parts`` starts in the directory that holds the mount: on the host, or back in the mount."""
         host = self.mount[: self.mount.rindex(b"/")] + b"/" + b"/".join(parts)
-        return self.clean(self.inside(host))
+        return self.clean(self.inside(host), links=links)
 
-    def redirect(self, path, prefix, target):
-        """``(path, ending)`` with the link that ``path[:prefix]`` names replaced by its ``target``."""
+    def redirect(self, path, prefix, target, links=None):
+        """``(path, ending)`` with the link that ``path[:prefix]`` names replaced by its ``target``; ``links`` as for
+        clean."""
+        links = [0] if links is None else links
+        links[0] += 1
+        if links[0] > LINKS_MAX:
+            raise fail(errno.ELOOP, path)
         rest = path[prefix:]
         if target[:1] == b"/":
-            return self.clean(self.inside(target + rest))
+            return self.clean(self.inside(target + rest), links=links)
         base = parent(path[:prefix])
-        return self.clean(join(base, target + rest), base)
+        return self.clean(join(base, target + rest), base, links)
 
-    def _resolve(self, op, path, ending, follow, fields=()):
+    def _resolve(self, op, path, ending, follow, fields=(), links=None):
         """Ask ``op`` (LOOKUP, OPEN or SETATTR by path) of the name's owner until no link is in the way.
 
         Returns ``(path, attr, target)``; ``target`` is that of a link not followed, else empty.
@@ -175,7 +183,8 @@ class FileSystem(FileData):
             try:
                 reply, target = self._call(owner(path, self.servers), op, path, *fields)
             except Restart as restart:
-                path, end = self.redirect(path, restart.prefix, restart.target)
+                links = [0] if links is None else links
+                path, end = self.redirect(path, restart.prefix, restart.target, links)
             else:
                 attr = ATTR.unpack(reply.attr)
                 link = attr.mode & S_IFMT == S_IFLNK
@@ -192,7 +201,8 @@ class FileSystem(FileData):
                     return path, attr, b""
                 if not (follow or ending):
                     return path, attr, target
-                path, end = self.redirect(path, len(path), target)
+                links = [0] if links is None else links
+                path, end = self.redirect(path, len(path), target, links)
             if end and not ending:
                 ending = end
                 if op is OPEN:
@@ -215,14 +225,14 @@ class FileSystem(FileData):
     def _getattr(self, ino, hint):
         return ATTR.unpack(self._call(home(ino), GETATTR, hint, ino)[0].attr)
 
-    def lookup(self, path, follow=True):
+    def lookup(self, path, follow=True, links=None):
         """``(path, attr, target)``: the path without links, its attributes, and a link's target when not followed."""
-        path, ending = self.clean(path)
-        return self._resolve(LOOKUP, path, ending, follow)
+        path, ending = self.clean(path, links=links)
+        return self._resolve(LOOKUP, path, ending, follow, (), links)
 
-    def directory(self, path):
+    def directory(self, path, links=None):
         """The path of the existing directory ``path`` without links."""
-        path, attr, _ = self.lookup(path)
+        path, attr, _ = self.lookup(path, links=links)
         if attr.mode & S_IFMT != S_IFDIR:
             raise fail(errno.ENOTDIR, path)
         return path
@@ -267,7 +277,7 @@ class FileSystem(FileData):
         """Count an opening that another process began and this one goes on with.  Never raises: the file works without,
         but may be removed under this process when the other one ends and its name is gone."""
         try:
-            self._call(home(file.ino), REOPEN, file.path, file.ino, file.flags & posix.O_ACCMODE)
+            self._call(home(file.ino), HELD, file.ino.to_bytes(8, "little"))
         except OSError:
             return
 
@@ -390,6 +400,10 @@ class FileSystem(FileData):
         attr = self._getattr(file.ino, file.path)
         file.size = attr.size
         return attr
+
+    def target(self, file):
+        """Where an open symbolic link (O_PATH) points to."""
+        return self._call(home(file.ino), GETATTR, file.path, file.ino)[1]
 
     def setattr(self, path, valid, follow=True, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0):
         """Change what ``valid`` (SET_*) names at a path; times in nanoseconds.  Returns the attributes afterwards."""

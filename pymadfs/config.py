@@ -33,6 +33,12 @@ SETTINGS = (
             "Bytes of data sent within a message rather than after it; at most 64K."),
     Setting("timeout_ms", "MADFS_TIMEOUT_MS", int, 30_000, "Milliseconds an operation may wait for a live server."),
     Setting("connect_ms", "MADFS_CONNECT_MS", int, 3_000, "Milliseconds to reach a server before it counts as dead."),
+    Setting("grace_ms", "MADFS_GRACE_MS", int, 60_000,
+            "Milliseconds for which files that were removed while open are kept after a server's restart, or while a "
+            "program that inherited them has not used them: until then who has them open must use the mount."),
+    Setting("linger_ms", "MADFS_LINGER_MS", int, 2_000,
+            "Milliseconds for which files that were removed while open are kept when the last client that had them open "
+            "was lost."),
     Setting("spin_us", "MADFS_SPIN_US", int, -1,
             "Microseconds to poll before sleeping; -1 chooses by the cores at hand."),
     Setting("transports", "MADFS_UCX_TLS", str, "",

@@ -101,6 +101,7 @@ assert ATTR.size == 80
 INO_HOME_SHIFT = 44
 ROOT_INO = 1
 
+FLAG_LINKABLE = 1 << 8  # made without a name and without O_EXCL: may get its first name
 FLAG_REMOTE = 1  # this attribute record only points at `ino`, whose inode lives with server ino >> INO_HOME_SHIFT
 
 # Bits of SETATTR.valid.
@@ -161,16 +162,30 @@ INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I id:Q below:Q server:I 
                  "Renames before `below` are over. EAGAIN: the name is in use.")
 CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I", "", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server.")
-TOUCH = Op(25, "touch", "mtime_ns:q links:i", "", peer=True,
-           doc="Entries of the directory in the tail changed: set its times, add to its link count.")
+TOUCH = Op(25, "touch", "mtime_ns:q", "", peer=True,
+           doc="Entries of the directory in the tail changed: set its times.")
 LOCK = Op(26, "lock", "ino:Q owner:Q start:Q end:Q type:H wait:H", "type:H start:Q end:Q owner:Q",
           doc="POSIX record lock on [start, end): type F_RDLCK, F_WRLCK or F_UNLCK; wait 2 asks only (F_GETLK). "
               "Tail: hint.")
 REOPEN = Op(27, "reopen", "ino:Q flags:I", _A,
             doc="Count an opening of an inode at its home, where OPEN's answer pointed (FLAG_REMOTE): access and "
                 "O_TRUNC as there. Tail: hint.")
-DROP = Op(28, "drop", "ino:Q", "", peer=True, retry=True,
-          doc="The last name of an inode that lives here is gone: remove it once nobody has it open.")
+# 28 was DROP.
+LINK = Op(34, "link", "ino:Q length:H", "",
+          doc="Make the path `tail[:length]` a further name of an inode. The rest of the tail: hint.")
+COUNT = Op(35, "count", "ino:Q change:i now_ns:q id:Q below:Q server:I", _A, peer=True, retry=True,
+           doc="Debt `id` of `server`: add to the link count of an inode that lives here, or, when ino is 0, of the "
+               "directory in the tail, which changed at `now_ns`. Debts before `below` are over. Tail: hint. The reply "
+               "to a change above 0 has the attributes, and a symbolic link's target as tail.")
+TMPFILE = Op(36, "tmpfile", "exclusive:B mode:I chunk_size:I", _A,
+             doc="Make and open a file without a name in the directory above the path in the tail, which only says "
+                 "where the file lives. Unless `exclusive`, LINK can give it a name.")
+HELD = Op(37, "held", "", "",
+          doc="Count openings that the server does not know or attributes to another process: of files open before it "
+              "was restarted, or inherited. Tail: inode numbers, 8 bytes each.")
+KEEP = Op(38, "keep", "", "", oneway=True,
+          doc="The sender will end or become another program, and others may have inherited its open files: count an "
+              "opening of each until HELD comes, or for a while. Tail: inode numbers, 8 bytes each.")
 READDIR = Op(50, "readdir", "after:Q limit:I", "done:B ino:Q", retry=True,
              doc="One page of this server's entries of the directory in the tail: those whose place is above `after`, "
                  "in order. `ino` is the directory's own number where its entry lies, else 0. Reply's tail: DIRENT "
@@ -258,7 +273,7 @@ Syscall("statx", "statx(at(a0, a1), a2, a3, a4)", empty="fstatx(fd(a0), a3, a4)"
 Syscall("faccessat", "faccessat(at(a0, a1), a2, 0)")
 Syscall("faccessat2", "faccessat(at(a0, a1), a2, a3)", empty="faccess(fd(a0), a2)", flags="a3")
 Syscall("access", "faccessat(at(AT_FDCWD, a0), a1, 0)", only=X86)
-Syscall("readlinkat", "readlinkat(at(a0, a1), a2, a3)")
+Syscall("readlinkat", "readlinkat(at(a0, a1), a2, a3)", empty="freadlink(fd(a0), a2, a3)", flags="0")
 Syscall("readlink", "readlinkat(at(AT_FDCWD, a0), a1, a2)", only=X86)
 Syscall("statfs", "statfs(at(AT_FDCWD, a0), a1)")
 Syscall("fstatfs", "fstatfs(fd(a0), a1)")
@@ -275,8 +290,8 @@ Syscall("renameat", "renameat2(at(a0, a1), at(a2, a3), 0)", note="directories: E
 Syscall("rename", "renameat2(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", only=X86, note="directories: EXDEV")
 Syscall("symlinkat", "symlinkat(str(a0), at(a1, a2))")
 Syscall("symlink", "symlinkat(str(a0), at(AT_FDCWD, a1))", only=X86)
-Syscall("linkat", "linkat(at(a0, a1), at(a2, a3), a4)", refuse="EPERM", note="hard links: not yet")
-Syscall("link", "linkat(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", refuse="EPERM", only=X86, note="hard links: not yet")
+Syscall("linkat", "linkat(at(a0, a1), at(a2, a3), a4)", empty="flinkat(fd(a0), at(a2, a3), a4)", flags="a4")
+Syscall("link", "linkat(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", only=X86)
 
 Syscall("fchmodat", "fchmodat(at(a0, a1), a2, 0)")
 Syscall("fchmodat2", "fchmodat(at(a0, a1), a2, a3)", empty="fchmod(fd(a0), a2)", flags="a3")

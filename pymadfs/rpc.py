@@ -102,13 +102,15 @@ class _Peer:
 class Client:
     """Calls servers; any thread may.  ``counters`` counts the requests made, by operation name.
 
-    ``uid`` and ``gid`` (settable) go along with each request.  The transport is opened at the first call.
+    ``uid`` and ``gid`` (settable) go along with each request.  ``met(server)``, if set, is called when a server was
+    connected to.  The transport is opened at the first call.
     """
 
     def __init__(self, cluster, config, transport=None, uid=0, gid=0):
         self.cluster, self.config, self.uid, self.gid = cluster, config, uid, gid
         self.servers = len(cluster.servers)
         self.counters = {op.name: 0 for op in OPS.values()}
+        self.met = None
         self._eager_max = min(config.eager_max, EAGER_LIMIT)
         self._timeout_us = config.timeout_ms * 1000
         self._transport = None
@@ -310,22 +312,29 @@ class Client:
             peer = self._peers[server]
             if peer is not None:
                 return peer
-            if time.monotonic() < self._blamed.get(server, 0):
-                raise fail(errno.EIO)
-            if self._transport is None:
-                self._use(self._new_transport(self.config))
-            entry = self.cluster.servers[server]
-            try:
-                visit = self._transport.knock(entry, self.cluster.secret, door.KIND_CLIENT, self.config.connect_ms)
-                peer = self._meet(server, visit)
-            except OSError as error:
-                if error.errno == errno.ETIMEDOUT:
-                    self._blamed[server] = time.monotonic() + BLAME_S
-                self._mourn(server, f"cannot be reached: {error.strerror or error}")
-                raise fail(errno.EIO) from None
-            self._peers[server] = peer
-            self._mourned.discard(server)
-            return peer
+            peer = self._connected(server)
+        if self.met is not None:
+            self.met(server)
+        return peer
+
+    def _connected(self, server):
+        """A new connection; REQUIRES the lock."""
+        if time.monotonic() < self._blamed.get(server, 0):
+            raise fail(errno.EIO)
+        if self._transport is None:
+            self._use(self._new_transport(self.config))
+        entry = self.cluster.servers[server]
+        try:
+            visit = self._transport.knock(entry, self.cluster.secret, door.KIND_CLIENT, self.config.connect_ms)
+            peer = self._meet(server, visit)
+        except OSError as error:
+            if error.errno == errno.ETIMEDOUT:
+                self._blamed[server] = time.monotonic() + BLAME_S
+            self._mourn(server, f"cannot be reached: {error.strerror or error}")
+            raise fail(errno.EIO) from None
+        self._peers[server] = peer
+        self._mourned.discard(server)
+        return peer
 
     def _meet(self, server, visit):
         try:

@@ -28,7 +28,7 @@ from .directories import Directories, Wait
 from .inodes import purge
 from .locks import Locks
 from .meta import Meta, has_times, with_times
-from .openings import Openings
+from .openings import KEPT, Openings
 from .syncer import Syncer
 
 DEFERRED = object()
@@ -143,8 +143,10 @@ class Server:
         rpc.lost = self.dirs.lost
         self.openings, self.locks = Openings(), Locks()
         self.orphans = set()  # inodes without a name that somebody has open
-        self.intents = set()  # renames of ours whose second half is under way
-        self.applied = {}  # server -> renames of its installed here, oldest first
+        self.unsure = False  # after a crash: openings that clients have not told again may exist
+        self.intents = set()  # renames and debts of ours that other servers may not know yet
+        self.applied = {}  # server -> renames and debts of its applied here, oldest first
+        self.debts = {}  # server -> debts that wait for it (counts.py)
         self.inode_owners = {}  # ino -> uid, answers for handlers that waited for them
         self.bytes_in = self.bytes_out = 0
         self.retry_s = RETRY_S
@@ -186,6 +188,8 @@ class Server:
             self.syncer.stop()
         self.threads.shutdown()
         await asyncio.sleep(0)  # the last round's answers
+        if not self.openings.total and not self.orphans:
+            self.meta.ended_idle()
         self.kv.close()
         self.chunks.close()
 
@@ -220,15 +224,41 @@ class Server:
         self.rpc.forget(conn)
         self.conns.discard(conn)
         for ino in self.openings.lost(conn):
-            self.closed(ino)
+            if ino in self.orphans and self.config.linger_ms and not self.unsure:
+                self.keep(ino, self.config.linger_ms)
+            else:
+                self.closed(ino)
         for token in self.locks.lost(conn):
             token.granted()
 
     def closed(self, ino):
-        """The last opening of ``ino`` ended."""
-        if ino in self.orphans:
+        """The last known opening of ``ino`` ended."""
+        if ino in self.orphans and not self.unsure:
             self.orphans.discard(ino)
             self.remove(purge(self, ino))
+
+    def keep(self, ino, milliseconds):
+        """Count an opening of somebody who will tell of it himself within that time (HELD)."""
+        self.openings.add(KEPT, ino)
+        self.loop.call_later(milliseconds / 1000, self._kept, ino)
+
+    def _kept(self, ino):
+        if self.openings.release(KEPT, ino):
+            self.closed(ino)
+
+    def wait_for_openings(self):
+        """At start: whoever has a file open tells again when it next has something for this server.  Until then no file
+        without a name is removed."""
+        self.unsure = not self.meta.idle and self.config.grace_ms > 0
+        if self.unsure:
+            self.loop.call_later(self.config.grace_ms / 1000, self._waited)
+        else:
+            self._waited()
+
+    def _waited(self):
+        self.unsure = False
+        for ino in [ino for ino in self.orphans if ino not in self.openings.total]:
+            self.closed(ino)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -414,7 +444,7 @@ class Server:
 
     def _send_touch(self, directory):
         now = self._touches.pop(directory)
-        future = self.call_peer(owner(directory, self.servers), TOUCH, directory, now, 0)
+        future = self.call_peer(owner(directory, self.servers), TOUCH, directory, now)
         future.add_done_callback(lambda done: self._touch_sent(directory, done))
 
     def _touch_sent(self, directory, future):

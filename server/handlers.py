@@ -31,14 +31,14 @@ from pymadfs.ops import (
     SET_UID,
     SETATTR,
     SYMLINK,
-    TOUCH,
     UNLINK,
 )
 
-from . import data, listing, peers, recovery, rename
+from . import counts, data, links, listing, peers, recovery, rename
 from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, shrink, sticky
 from .meta import (
+    CHUNK_SIZE_MAX,
     PATH_BYTES_MAX,
     READ,
     SEARCH,
@@ -66,14 +66,13 @@ from .meta import (
 )
 
 ATTR_SIZE = ATTR.size
-CHUNK_SIZE_MAX = 64 << 20
 O_PATH = getattr(os, "O_PATH", 0o10000000)
 
 
 def start(server):
     """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
     unserved = [op.name for op in OPS.values() if op not in HANDLERS]
-    assert not unserved and data and listing and peers and rename, f"operations without a handler: {unserved}"
+    assert not unserved and data and links and listing and peers and rename, f"operations without a handler: {unserved}"
     server.start()
     recovery.resume(server)
 
@@ -238,29 +237,9 @@ def mkdir(server, request):
     value = new_attr(server.meta.serial(), mode, request.uid, group_of(above, request), now, nlink=2)
     server.kv.put(key, value)
     if above.key is None:
-        return linked(server, parent(path), now, 1, ((value,), b""))
-    link(server, above.key, now, 1)
+        return counts.settled(server, counts.owe(server, 0, 1, parent(path), now), ((value,), b""))
+    counts.adjust(server, above.key, now, 1)
     return (value,), b""
-
-
-def link(server, key, now, links):
-    """A directory came or went in the directory whose entry is ``key``, here."""
-    value = server.kv.get(key)
-    if value is not None:
-        attr = ATTR.unpack(value)
-        server.kv.put(key, changed(value, nlink=max(2, attr.nlink + links), mtime_ns=max(now, attr.mtime_ns),
-                                   ctime_ns=max(now, attr.ctime_ns)))
-
-
-async def linked(server, directory, now, links, result):
-    """As ``link``, when the entry of ``directory`` lies elsewhere; the change itself is written first."""
-    server.commit()
-    try:
-        await server.call_peer(owner(directory, server.servers), TOUCH, directory, now, links)
-    except OSError:
-        # The directory was made or removed; a count that is off by one because a server died is fsck's to mend.
-        return result
-    return result
 
 
 @serves(SYMLINK)
@@ -323,13 +302,13 @@ async def rmdir(server, request):
         server.dirs.gone(path)
         now = now_ns()
         if above.key is not None:
-            link(server, above.key, now, -1)
+            counts.adjust(server, above.key, now, -1)
+        else:
+            debt = counts.owe(server, 0, -1, parent(path), now)
         server.commit()
     finally:
         server.dirs.let_go(key)
-    if above.key is None:
-        return await linked(server, parent(path), now, -1, ((), b""))
-    return (), b""
+    return ((), b"") if above.key is not None else await counts.settled(server, debt, ((), b""))
 
 
 async def empty_everywhere(server, path):

@@ -6,8 +6,9 @@ import stat
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, home
 from pymadfs.log import log
-from pymadfs.ops import ATTR, CUT, DROP, GETATTR
+from pymadfs.ops import ATTR, CUT, GETATTR
 
+from . import counts
 from .directories import Wait
 from .meta import PURGE, changed, data_key, ino_of, inode_key, is_pointer, purge_key, size_of
 
@@ -34,7 +35,7 @@ async def _ask_owner(server, ino, path):
 
 
 def drop(server, value, now):
-    """The entry ``value``, the only name of its inode, goes away with this batch.
+    """The entry ``value`` goes away with this batch: its inode has one name less.
 
     Bytes in chunk files are removed behind it.  Returns None, or a coroutine to await after the commit: the inode lives
     elsewhere and is told there.
@@ -42,28 +43,27 @@ def drop(server, value, now):
     ino = ino_of(value)
     if not is_pointer(value):
         _drop_inode(server, ino, value, now)
-        return None
-    if home(ino) == server.number:
-        found = server.kv.get(inode_key(ino))
-        if found is not None:
-            server.kv.delete(inode_key(ino))
-            _drop_inode(server, ino, found, now)
-        return None
-    server.kv.put(purge_key(ino), PURGE.pack(0, 0))
-    return purge(server, ino, patient=False)
+    elif home(ino) == server.number:
+        lower(server, ino, now)
+    else:
+        return counts.settle(server, counts.owe(server, ino, -1, b"", now))
+    return None
 
 
-def drop_here(server, ino, now):
-    """DROP came: an inode of ours lost its last name on another server."""
+def lower(server, ino, now):
+    """A detached inode of ours lost a name; with the last one it goes away."""
     value = server.kv.get(inode_key(ino))
-    if value is not None and ATTR.unpack(value).nlink:
+    links = 0 if value is None else ATTR.unpack(value).nlink
+    if links > 1:
+        server.kv.put(inode_key(ino), changed(value, nlink=links - 1, ctime_ns=now))
+    elif links:
         server.kv.delete(inode_key(ino))
         _drop_inode(server, ino, value, now)
 
 
 def _drop_inode(server, ino, value, now):
     attr = ATTR.unpack(value)
-    if ino in server.openings.total:
+    if ino in server.openings.total or server.unsure and stat.S_ISREG(attr.mode):
         server.kv.put(inode_key(ino), changed(value, nlink=0, ctime_ns=now))
         server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
         server.orphans.add(ino)
@@ -103,15 +103,12 @@ async def cut_here(server, ino, size, chunk_size):
     server.commit()
 
 
-async def purge(server, ino, patient=True):
-    """Do what the purge record of ``ino`` asks, then delete it.  Not ``patient``: leave it to the background when a
-    server does not answer at once."""
+async def purge(server, ino):
+    """Do what the purge record of ``ino`` asks, then delete it."""
     while True:
         try:
             return await _purge_once(server, ino)
         except OSError as error:
-            if not patient:
-                return server.remove(purge(server, ino))
             log(f"server {server.number}: removal of inode {ino:x} waits: {error}")
             await server.pause()
 
@@ -121,12 +118,9 @@ async def _purge_once(server, ino):
     if value is None:
         return
     record = PURGE.unpack(value)
-    if home(ino) != server.number:
-        await server.call_peer(home(ino), DROP, b"", ino)
-    else:
-        inode = server.kv.get(inode_key(ino))
-        await shrink(server, ino, 0, max(record.size, size_of(inode) if inode else 0), record.chunk_size)
-        server.kv.delete(inode_key(ino))
-        server.kv.delete(data_key(ino))
+    inode = server.kv.get(inode_key(ino))
+    await shrink(server, ino, 0, max(record.size, size_of(inode) if inode else 0), record.chunk_size)
+    server.kv.delete(inode_key(ino))
+    server.kv.delete(data_key(ino))
     server.kv.delete(purge_key(ino))
     server.commit()

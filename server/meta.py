@@ -11,11 +11,12 @@ Keys (all integers big-endian, so that ranges come in order)::
     C ino chunk           this chunk has a chunk file here
     P ino                 PURGE: removal of this inode that must still happen
     R id                  INTENT, old path, new path, target: a rename whose second half may be missing
-    X server id           this rename of `server` was installed here
-    M name                format, number, servers, counter, boots
+    X server id           this rename of `server` was installed, or this debt of it was counted here
+    N id                  DEBT, path: a link count elsewhere that must still change (counts.py)
+    M name                format, number, servers, counter, boots, idle
 
-An inode is embedded in the entry at its birth path while that is its only name.  A rename, or an unlink while it is
-open, detaches it to I; the new entry then only points (FLAG_REMOTE) and has a type, an inode number and a target.
+An inode is embedded in the entry at its birth path while that is its only name.  A rename, a further name, or an unlink
+while it is open detaches it to I; entries then only point (FLAG_REMOTE) and have a type, an inode number and a target.
 """
 import errno
 import stat
@@ -30,6 +31,7 @@ from pymadfs.ops import ATTR, FLAG_REMOTE, INO_HOME_SHIFT, ROOT_INO, Record
 FORMAT = 2
 COUNTER_BLOCK = 4096
 ORDER_BYTES = 4
+CHUNK_SIZE_MAX = 64 << 20
 NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 4095
 SIZE_MAX = (1 << 63) - 1
@@ -38,11 +40,13 @@ CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for 
 
 READ, WRITE, SEARCH = 4, 2, 1
 
-PURGES, INTENTS, APPLIED = b"P", b"R", b"X"
+PURGES, INTENTS, APPLIED, DEBTS = b"P", b"R", b"X", b"N"
+IDLE = b"Midle"
 
 PURGE = Record("Purge", "size:Q chunk_size:I")
 INTENT = Record("Intent", f"flags:I old:H new:H uid:I gid:I attr:{ATTR.size}s")
 NUMBER = Record("Number", "value:Q")
+DEBT = Record("Debt", "ino:Q change:i now_ns:q")
 
 _INO = struct.Struct(">Q")
 _CHUNK = struct.Struct(">QQ")
@@ -116,8 +120,12 @@ def applied_key(server, number):
     return b"X" + _SERVER.pack(server, number)
 
 
+def debt_key(number):
+    return b"N" + _INO.pack(number)
+
+
 def key_number(key):
-    """The integer that ends a P, R or X key."""
+    """The integer that ends a P, R, X or N key."""
     return _INO.unpack_from(key, len(key) - 8)[0]
 
 
@@ -259,6 +267,8 @@ class Meta:
         self._check_format()
         self.boots = self._count(b"Mboots") + 1
         kv.put(b"Mboots", NUMBER.pack(self.boots))
+        self.idle = self.fresh or kv.get(IDLE) is not None
+        kv.delete(IDLE)
         self._make_root()
         kv.commit()
 
@@ -286,6 +296,10 @@ class Meta:
             return
         mode = stat.S_IFDIR | stat.S_ISVTX | 0o777  # as /tmp: all users of a job may create in it
         self.kv.put(entry_key(b"/"), new_attr(ROOT_INO, mode, *self._owner, now_ns(), nlink=2))
+
+    def ended_idle(self):
+        """The server ends and nobody has a file open: so the next start need not wait for anybody (``idle``)."""
+        self.kv.put(IDLE, b"")
 
     @property
     def fresh(self):

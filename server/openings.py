@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who has which inode open.  Synchronous; openings end with RELEASE or with the connection."""
 
+KEPT = None  # in place of a connection: of a process that is to tell of it itself
+
 
 class Openings:
     """Counts per connection and inode; ``total`` (ino -> openings of all connections) answers the only hot question."""

@@ -9,10 +9,10 @@ import time
 from flatbuffers import flexbuffers
 
 from pymadfs.errors import fail
-from pymadfs.ops import ATTR, CUT, DIRINFO, DROP, EMPTY, INVALIDATE, SHUTDOWN, STATUS, TOUCH
+from pymadfs.ops import ATTR, CUT, DIRINFO, EMPTY, INVALIDATE, SHUTDOWN, STATUS, TOUCH
 
 from .dispatch import serves
-from .inodes import cut_here, drop_here
+from .inodes import cut_here
 from .meta import (
     changed,
     entries_prefix,
@@ -21,7 +21,6 @@ from .meta import (
     is_directory,
     is_file,
     is_pointer,
-    now_ns,
     size_of,
 )
 
@@ -57,19 +56,14 @@ def empty(server, request):
 
 @serves(TOUCH)
 def touch(server, request):
-    now, links = request.fields
+    now = request.fields.mtime_ns
     key = entry_key(request.tail)
     value = server.kv.get(key)
     if value is None or not is_directory(value):
         raise fail(errno.ENOENT)
     attr = ATTR.unpack(value)
-    value = changed(value, nlink=max(2, attr.nlink + links), mtime_ns=max(now, attr.mtime_ns),
-                    ctime_ns=max(now, attr.ctime_ns))
-    if links:
-        server.kv.put(key, value)
-    else:
-        server.kv.lazy(key, value)
-        server.write_lazily_soon()
+    server.kv.lazy(key, changed(value, mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns)))
+    server.write_lazily_soon()
     return (), b""
 
 
@@ -83,13 +77,6 @@ def cut(server, request):
 
 async def _cut(server, ino, size, chunk_size):
     await cut_here(server, ino, size, chunk_size)
-    return (), b""
-
-
-@serves(DROP)
-def drop(server, request):
-    server.dirs.free(inode_key(request.fields.ino))
-    drop_here(server, request.fields.ino, now_ns())
     return (), b""
 
 

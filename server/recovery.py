@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must still happen: removals whose names are gone, and renames whose second half may be missing.
+"""What must still happen: removals whose names are gone, renames whose second half may be missing, link counts that are
+owed to other servers.
 
 Their records are written together with the change that makes them necessary, and deleted when they are done; what is
 found at start is taken up again.  A server that cannot be reached is asked again until it answers.
 """
+from . import counts
 from .inodes import purge
-from .meta import APPLIED, INTENTS, PURGES, applied_server, key_number
+from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, inode_key, key_number
 from .rename import resume_rename
 
 RECORDS_MAX = 1 << 20
@@ -18,5 +20,12 @@ def resume(server):
         server.applied.setdefault(applied_server(key), []).append(key_number(key))
     for key, value in kv.scan(INTENTS, b"", RECORDS_MAX):
         resume_rename(server, key_number(key), value)
+    for key, _ in kv.scan(DEBTS, b"", RECORDS_MAX):
+        counts.later(server, key_number(key))
     for key, _ in kv.scan(PURGES, b"", RECORDS_MAX):
-        server.remove(purge(server, key_number(key)))
+        ino = key_number(key)
+        if kv.get(inode_key(ino)) is not None:
+            server.orphans.add(ino)  # somebody had it open, and may still have
+        else:
+            server.remove(purge(server, ino))
+    server.wait_for_openings()

@@ -142,6 +142,8 @@ async def _across(server, request, old, new, flags, above, value):
     except (OSError, Restart) as error:
         if not isinstance(error, OSError) or error.errno != errno.EIO:
             _undo(server, move)
+            if isinstance(error, OSError) and error.errno == errno.EALREADY:
+                return (), b""
             raise
         server.dirs.stuck(key)
         server.spawn(_insist(server, move))
@@ -247,18 +249,18 @@ def install(server, request):
         raise fail(errno.EAGAIN)
     ino = ino_of(attr)
     above, existing = _checked(server, Who(uid, gid), new, flags, ino)
-    if existing is not None and is_pointer(existing) and ino_of(existing) == ino:
-        return (), b""
+    if existing is not None and ino_of(existing) == ino:
+        raise fail(errno.EALREADY)  # two names of one file: both stay
     now = now_ns()
     after = _place(server, new, above, existing, attr + target, now)
-    _remember(server, origin, number, below)
+    remember(server, origin, number, below)
     if after is not None:
         server.spawn(after)
     return (), b""
 
 
-def _remember(server, origin, number, below):
-    """This rename was installed; forget those of ``origin`` that are over."""
+def remember(server, origin, number, below):
+    """This rename or debt was applied here; forget those of ``origin`` that are over."""
     server.kv.put(applied_key(origin, number), b"")
     known = server.applied.setdefault(origin, [])
     for old in [old for old in known if old < below]:

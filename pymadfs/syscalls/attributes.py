@@ -96,6 +96,20 @@ def readlinkat(path, buffer, size):
     return min(len(target), size)
 
 
+# readlink(2): "Since Linux 2.6.39, pathname can be an empty string, in which case the call operates on the symbolic
+# link referred to by dirfd (which should have been obtained using open(2) with the O_PATH and O_NOFOLLOW flags)."
+@call
+def freadlink(handle, buffer, size):
+    if size <= 0:
+        raise fail(errno.EINVAL)
+    file = file_of(handle)
+    if file.mode & S_IFMT != S_IFLNK:
+        raise fail(errno.ENOENT)
+    target = files.fs.target(file)
+    put(buffer, target[:size])
+    return min(len(target), size)
+
+
 # statfs(2): "returns information about a mounted filesystem."
 @call
 def statfs(path, buffer):

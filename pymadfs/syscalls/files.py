@@ -7,7 +7,7 @@ from struct import Struct
 from zlib import crc32
 
 import _shim
-from pymadfs import abi
+from pymadfs import abi, links
 from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
 from pymadfs.errors import fail
 
@@ -68,6 +68,7 @@ def use(file_system):
     """Answer calls from ``file_system`` from now on."""
     global fs
     fs = file_system
+    fs.rpc.met = lambda server: links.report(fs, list(open_files.values()), server)
     _identify()
 
 

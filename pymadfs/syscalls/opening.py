@@ -5,7 +5,7 @@ import errno
 import posix
 
 import _shim
-from pymadfs import abi
+from pymadfs import abi, links
 from pymadfs.client import S_IFDIR, S_IFMT, S_IFREG, X_OK, allowed
 from pymadfs.errors import fail
 
@@ -24,10 +24,22 @@ def openat(path, flags, mode):
         if flags & posix.O_DIRECTORY and attr.mode & S_IFMT != S_IFDIR:
             raise fail(errno.ENOTDIR)
     else:
-        if flags & posix.O_TMPFILE == posix.O_TMPFILE:
-            raise fail(errno.EOPNOTSUPP)
+        if flags & _TMPFILE:
+            return _tmpfile(path, flags, mode & 0o7777 & ~_shim.umask())
         path, attr = files.fs.open(path, flags, mode & 0o7777 & ~_shim.umask() if flags & posix.O_CREAT else 0)
     return descriptor(path, attr, flags)
+
+
+_TMPFILE = posix.O_TMPFILE & ~posix.O_DIRECTORY
+
+
+# open(2): "O_TMPFILE (since Linux 3.11): Create an unnamed temporary regular file.  The pathname argument specifies a
+# directory ... must be specified with one of O_RDWR or O_WRONLY and, optionally, O_EXCL."
+def _tmpfile(path, flags, mode):
+    if not flags & posix.O_DIRECTORY or flags & posix.O_CREAT or not flags & posix.O_ACCMODE:
+        raise fail(errno.EINVAL)
+    path, attr = links.tmpfile(files.fs, path, flags, mode)
+    return descriptor(path, attr, flags & ~posix.O_TMPFILE)
 
 
 _OPEN_FLAGS = (

@@ -207,6 +207,7 @@ static long on_path(const struct madfs_call *c, const char *path) {
     case CALL_fchmodat: return f ? (long)((f->mode = (unsigned)c->arg[1].value) & 0) : -ENOENT;
     case CALL_program: return copy_program(f, c->arg[1].value, (int)c->arg[2].value);
     case CALL_unlinkat: return f ? (f->path[0] = 0) : -ENOENT;
+    case CALL_linkat: return strncmp(c->arg[1].text, "/madfs/", 7) == 0 ? -EPERM : -EXDEV;
     case CALL_truncate: return f ? (f->size = c->arg[1].value) * 0 : -ENOENT;
     case CALL_chdir_path:
       if (!f) return -ENOENT;

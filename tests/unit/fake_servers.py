@@ -199,9 +199,34 @@ class Servers:
         path, target = tail[: request.length], tail[request.length :]
         return (self.make(server, path, stat.S_IFLNK | 0o777, target=target).attr(),), b""
 
+    def held(self, server, request, tail):
+        for at in range(0, len(tail), 8):
+            self.inode(server, int.from_bytes(tail[at : at + 8], "little")).openings += 1
+        return (), b""
+
+    def link(self, server, request, tail):
+        path = tail[: request.length]
+        assert server == owner(path, self.servers)
+        if self.walk(path) is not None:
+            raise fail(errno.EEXIST)
+        node = self.inode(home(request.ino), request.ino)
+        node.nlink += 1
+        self.names[path] = node
+        return (), b""
+
+    def tmpfile(self, server, request, path):
+        assert self.walk(path) is None
+        self.next += 1
+        node = Node(server << ops.INO_HOME_SHIFT | self.next, stat.S_IFREG | request.mode, 0, 0, request.chunk_size)
+        node.nlink, node.openings = 0, 1
+        self.inodes[node.ino] = node
+        return (node.attr(),), b""
+
     def unlink(self, server, request, path):
-        if self.named(server, path).kind == stat.S_IFDIR:
+        node = self.named(server, path)
+        if node.kind == stat.S_IFDIR:
             raise fail(errno.EISDIR)
+        node.nlink -= 1
         del self.names[path]
         return (), b""
 

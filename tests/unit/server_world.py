@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import struct
+from typing import ClassVar
 
 from pymadfs import listing
 from pymadfs.config import Config
@@ -14,6 +15,7 @@ from pymadfs.ops import (
     EXTEND,
     FLAG_REMOTE,
     GETATTR,
+    LINK,
     LOOKUP,
     MKDIR,
     OPEN,
@@ -99,6 +101,8 @@ class World:
     """``count`` servers with their stores in ``path``; ``trap`` is (server, op, "before" or "after", victim):
     the victim dies when the server is about to call op, or has its answer."""
 
+    settings: ClassVar[dict] = {"MADFS_GRACE_MS": "0", "MADFS_LINGER_MS": "0"}
+
     def __init__(self, path, count=3, make_kv=MemoryKV):
         self.path, self.count = str(path), count
         self.kvs = [make_kv() for _ in range(count)]
@@ -113,7 +117,8 @@ class World:
     def start(self, number):
         path = os.path.join(self.path, str(number))
         os.makedirs(path, exist_ok=True)
-        server = Server(Rpc(self, number), self.kvs[number], path, Config({"MADFS_INLINE_MAX": str(INLINE)}))
+        config = Config({"MADFS_INLINE_MAX": str(INLINE), **self.settings})
+        server = Server(Rpc(self, number), self.kvs[number], path, config)
         server.retry_s = 0.001
         server.conns.update(range(-self.count, 10))
         self.servers[number] = server
@@ -212,6 +217,9 @@ class World:
 
     async def rename(self, old, new, flags=0, **user):
         await self.ask(self.owner(old), RENAME, old + new, flags, len(old), **user)
+
+    async def link(self, ino, new, hint=b"", **user):
+        await self.ask(self.owner(new), LINK, new + hint, ino, len(new), **user)
 
     async def setattr(self, path, valid, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0, **user):
         reply, _ = await self.call(SETATTR, path, 0, valid, mode, uid, gid, size, atime, mtime, **user)

@@ -560,8 +560,6 @@ def test_what_cannot_be_made(servers):
     with failure(errno.EPERM):
         calls.mknodat(b"/madfs/fifo", stat.S_IFIFO | 0o600, 0)
     with failure(errno.EOPNOTSUPP):
-        calls.openat(b"/madfs", os.O_TMPFILE | RW, 0o600)
-    with failure(errno.EOPNOTSUPP):
         calls.fallocate(opened(), 1, 0, 10)
     with failure(errno.ENAMETOOLONG):
         calls.newfstatat(b"/madfs/" + b"a/" * 2100, 4096, 0)

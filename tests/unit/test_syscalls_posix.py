@@ -113,6 +113,9 @@ class Local(System):
     def do_symlink(self, target, path):
         os.symlink(target.replace("{m}", self.base), self.at(path))
 
+    def do_link(self, old, new, flags=0):
+        os.link(self.at(old), self.at(new), src_dir_fd=0 if flags else None, follow_symlinks=bool(flags))
+
     def do_readlink(self, path):
         return os.readlink(self.at(path)).replace(self.base, "{m}")
 
@@ -238,6 +241,9 @@ class Ours(System):
 
     def do_symlink(self, target, path):
         calls.symlinkat(target.replace("{m}", self.base).encode(), self.at(path))
+
+    def do_link(self, old, new, flags=0):
+        calls.linkat(self.at(old), self.at(new), flags)
 
     def do_readlink(self, path):
         memory = Memory(bytes(4096))
@@ -597,6 +603,34 @@ def renames(s):
     yield s.close(fd), s.access("x", 4), s.access("x", 1), s.unlink("x"), s.rmdir("d"), s.listdir("")
 
 
+def hard_links(s):
+    a = s.open("a", CREAT | RW)
+    yield s.write(a, b"x" * 9000), s.mkdir("d"), s.symlink("a", "s"), s.symlink("d", "sd"), s.symlink("none", "sn")
+    yield s.link("a", "b"), s.link("b", "d/c"), s.stat("a"), s.stat("b"), s.stat("d/c"), s.fstat(a)
+    yield s.link("a", "b"), s.link("a", "d"), s.link("a", "sd"), s.link("a", "sn"), s.link("d", "e"), s.link("d", "b")
+    yield s.link("none", "e"), s.link("none", "b"), s.link("a", "none/e"), s.link("a", "a/e"), s.link("d", "none/e")
+    yield s.link("a/", "e"), s.link("a", "e/"), s.link("a", "b/"), s.link("a", "d/"), s.link("d/", "e")
+    yield s.link("a", "d/."), s.link("a", "d/.."), s.link("a", LONG), s.link("a", "sd/e"), s.stat("d/e")
+    yield s.link("sd/e", "f"), s.stat("f")
+    yield s.link("s", "t"), s.readlink("t"), s.link("s", "u", abi.AT_SYMLINK_FOLLOW), s.stat("u", False)
+    yield s.link("sn", "v", abi.AT_SYMLINK_FOLLOW), s.link("sn", "v"), s.readlink("v"), s.unlink("a"), s.fstat(a)
+    for name in ("b", "d/c", "d/e", "f", "u"):
+        yield s.write(a, b"y"), s.rename(name, "moved"), s.stat("moved"), s.unlink("moved"), s.fstat(a)
+    yield s.pread(a, 20, 8995), s.close(a), s.listdir(""), s.listdir("d")
+    yield s.chmod("d", 0o700), s.unlink("d"), s.unlink("sd/"), s.unlink("none/"), s.unlink("t/"), s.listdir("")
+
+
+def nameless(s):
+    kind = os.O_TMPFILE
+    yield s.mkdir("d"), s.symlink("d", "s"), s.open("f", CREAT | RW)
+    yield s.open("d", kind), s.open("none", kind | RW), s.open("f", kind | RW), s.open("d", kind | CREAT | RW)
+    yield s.open("d", kind & ~DIR | RW), s.open("s", kind | RW | NOFOLLOW), s.open("f/x", kind | RW)
+    a = s.open("d", kind | RW, 0o640)
+    b = s.open("s/", kind | W | EXCL)
+    yield s.fstat(a), s.write(a, b"abc"), s.pread(a, 9, 0), s.fstat(a), s.write(b, b"x"), s.pread(b, 1, 0), s.fstat(b)
+    yield s.listdir("d"), s.rmdir("d"), s.write(a, b"more"), s.fstat(a), s.close(a), s.close(b)
+
+
 def paths_only(s):
     a = s.open("a", CREAT | W)
     s.symlink("a", "l")
@@ -661,6 +695,8 @@ def odd_flags(s):
 
 SCRIPTS = (
     files,
+    hard_links,
+    nameless,
     vectors,
     appending,
     directories,
