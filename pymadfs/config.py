@@ -37,7 +37,7 @@ SETTINGS = (
             "Milliseconds for which files that were removed while open are kept after a server's restart, or while a "
             "program that inherited them has not used them: until then who has them open must use the mount."),
     Setting("linger_ms", "MADFS_LINGER_MS", int, 2_000,
-            "Milliseconds for which files that were removed while open are kept when the last client that had them open "
+            "Milliseconds for which files removed while open are kept when the last client that had them open "
             "was lost."),
     Setting("spin_us", "MADFS_SPIN_US", int, -1,
             "Microseconds to poll before sleeping; -1 chooses by the cores at hand."),

@@ -622,7 +622,7 @@ def hard_links(s):
 
 def nameless(s):
     kind = os.O_TMPFILE
-    yield s.mkdir("d"), s.symlink("d", "s"), s.open("f", CREAT | RW)
+    yield s.mkdir("d"), s.symlink("d", "s"), s.mknod("f")
     yield s.open("d", kind), s.open("none", kind | RW), s.open("f", kind | RW), s.open("d", kind | CREAT | RW)
     yield s.open("d", kind & ~DIR | RW), s.open("s", kind | RW | NOFOLLOW), s.open("f/x", kind | RW)
     a = s.open("d", kind | RW, 0o640)
