@@ -271,16 +271,10 @@ def unlink(server, request):
         raise fail(errno.EISDIR)
     server.dirs.free(inode_key(ino_of(value)))
     now = now_ns()
-    after = drop(server, value, now)
+    debt = drop(server, value, now)
     server.kv.delete(key)
     server.touched(path, above, now)
-    return (((), b"") if after is None else _unlinked(server, after))
-
-
-async def _unlinked(server, after):
-    server.commit()
-    await after
-    return (), b""
+    return ((), b"") if debt is None else counts.settled(server, debt, ((), b""))
 
 
 @serves(RMDIR)

@@ -37,8 +37,8 @@ async def _ask_owner(server, ino, path):
 def drop(server, value, now):
     """The entry ``value`` goes away with this batch: its inode has one name less.
 
-    Bytes in chunk files are removed behind it.  Returns None, or a coroutine to await after the commit: the inode lives
-    elsewhere and is told there.
+    Bytes in chunk files are removed behind it.  Returns None, or the number of a debt to settle after the commit: the
+    inode lives elsewhere.
     """
     ino = ino_of(value)
     if not is_pointer(value):
@@ -46,7 +46,7 @@ def drop(server, value, now):
     elif home(ino) == server.number:
         lower(server, ino, now)
     else:
-        return counts.settle(server, counts.owe(server, ino, -1, b"", now))
+        return counts.owe(server, ino, -1, b"", now)
     return None
 
 

@@ -17,6 +17,7 @@ from pymadfs.errors import Restart, fail
 from pymadfs.layout import owner
 from pymadfs.ops import ATTR, INSTALL, RENAME
 
+from . import counts
 from .directories import Wait
 from .dispatch import serves
 from .inodes import drop, sticky
@@ -71,16 +72,10 @@ def rename(server, request):
         return (), b""
     now = now_ns()
     value = _detached(server, value, now)
-    after = _place(server, new, new_above, existing, value, now)
+    debt = _place(server, new, new_above, existing, value, now)
     server.kv.delete(key)
     server.touched(old, above, now)
-    return ((), b"") if after is None else _renamed(server, after)
-
-
-async def _renamed(server, after):
-    server.commit()
-    await after
-    return (), b""
+    return ((), b"") if debt is None else counts.settled(server, debt, ((), b""))
 
 
 def _detached(server, value, now):
@@ -111,10 +106,10 @@ def _checked(server, who, new, flags, ino):
 
 def _place(server, new, above, existing, value, now):
     """Put the entry; returns what ``drop`` of the replaced one returns."""
-    after = None if existing is None else drop(server, existing, now)
+    debt = None if existing is None else drop(server, existing, now)
     server.kv.put(entry_key(new), value)
     server.touched(new, above, now)
-    return after
+    return debt
 
 
 # --- across two servers: the coordinator ----------------------------------------------------------------------------
@@ -252,10 +247,10 @@ def install(server, request):
     if existing is not None and ino_of(existing) == ino:
         raise fail(errno.EALREADY)  # two names of one file: both stay
     now = now_ns()
-    after = _place(server, new, above, existing, attr + target, now)
+    debt = _place(server, new, above, existing, attr + target, now)
     remember(server, origin, number, below)
-    if after is not None:
-        server.spawn(after)
+    if debt is not None:
+        server.spawn(counts.settle(server, debt))
     return (), b""
 
 
