@@ -160,6 +160,16 @@ static void leave(void)
         PyEval_SaveThread();
 }
 
+/*
+ * A state that no thread uses.  Were there none for a moment, because all threads that made calls have ended, the
+ * next would get the interpreter's first one again, and Python 3.11 ends the process then.  REQUIRES: the GIL.
+ */
+static void keep_a_state(void)
+{
+    if (!PyThreadState_New(interpreter))
+        log_line("madfs: there is no memory for a thread state");
+}
+
 /* The thread ends.  Should a later destructor make a call, a new state is made and this runs once more. */
 static void thread_ends(void *unused)
 {
@@ -191,6 +201,7 @@ static sigset_t signals_before_fork; /* guarded by the GIL */
 static void begin_child(void)
 {
     PyOS_AfterFork_Child();
+    keep_a_state();
     threads = &self;
     self.next = NULL;
     *same_process = 1;
@@ -795,6 +806,7 @@ madfs_runtime_start(const struct madfs_host *given, char *error, size_t error_si
         return NULL;
     int done = start_modules(error, error_size, began_us) && watch_process(error, error_size);
     interpreter = PyInterpreterState_Get();
+    keep_a_state();
     self.state = PyEval_SaveThread(); /* this thread keeps the first state */
     if (done) {
         threads = &self;
