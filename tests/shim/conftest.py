@@ -24,6 +24,12 @@ def compile_c(output, *sources, flags=()):
 
 
 @pytest.fixture(scope="session")
+def compiler():
+    """compile_c()."""
+    return compile_c
+
+
+@pytest.fixture(scope="session")
 def libraries(tmp_path_factory):
     """Directory with the shim and the fake runtime: the shim looks for the runtime beside itself."""
     assert LIBRARY.is_file(), f"{LIBRARY} is missing: make build"
