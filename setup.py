@@ -265,6 +265,10 @@ def make_binding(ucx):
     return ucx.link(path_of(BINDING), objects, arguments, "$ORIGIN/_lib")
 
 
+def bridge_sources():
+    return sorted(glob.glob(os.path.join(ROOT, "intercept", "bridge*.c")))
+
+
 def make_runtime(ucx, output=None, overlay=""):
     """``libmadfs_runtime.so`` at ``output``."""
     include = sysconfig.get_path("include")
@@ -277,7 +281,7 @@ def make_runtime(ucx, output=None, overlay=""):
             file.write(freeze.render(overlay))
         made(frozen, sys.version + overlay)
     cffi = ["-DFFI_BUILDING=1", "-DHAVE_SYNC_SYNCHRONIZE", "-DUSE__THREAD"]
-    objects = [compile_object(os.path.join(ROOT, "intercept", "bridge.c"), [*OWN, "-I", include], "runtime"),
+    objects = [*(compile_object(path, [*OWN, "-I", include], "runtime") for path in bridge_sources()),
                compile_object(frozen, [*FOREIGN, "-I", include], "runtime"),
                compile_object(cffi_source(), [*FOREIGN, "-I", include, *cffi], "runtime"),
                *binding_objects(ucx, "runtime", include)]
@@ -297,7 +301,7 @@ def make_shim():
     if not here:
         raise Stop(f"system calls cannot be intercepted on {MACHINE}: {os.path.relpath(folder, ROOT)} has no sources")
     shared = sorted(glob.glob(os.path.join(ROOT, "intercept", "*.c")))
-    shared.remove(os.path.join(ROOT, "intercept", "bridge.c"))
+    shared = [path for path in shared if path not in bridge_sources()]
     flags = [*SHIM, f'-DMADFS_VERSION="{version()}"', "-I", os.path.join(ROOT, "intercept"), "-I", folder]
     objects = [compile_object(source, flags, "shim") for source in [*shared, *here]]
     return link(path_of("libmadfs_intercept.so"), objects, ["-Wl,-z,initfirst,-z,defs"])

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The border between the shim and Python: the only file that includes Python.h.
+ * The border between the shim and Python: only this file and bridge_maps.c know both.
  *
  * It starts the interpreter from modules frozen into this library (freeze.py), turns a canonical call into a call of
  * the function of that name in pymadfs/syscalls/ on the caller's own thread, and the result or exception into what
@@ -11,8 +11,8 @@
  * lock that its own thread holds.
  */
 #define _GNU_SOURCE
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "bridge.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -26,8 +26,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "host.h"
-
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define ERRNO_MAX 4095
 #define CALLS_MAX 256
@@ -38,7 +36,7 @@ extern const struct _frozen madfs_frozen[]; /* freeze.py */
 extern PyObject *PyInit__ucx_cffi(void);    /* cffi */
 PyObject *madfs_init_shim(void);
 
-static const struct madfs_host *host;
+const struct madfs_host *host;
 static PyInterpreterState *interpreter;
 static PyObject *syscalls, *host_path;
 static PyObject *functions[CALLS_MAX]; /* by call number */
@@ -384,23 +382,21 @@ static void runtime_exiting(void)
 
 /* --- the module _shim: what Python asks of the shim --------------------------------------------------------------- */
 
-typedef PyObject *const *arguments_t;
-
-static int expect(const char *function, Py_ssize_t count, Py_ssize_t expected)
+int expect(const char *function, Py_ssize_t count, Py_ssize_t expected)
 {
     if (count != expected)
         PyErr_Format(PyExc_TypeError, "_shim.%s takes %zd arguments, not %zd", function, expected, count);
     return count == expected;
 }
 
-static PyObject *raise_errno(int code)
+PyObject *raise_errno(int code)
 {
     errno = code;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
 /* Integers of 64 bits, signed or not; sets an exception when one is not an integer. */
-static int integers(arguments_t args, Py_ssize_t count, int64_t *values)
+int integers(arguments_t args, Py_ssize_t count, int64_t *values)
 {
     for (Py_ssize_t i = 0; i < count; i++) {
         values[i] = (int64_t)PyLong_AsUnsignedLongLongMask(args[i]);
@@ -613,7 +609,6 @@ static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count
     Py_RETURN_NONE;
 }
 
-#define FUNCTION(name) {#name, (PyCFunction)(void (*)(void))shim_##name, METH_FASTCALL, NULL}
 static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
@@ -625,7 +620,10 @@ static struct PyModuleDef shim_module = {
 
 PyObject *madfs_init_shim(void)
 {
-    return PyModule_Create(&shim_module);
+    PyObject *module = PyModule_Create(&shim_module);
+    if (module && PyModule_AddFunctions(module, map_functions) < 0)
+        Py_CLEAR(module);
+    return module;
 }
 
 /* --- start -------------------------------------------------------------------------------------------------------- */

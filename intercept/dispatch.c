@@ -53,6 +53,10 @@ void madfs_classes_fill(void) {
     else if (madfs_rows[i].kind == ROW_KERNEL && madfs_tracing()) madfs_classes[i] = CLASS_ASK;
 }
 
+bool madfs_never_ours(long number) {
+  return !madfs_classes[number & (MADFS_CLASSES - 1)] && !madfs_maps_dormant(number);
+}
+
 bool madfs_creates_descriptor(long number) { return number >= 0 && number < MADFS_ROWS && makes_descriptor[number]; }
 
 // --- the answer, on the hook stack ----------------------------------------------------------------------------------
@@ -255,6 +259,21 @@ static void scan_ours(const struct madfs_frame *f, const struct madfs_call *mapp
   RAW(SYS_munmap, image, file.st_size);
 }
 
+static bool is_hosts_mapping(const struct madfs_frame *f) {
+  return (f->argument[3] & MAP_ANONYMOUS) || madfs_fd_slot((int)f->argument[4]) == FD_HOST;
+}
+
+// What is shared is not rewritten: the file would change.
+static bool is_private_file(const struct madfs_frame *f) {
+  return (f->argument[3] & (MAP_TYPE | MAP_ANONYMOUS)) == MAP_PRIVATE;
+}
+
+// Something was mapped in place of what was there.  What is shared entered itself in the table of mappings.
+static void mapped_over(const struct madfs_frame *f, long at) {
+  if ((f->argument[3] & MAP_TYPE) == MAP_PRIVATE) madfs_maps_replaced((unsigned long)at, f->argument[1]);
+  madfs_maps_settle();
+}
+
 // Calls of which C knows more than their row says.
 static enum madfs_verdict answer_special(struct madfs_frame *f, const struct madfs_row *row, bool *answered) {
   *answered = true;
@@ -272,11 +291,12 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
     if (fd >= 0) return read_magic_link(f, row, madfs_slot_path(madfs_fd_slot(fd), madfs_local.thread->path[0]));
     if (madfs_path_program(path))
       return read_magic_link(f, row, madfs_copy(madfs_local.thread->path[0], MADFS_PATH_MAX, madfs_settings.program));
-  } else if (row->call == CALL_mmap && madfs_fd_slot((int)f->argument[4]) == FD_HOST) {
+  } else if (row->call == CALL_mmap && is_hosts_mapping(f)) {
     // A library is being loaded: nobody runs its text yet.
     long at =
         RAW(SYS_mmap, f->argument[0], f->argument[1], f->argument[2], f->argument[3], f->argument[4], f->argument[5]);
-    if (!madfs_failed(at))
+    if (!madfs_failed(at) && (f->argument[3] & MAP_FIXED)) madfs_maps_replaced((unsigned long)at, f->argument[1]);
+    if (!madfs_failed(at) && (f->argument[2] & PROT_EXEC) && is_private_file(f))
       madfs_scan_mapping((unsigned long)at, f->argument[1], (int)f->argument[4], f->argument[5], (int)f->argument[2]);
     return answer(f, at);
   }
@@ -316,7 +336,10 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   int which = -1;
   long result = madfs_runtime_call(&call, &which);
   if (result == MADFS_HOST_PATH) return escape(f, row, row->parameter, which, names.ours);
-  if (row->call == CALL_mmap && (f->argument[2] & PROT_EXEC) && !madfs_failed(result)) scan_ours(f, &call, result);
+  if (row->call == CALL_mmap && !madfs_failed(result)) {
+    if (f->argument[3] & MAP_FIXED) mapped_over(f, result);
+    if ((f->argument[2] & PROT_EXEC) && is_private_file(f)) scan_ours(f, &call, result);
+  }
   return answer(f, result);
 }
 
@@ -373,7 +396,10 @@ static bool concerns(const struct madfs_frame *f, const struct madfs_row *row) {
 }
 
 __attribute__((noinline)) static bool mmap_concerns(const struct madfs_frame *f) {
+  if ((f->argument[3] & MAP_FIXED) && madfs_maps_any() && madfs_maps_overlap(f->argument[0], f->argument[1]))
+    return true;
   if ((f->argument[3] & MAP_ANONYMOUS) || (int)f->argument[4] < 0) return false;
+  madfs_late_mapped();
   return (f->argument[2] & PROT_EXEC) || madfs_fd_concerns((int)f->argument[4]);
 }
 

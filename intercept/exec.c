@@ -342,6 +342,7 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
   p->environment = (char *const *)a[2];
   p->path = t->given[0];
   p->memory = -1;
+  madfs_maps_sync();
   long result = madfs_user_text(t->given[0], MADFS_PATH_MAX, (const char *)a[0]);
   if (result >= 0) result = t->exec_again ? resolve_script(p) : resolve(p);
   if (result >= 0) result = execute(f, p);

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MADFS_HOST_ABI 2
+#define MADFS_HOST_ABI 3
 #define MADFS_PATH_MAX 4096
 
 enum { MADFS_ARG_INT, MADFS_ARG_FD, MADFS_ARG_PATH, MADFS_ARG_STR };
@@ -53,6 +53,10 @@ struct madfs_host {
   // read, or also written.
   int (*copy)(void *out, const void *in, size_t size);
   size_t (*probe)(const void *at, size_t length, int write);
+  // A shared mapping of a file (its inode number) that the kernel made for the runtime: 0 or -ENOMEM.  And whether the
+  // process has one.
+  int (*mapped)(unsigned long start, unsigned long length, uint64_t file, unsigned long offset);
+  int (*is_mapped)(uint64_t file);
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Start-up, told from top to bottom.
 //
-// Built from every intercept/*.c except bridge.c and every file of intercept/<architecture>/:
+// Built from every intercept/*.c except bridge*.c and every file of intercept/<architecture>/:
 //
 //   gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -ftls-model=initial-exec
 //       -D_GNU_SOURCE -mgeneral-regs-only -ffreestanding -fno-stack-protector -fno-strict-aliasing
@@ -82,6 +82,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   madfs_trace_start(variable(environment, "MADFS_TRACE"));
   madfs_classes_fill();
   madfs_scan_process(variable(environment, "MADFS_SITES_WRITE"));
+  madfs_maps_start();
   report();
   madfs_trace_left(madfs_census.left);
   if (on(variable(environment, "MADFS_SCAN"))) RAW(SYS_exit_group, 0);  // `madfs doctor` wanted the report only

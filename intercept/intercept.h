@@ -163,6 +163,9 @@ void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned lon
 void madfs_scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
                      size_t size);
 
+// What [start, end) has of files becomes executable by mprotect().  False: nothing, and nothing up to *nothing_until.
+bool madfs_scan_range(unsigned long start, unsigned long end, int protection, unsigned long *nothing_until);
+
 // --- sites.c: what is known of libraries without scanning them
 // --------------------------------------------------------
 
@@ -182,6 +185,7 @@ void madfs_sites_write(const char *path);  // REQUIRES: madfs_sites_open(true)
 
 // Rewrites the planned sites of one mapping.  Number of sites rewritten: all or none.
 unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, unsigned count, int protection);
+void madfs_patch_forget(unsigned long start, size_t length);  // another text is there: stubs of the old one can go
 
 // --- trace.c --------------------------------------------------------------------------------------------------------
 
@@ -198,6 +202,7 @@ const char *madfs_call_name(long number);  // of a call that has a row; else ""
 
 enum madfs_verdict madfs_filter(struct madfs_frame *frame);  // called by entry.S
 void madfs_classes_fill(void);
+bool madfs_never_ours(long number);  // its system call instructions need no rewriting
 bool madfs_creates_descriptor(long number);
 
 // --- fds.c: descriptors and the table of open files -----------------------------------------------------------------
@@ -265,6 +270,22 @@ bool madfs_cwd_virtual(void);
 size_t madfs_cwd_get(char out[MADFS_PATH_MAX]);  // its length; 0 when the working directory is the kernel's
 void madfs_cwd_set(const char *path, size_t length);
 void madfs_cwd_clear(void);
+
+// --- maps.c: where files of ours are mapped to be shared ------------------------------------------------------------
+
+void madfs_maps_start(void);  // once everything is rewritten: until something is mapped, nothing is asked
+bool madfs_maps_dormant(long number);  // a call that is ours only while something is mapped
+bool madfs_maps_any(void);
+bool madfs_maps_overlap(unsigned long start, unsigned long length);
+void madfs_maps_replaced(unsigned long start, unsigned long length);  // the kernel put something else there
+void madfs_maps_settle(void);                                         // tells the runtime what is not mapped any more
+void madfs_maps_sync(void);                                           // carries all stores to the servers
+int madfs_maps_add(unsigned long start, unsigned long length, uint64_t file, unsigned long offset);
+int madfs_maps_has(uint64_t file);
+
+// --- late.c: text that mprotect() makes executable -------------------------------------------------------------------
+
+void madfs_late_mapped(void);  // something of a file is being mapped
 
 // --- process.c ------------------------------------------------------------------------------------------------------
 

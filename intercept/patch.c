@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes the jumps of one mapping, and their stubs within reach of it.
 //
-// REQUIRES: nobody executes the mapping meanwhile: the process is starting, or the object is being loaded.  Pages are
+// REQUIRES: nobody executes the mapping meanwhile: the process is starting, the object is being loaded, or its text is
+// not executable yet.  Pages are
 // never writable and executable at once, and the text is not touched before the stubs are known to work.
 #include <errno.h>
 #include <sys/mman.h>
@@ -70,6 +71,42 @@ static bool make_executable(const uint8_t *pages, size_t size, int protection) {
   return done;
 }
 
+// --- stubs of texts that are no more --------------------------------------------------------------------------------
+
+// So that a library which is closed and opened again does not take new pages each time.
+enum { TEXTS_MAX = 256 };
+
+static struct {
+  unsigned long start, end, pages;
+  size_t size;
+} texts[TEXTS_MAX];
+static struct madfs_lock lock;
+
+static void note(const struct madfs_code *code, const uint8_t *pages, size_t size) {
+  madfs_lock(&lock);
+  for (unsigned i = 0; i < TEXTS_MAX; i++)
+    if (!texts[i].pages) {
+      texts[i].start = (unsigned long)code->text;
+      texts[i].end = (unsigned long)code->text_end;
+      texts[i].pages = (unsigned long)pages;
+      texts[i].size = size;
+      break;
+    }
+  madfs_unlock(&lock);
+}
+
+void madfs_patch_forget(unsigned long start, size_t length) {
+  madfs_lock(&lock);
+  for (unsigned i = 0; i < TEXTS_MAX; i++) {
+    if (!texts[i].pages || texts[i].start >= start + length || texts[i].end <= start) continue;
+    RAW(SYS_munmap, texts[i].pages, texts[i].size);
+    texts[i].pages = 0;
+  }
+  madfs_unlock(&lock);
+}
+
+// --- one mapping ----------------------------------------------------------------------------------------------------
+
 unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, unsigned count, int protection) {
   unsigned stubs = 0;
   for (unsigned i = 0; i < count; i++) stubs += needs_stub(&plans[i]);
@@ -90,6 +127,7 @@ unsigned madfs_patch(const struct madfs_code *code, struct madfs_plan *plans, un
     arch_site_write(&plans[i]);
     written++;
   }
+  note(code, pages, size);
   arch_flush(pages, size);
   arch_flush(code->text, length);
   // The process cannot go on with text that may not be executed.

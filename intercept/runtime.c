@@ -47,6 +47,8 @@ static const struct madfs_host host = {
     .inside = set_inside,
     .copy = copy,
     .probe = probe,
+    .mapped = madfs_maps_add,
+    .is_mapped = madfs_maps_has,
 };
 
 // --- threads --------------------------------------------------------------------------------------------------------

@@ -254,7 +254,11 @@ static bool find_crossings(const struct image *image, struct madfs_code *code, s
                            unsigned count) {
   size_t bytes = (size_t)(code->text_end - code->text) / (ALIGNMENT * 8) + 1;
   long got = RAW(SYS_mmap, 0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (madfs_failed(got)) madfs_die(127, "no memory to intercept system calls", NULL);
+  if (madfs_failed(got)) {  // nothing is known about the neighbours
+    for (unsigned i = 0; i < count; i++)
+      if (has_taboo(&plans[i])) plans[i].tier = ARCH_LEFT;
+    return false;
+  }
   uint8_t *marked = (uint8_t *)got;
   bool any = false;
   for (unsigned i = 0; i < count; i++) {
@@ -286,11 +290,12 @@ static void survey(const struct image *image, struct madfs_code *code, struct ma
   }
 }
 
+// What was rewritten before, because the text has been executable already, stays as it is.
 static unsigned collect(struct madfs_code *code, struct madfs_plan *plans) {
   unsigned count = 0;
   for (const uint8_t *at = code->text; count < PLANS_MAX && (at = arch_next_hit(at, code->text_end));
        at += ARCH_SITE_BYTES)
-    if (!arch_is_sigreturn(at, code->text)) plans[count++].site = at;
+    if (!arch_is_sigreturn(at, code->text) && !arch_is_rewritten(at, code->text)) plans[count++].site = at;
   return count;
 }
 
@@ -322,14 +327,14 @@ static unsigned search(struct image *image, struct madfs_code *code, struct madf
   return count;
 }
 
-// Rewrites the text at `text`, which its file has at `offset`.
-static void rewrite(struct image *image, const uint8_t *text, size_t length, unsigned long offset, int protection,
+// Rewrites the text at `text`, which its file has at `offset`.  False: there is no memory to do it.
+static bool rewrite(struct image *image, const uint8_t *text, size_t length, unsigned long offset, int protection,
                     const char *name) {
   struct madfs_code code = {.text = text, .text_end = text + length, .table = read_only, .image = image};
   uint8_t build_id[MADFS_BUILD_ID];
   size_t room = PLANS_MAX * sizeof(struct madfs_plan);
   long got = RAW(SYS_mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (madfs_failed(got)) madfs_die(127, "no memory to intercept system calls", NULL);
+  if (madfs_failed(got)) return false;
   struct madfs_plan *plans = (struct madfs_plan *)got;
   unsigned idle = 0;
   bool named = image_build_id(image, build_id);
@@ -339,13 +344,14 @@ static void rewrite(struct image *image, const uint8_t *text, size_t length, uns
   unsigned patched = madfs_patch(&code, plans, count, protection);
   tally(plans, count, idle, patched, name);
   RAW(SYS_munmap, got, room);
+  return true;
 }
 
 // --- what is mapped -------------------------------------------------------------------------------------------------
 
 struct mapping {
-  unsigned long start, end, offset;
-  bool executable, writable;
+  unsigned long start, end, offset, inode;
+  bool executable, writable, shared;
   const char *name;  // terminated
 };
 
@@ -356,8 +362,10 @@ static char *maps_line(char *text, struct mapping *m) {
   if (!at || *at != '-' || !(at = madfs_number(at + 1, 16, &m->end)) || strlen(at) < 6) return NULL;
   m->writable = at[2] == 'w';
   m->executable = at[3] == 'x';
+  m->shared = at[4] == 's';
   if (!(at = madfs_number(at + 6, 16, &m->offset))) return NULL;
   if (!(at = madfs_number(at + 1, 16, &ignored)) || *at != ':') return NULL;
+  if (!(at = madfs_number(at + 1, 16, &ignored)) || !(at = madfs_number(at + 1, 10, &m->inode))) return NULL;
   while (*at && *at != '/' && *at != '[' && *at != '\n') at++;
   char *end = text + (at - text);
   m->name = end;
@@ -389,7 +397,8 @@ static void rewrite_all(const struct mapping *mappings, unsigned count) {
     if (!image.base || !image_open(&image) || !image_address(&image, m->offset, &address)) continue;
     image.bias = m->start - address;
     int protection = PROT_READ | PROT_EXEC | (m->writable ? PROT_WRITE : 0);
-    rewrite(&image, start, m->end - m->start, m->offset, protection, m->name);
+    if (!rewrite(&image, start, m->end - m->start, m->offset, protection, m->name))
+      madfs_die(127, "no memory to intercept system calls", NULL);
   }
 }
 
@@ -418,16 +427,36 @@ void madfs_scan_process(const char *sites) {
   RAW(SYS_munmap, got, room);
 }
 
-void madfs_scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
-                     size_t size) {
+// Whether the loader changes the text of an object after it is mapped: then it is rewritten when that is done.
+static bool has_text_relocations(const struct image *image) {
+  for (unsigned i = 0; i < image->segments_count; i++) {
+    const Elf64_Phdr *s = &image->segments[i];
+    size_t room = 0;
+    const Elf64_Dyn *entry = s->p_type == PT_DYNAMIC ? image_at(image, s->p_vaddr, &room) : NULL;
+    for (; room >= sizeof *entry && entry->d_tag != DT_NULL; entry++, room -= sizeof *entry)
+      if (entry->d_tag == DT_TEXTREL || (entry->d_tag == DT_FLAGS && (entry->d_un.d_val & DF_TEXTREL))) return true;
+  }
+  return false;
+}
+
+static void scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
+                      size_t size, bool fresh) {
   struct image image = {.base = file, .size = size};
   unsigned long address;
+  if (fresh) madfs_patch_forget(start, length);  // what was there is no more
   if (!image_open(&image) || !image_address(&image, offset, &address)) return;
+  if (fresh && has_text_relocations(&image)) return;
   image.bias = start - address;
   rewrite(&image, (const uint8_t *)start, length, offset, protection, "a library being loaded");
 }
 
-void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection) {
+void madfs_scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
+                     size_t size) {
+  scan_part(start, length, offset, protection, file, size, true);
+}
+
+// `fresh`: it was just mapped, so the loader may have changes to make.
+static void scan_file(unsigned long start, size_t length, int fd, unsigned long offset, int protection, bool fresh) {
   struct stat file;
   if (!(protection & PROT_READ) || madfs_failed(RAW(SYS_fstat, fd, &file)) || !S_ISREG(file.st_mode)) return;
   size_t size = (size_t)file.st_size;
@@ -436,6 +465,47 @@ void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned lon
   if (!arch_next_hit((const uint8_t *)start, (const uint8_t *)start + length)) return;
   long got = RAW(SYS_mmap, 0, size, PROT_READ, MAP_PRIVATE, fd, 0);
   if (madfs_failed(got)) return;
-  madfs_scan_part(start, length, offset, protection, (const void *)got, size);
+  scan_part(start, length, offset, protection, (const void *)got, size, fresh);
   RAW(SYS_munmap, got, size);
+}
+
+void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection) {
+  scan_file(start, length, fd, offset, protection, true);
+}
+
+// One mapping of a file, or what [start, end) has of it, is about to become executable.
+static void scan_later(const struct mapping *m, unsigned long start, unsigned long end, int protection) {
+  struct stat file;
+  unsigned long offset = m->offset;
+  if (start < m->start) start = m->start;
+  else offset += start - m->start;
+  if (end > m->end) end = m->end;
+  long fd = m->shared ? -1 : RAW(SYS_openat, AT_FDCWD, m->name, O_RDONLY | O_CLOEXEC, 0);
+  if (madfs_failed(fd)) return;
+  if (!madfs_failed(RAW(SYS_fstat, fd, &file)) && file.st_ino == m->inode &&
+      !madfs_failed(RAW(SYS_mprotect, start, end - start, PROT_READ | (m->writable ? PROT_WRITE : 0))))
+    scan_file(start, end - start, (int)fd, offset, protection | PROT_READ, false);
+  RAW(SYS_close, fd);
+}
+
+bool madfs_scan_range(unsigned long start, unsigned long end, int protection, unsigned long *nothing_until) {
+  long got = RAW(SYS_mmap, 0, MAPS_ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (madfs_failed(got)) return true;
+  char *line = (char *)got;
+  struct mapping m;
+  bool found = false;
+  read_maps(line);
+  *nothing_until = end;
+  while (*line && (line = maps_line(line, &m)) && m.start < end) {
+    if (m.end <= start) continue;
+    if (m.name[0] != '/') {
+      *nothing_until = m.end;
+      continue;
+    }
+    found = true;
+    // What is executable and stays as it is was rewritten; what can be written is not yet what it is to be.
+    if ((!m.executable || m.writable) && !(protection & PROT_WRITE)) scan_later(&m, start, end, protection);
+  }
+  RAW(SYS_munmap, got, MAPS_ROOM);
+  return found;
 }

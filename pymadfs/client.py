@@ -102,6 +102,7 @@ class FileSystem(FileData):
         self.mount = mount.rstrip(b"/")
         self._prefix = self.mount + b"/"
         self.servers = rpc.servers
+        self.mapped, self.images = b"\0", None  # how many files are mapped to be shared on this node, and which
         self._ended = []
         self._call = rpc.call
 
@@ -271,6 +272,8 @@ class FileSystem(FileData):
         )
         if target:
             raise fail(errno.EEXIST if exclusive else errno.ENOTDIR if flags & posix.O_DIRECTORY else errno.ELOOP, path)
+        if flags & posix.O_TRUNC and self.mapped[0]:
+            self.images().resized(attr.ino, attr.size)
         return path, attr
 
     def reopen(self, file):
@@ -413,7 +416,10 @@ class FileSystem(FileData):
         if not valid:
             return self._resolve(LOOKUP, path, PLAIN, follow)[1]
         fields = (0, valid, mode, uid, gid, size, atime, mtime)
-        return self._resolve(SETATTR, path, PLAIN, follow, fields)[1]
+        attr = self._resolve(SETATTR, path, PLAIN, follow, fields)[1]
+        if valid & SET_SIZE and self.mapped[0]:
+            self.images().resized(attr.ino, attr.size)
+        return attr
 
     def fsetattr(self, file, valid, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0):
         """As setattr, of an open file."""
@@ -424,6 +430,8 @@ class FileSystem(FileData):
         reply, _ = self._call(home(file.ino), SETATTR, file.path, file.ino, valid, mode, uid, gid, size, atime, mtime)
         attr = ATTR.unpack(reply.attr)
         file.size = attr.size
+        if valid & SET_SIZE and self.mapped[0]:
+            self.images().resized(file.ino, attr.size)
         return attr
 
     def statfs(self):

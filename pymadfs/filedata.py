@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bytes of files over many servers: which chunk is asked of whom, and what the answers mean together."""
 
+import errno
+
+from .errors import fail
 from .layout import chunk_server, home, split
 from .ops import ATTR, EXTEND, FSYNC, GETATTR, READ, RESERVE, SET_SIZE, WRITE
 
@@ -61,10 +64,14 @@ class FileData:
     getattr: "Any"
     setattr: "Any"
     fsetattr: "Any"
+    mapped: "Any"
+    images: "Any"
 
     def read(self, file, offset, segments):
         """Fill ``segments`` of memory, ``(address, length)``, from ``offset`` on.  Returns the bytes read: fewer at
         the end of the file, or before a piece that failed."""
+        if self.mapped[0]:
+            return self.images().read(file, offset, segments)
         if len(segments) == 1:  # most calls: one chunk of one buffer
             address, total = segments[0]
             chunk, within = divmod(offset, file.chunk_size)
@@ -169,6 +176,8 @@ class FileData:
 
         Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size was reserved before.
         """
+        if self.mapped[0]:
+            return self.images().write(file, offset, segments, extend)
         if len(segments) == 1:
             source, total = segments[0]
             chunk, within = divmod(offset, file.chunk_size)
@@ -234,8 +243,22 @@ class FileData:
                 file.size = results[bearer][0].size
         return done
 
+    def write_pieces(self, file, changes):
+        """Store pieces of memory, ``(offset, address, length)``, all at once and within the file's size.  Raises when
+        one cannot be stored."""
+        end = max(offset + length for offset, _, length in changes)
+        for window in windows(
+            piece
+            for offset, address, length in changes
+            for piece in pieces(offset, ((address, length),), file.chunk_size)
+        ):
+            if self._write_window(file, window, end) < sum(piece[2] for piece in window):
+                raise fail(errno.EIO, file.path)
+
     def append(self, file, segments, length):
         """Store ``segments`` of ``length`` bytes at the end of the file: ``(offset, bytes written)``."""
+        if self.mapped[0]:
+            return self.images().append(file, segments, length)
         reply, _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
         file.size = max(file.size, reply.offset + length)
         return reply.offset, self.write(file, reply.offset, segments, extend=False)
@@ -252,9 +275,13 @@ class FileData:
         """Make an open file at least ``end`` bytes long."""
         reply, _ = self._call(home(file.ino), EXTEND, file.path, file.ino, end)
         file.size = reply.size
+        if self.mapped[0]:
+            self.images().resized(file.ino, file.size)
 
     def fsync(self, file):
         """Make durable what was written through this opening, on the servers it went to and at the file's home."""
+        if self.mapped[0]:
+            self.images().synced(file.ino)
         if file.directory:  # its entries are everywhere
             servers = set(range(self.servers))
         elif file.dirty is None:

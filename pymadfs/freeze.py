@@ -45,7 +45,7 @@ CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadf
 
 BUILTIN = ("_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_operator", "_signal", "_socket",
            "_stat", "_struct", "_thread", "_tracemalloc", "_weakref", "atexit", "binascii", "errno", "faulthandler",
-           "itertools", "posix", "select", "time", "zlib")
+           "fcntl", "itertools", "posix", "select", "time", "zlib")
 
 # Module -> its initialiser, where that is not PyInit_<module>.
 SPECIAL = {"_imp": "PyInit__imp", "_string": "PyInit__string", "_warnings": "_PyWarnings_Init", "gc": "PyInit_gc",

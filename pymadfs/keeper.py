@@ -227,6 +227,7 @@ class Keeper:
                 os.unlink(path)
         if self.plan.lock >= 0 and os.fstat(2).st_size == 0:
             os.unlink(log_path(self.plan.cluster))  # Nothing was worth saying.
+        shutil.rmtree(clusters.shared_directory(self.secret), ignore_errors=True)
         if self.plan.temporary:
             shutil.rmtree(self.plan.temporary, ignore_errors=True)
 

@@ -261,7 +261,17 @@ Syscall("fadvise64", "advise(fd(a0))")
 Syscall("readahead", "advise(fd(a0))")
 Syscall("getdents64", "getdents64(fd(a0), a1, a2)")
 Syscall("getdents", "getdents(fd(a0), a1, a2)", only=X86)
-Syscall("mmap", "mmap(fd(a4), a0, a1, a2, a3, a5)", note="a copy of the file; MAP_SHARED with PROT_WRITE: ENODEV")
+Syscall("mmap", "mmap(fd(a4), a0, a1, a2, a3, a5)",
+        note="MAP_PRIVATE shows the file as it is at the call; MAP_SHARED is coherent within a node: docs/mmap.md")
+Syscall("munmap", "munmap(a0, a1)", shim=True, note="complete; noted because stores are then carried to the servers")
+Syscall("mremap", "mremap(a0, a1, a2, a3, a4)", shim=True,
+        note="a private mapping does not grow beyond what its file had at mmap()")
+Syscall("msync", "msync(a0, a1, a2)", shim=True,
+        note="MS_ASYNC carries stores to the servers, MS_SYNC makes them durable as well; MS_INVALIDATE shows those of "
+             "other nodes")
+Syscall("mprotect", "mprotect(a0, a1, a2)", shim=True,
+        note="complete; noted because the text of a file that becomes executable is rewritten first")
+Syscall("pkey_mprotect", "mprotect(a0, a1, a2, a3)", shim=True, note="as mprotect")
 Syscall("ioctl", "ioctl(fd(a0), a1, a2)", note="FIONREAD, FIOCLEX, FIONCLEX; others: ENOTTY")
 Syscall("flock", "flock(fd(a0), a1)", refuse="ENOLCK", note="not yet")
 
@@ -404,7 +414,7 @@ for _reason, _calls in {
 
 # These carry neither a path nor a descriptor that could be ours, or make a new descriptor of the kernel's.
 _NO_NAMES = """
-munmap mprotect brk rt_sigprocmask rt_sigreturn pipe sched_yield mremap msync mincore madvise shmget shmat shmctl pause
+brk rt_sigprocmask rt_sigreturn pipe sched_yield mincore madvise shmget shmat shmctl pause
 nanosleep getitimer alarm setitimer getpid socket socketpair exit wait4 kill uname semget semop semctl shmdt msgget
 msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid setuid setgid geteuid
 getegid setpgid getppid getpgrp setsid setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid
@@ -420,7 +430,7 @@ clock_gettime clock_getres clock_nanosleep tgkill vserver mbind set_mempolicy ge
 kexec_load add_key request_key keyctl ioprio_set ioprio_get inotify_init migrate_pages unshare set_robust_list
 get_robust_list move_pages timerfd_create eventfd eventfd2 epoll_create1 pipe2 inotify_init1 rt_tgsigqueueinfo
 fanotify_init prlimit64 clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr seccomp
-getrandom memfd_create userfaultfd membarrier mlock2 pkey_mprotect pkey_alloc pkey_free io_pgetevents rseq fsopen
+getrandom memfd_create userfaultfd membarrier mlock2 pkey_alloc pkey_free io_pgetevents rseq fsopen
 pidfd_open landlock_create_ruleset memfd_secret futex_waitv set_mempolicy_home_node map_shadow_stack futex_wake
 futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal
 """
@@ -437,6 +447,10 @@ EXTRA_CALLS = {
     "chdir_path": "chdir_path(at(a0, a1))",  # -> resolved path is stored with shim.set_cwd
     "chdir_fd": "chdir_fd(fd(a0))",
     "fcntl_lock": "fcntl_lock(fd(a0), a1, a2)",
+    "map_sync": "map_sync(a0, a1, a2, a3)",  # a part of a shared mapping is synchronised, or not mapped any more
+    "map_end": "map_end(a0, a1, a2, a3)",  # the last part of a file's shared mappings in this process is gone
+    "map_grow": "map_grow(a0, a1, a2, a3)",  # mremap() shows more of the file
+    "map_sync_all": "map_sync_all(a0, a1, a2, a3)",  # before the program becomes another one
     "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
     "release": "release(fd(a0))",  # the last descriptor of an open file went away
 }

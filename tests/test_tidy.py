@@ -12,7 +12,7 @@ from pymadfs.config import SETTINGS
 
 FUNCTION_LINES_MAX, FILE_LINES_MAX, COLUMNS_MAX = 70, 1000, 120
 CODE = (".py", ".c", ".h", ".S")
-PYTHON_HEADER_FILES = ("intercept/bridge.c", "pymadfs/freeze.py")
+PYTHON_HEADER_FILES = ("intercept/bridge.h", "pymadfs/freeze.py")
 ARCHITECTURES = ("x86_64", "aarch64")
 ARCHITECTURE_FILES = ("arch.h", "decode.c", "entry.S", "rewrite.c")
 SKIPPED = ("build", "dist", ".git", ".venv", "_lib", "__pycache__")
@@ -179,7 +179,7 @@ def test_the_embedded_client_starts_quickly(name):
 
 def test_only_the_bridge_includes_python():
     users = [path for path in files(".c", ".h", ".S") if "<Python.h>" in text(path)]
-    assert set(users) <= set(PYTHON_HEADER_FILES), f"{users}: only intercept/bridge.c includes Python.h"
+    assert set(users) <= set(PYTHON_HEADER_FILES), f"{users}: only intercept/bridge.h includes Python.h"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURE_FILES)

@@ -184,6 +184,7 @@ struct madfs_plan {
 };
 
 const uint8_t *arch_next_hit(const uint8_t *from, const uint8_t *end);
+bool arch_is_rewritten(const uint8_t *site, const uint8_t *text);  // by us, in place
 bool arch_is_sigreturn(const uint8_t *site, const uint8_t *text);
 // Fills plans[0..count), whose sites lie in code's function in ascending order.
 void arch_survey(const struct madfs_code *code, struct madfs_plan *plans, unsigned count);

@@ -149,6 +149,20 @@ void arch_crossings(const uint8_t *text, const uint8_t *end, const uint8_t *mark
   }
 }
 
+// A jump before it leads to a stub, which has the address of the classes.
+bool arch_is_rewritten(const uint8_t *site, const uint8_t *text) {
+  enum { OVERWRITTEN_MAX = 20, SEARCHED = 64 };
+  for (unsigned before = JUMP_BYTES; before <= OVERWRITTEN_MAX && site - text >= before; before++) {
+    int32_t distance;
+    if (site[-(int)before] != 0xe9) continue;
+    memcpy(&distance, site - before + 1, 4);
+    const uint8_t *stub = site - before + JUMP_BYTES + distance;
+    for (unsigned i = 0; i < SEARCHED; i++)
+      if (arch_peek(stub + i) == (uint64_t)madfs_classes) return true;
+  }
+  return false;
+}
+
 void arch_suspect(struct madfs_plan *plan, const uint8_t *from, const uint8_t *to) {
   for (const uint8_t *at = from; to - at > 6; at++) {
     int32_t distance;
@@ -231,7 +245,7 @@ static void choose(const struct madfs_code *code, struct madfs_plan *plan) {
   unsigned first, displaced;
   bool branch;
   if (plan->tier == ARCH_NO_SITE || plan->tier == ARCH_LEFT) return;
-  if (plan->number >= 0 && !madfs_classes[plan->number & (MADFS_CLASSES - 1)]) {
+  if (plan->number >= 0 && madfs_never_ours(plan->number)) {
     plan->tier = ARCH_IDLE;
     return;
   }

@@ -11,6 +11,8 @@ from pymadfs import abi, links
 from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
 from pymadfs.errors import fail
 
+from . import sharing
+
 load, store, slot = _shim.load, _shim.store, _shim.slot
 offset_get, offset_set, offset_cas, offset_add = _shim.offset, _shim.offset_set, _shim.offset_cas, _shim.offset_add
 
@@ -61,6 +63,7 @@ def start():
         log.log(f"the mount cannot be used: {error}")
         raise fail(errno.EIO) from None
     use(FileSystem(client, settings, settings.mount.encode("utf-8", "surrogateescape"), store))
+    sharing.start(fs, cluster.shared_directory(description.secret))
     return fs
 
 
@@ -83,6 +86,7 @@ def after_fork_child():
     if isinstance(fs, _Unstarted):
         return
     fs.after_fork_child()
+    sharing.after_fork_child()
     locked.clear()
     open_files.clear()  # they are adopted anew, as another process's
     _identify()
@@ -94,6 +98,7 @@ def exiting():
         return
     for ino in list(locked):
         unlock(ino)
+    sharing.exiting()
     fs.flush()
 
 

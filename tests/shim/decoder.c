@@ -50,4 +50,6 @@ DOOR size_t door_rewrite(uint8_t *code, size_t start, size_t end, size_t size, u
   return count;
 }
 
+bool madfs_never_ours(long number) { return !madfs_classes[number & (MADFS_CLASSES - 1)]; }
+
 DOOR void door_class(unsigned number, uint8_t value) { madfs_classes[number] = value; }

@@ -29,6 +29,7 @@ class Shim(types.ModuleType):
         self.cwd = None
         self.descriptors_max = 1 << 16
         self.protected = []
+        self.mappings = []
 
     def handle(self, fd):
         return self.descriptors[fd]
@@ -98,6 +99,43 @@ class Shim(types.ModuleType):
         if result == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
+
+    @staticmethod
+    def map(address, length, prot, flags, fd, offset):
+        result = _libc.mmap(address, length, prot, flags, fd, offset)
+        if result == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+
+    @staticmethod
+    def unmap(address, length):
+        assert _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(length)) == 0
+
+    def mapped(self, address, length, file, offset):
+        self.mappings.append((address, length, file, offset))
+
+    def is_mapped(self, file):
+        return any(mapping[2] == file for mapping in self.mappings)
+
+    @staticmethod
+    def window(address, length):
+        return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
+
+    @staticmethod
+    def differences(a, b, gap):
+        found = []
+        for at, (one, other) in enumerate(zip(a, b)):
+            if one != other and found and at - found[-1][1] < gap:
+                found[-1] = found[-1][0], at + 1
+            elif one != other:
+                found.append((at, at + 1))
+        return found
+
+    @staticmethod
+    def merge(address, old, new):
+        now = ctypes.string_at(address, len(old))
+        merged = bytes(y if x == z else z for x, y, z in zip(old, new, now))
+        ctypes.memmove(address, merged, len(merged))
 
     def protect(self, address, length, prot):
         self.protected.append((address, length, prot))

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether files are mapped to be shared on this node: what every process must know, and as little as that.  The rest is
+in :mod:`.images`, which is imported when there is one."""
+
+import errno
+import posix
+
+import _shim
+from pymadfs import abi
+from pymadfs.client import FileSystem
+from pymadfs.errors import fail
+
+NAMES = posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
+
+_fs = _directory = _live = _images = None
+
+
+def start(fs, directory):
+    """Let ``fs`` look at the images in ``directory``.  Where there can be none, files cannot be mapped for shared
+    writing."""
+    global _fs, _directory, _live
+    try:
+        _live = live(directory)
+    except OSError:
+        return
+    _fs, _directory = fs, directory
+    fs.mapped, fs.images = _live, images
+
+
+def live(directory):
+    """Memory with the number of images of this node, shared by its processes.  Raises OSError."""
+    try:
+        posix.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
+    info = posix.lstat(directory)
+    if info.st_uid != posix.geteuid() or info.st_mode & 0o170077 != 0o040000:
+        raise fail(errno.EPERM, directory)
+    fd = posix.open(directory + b"/live", NAMES | posix.O_CREAT, 0o600)
+    try:
+        posix.ftruncate(fd, abi.PAGE)
+        address = _shim.map(0, abi.PAGE, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_SHARED, fd, 0)
+    finally:
+        posix.close(fd)
+    return _shim.window(address, abi.PAGE).cast("I")
+
+
+def images():
+    """The Images of this node, or None when there can be none."""
+    global _images
+    if _images is None and _fs is not None:
+        from .images import Images
+
+        _images = Images(_directory, _live, _ServersOnly(_fs.rpc, _fs.config, _fs.mount, _fs.store))
+    return _images
+
+
+class _ServersOnly(FileSystem):
+    """The file system without the images."""
+
+    def ended(self, ino):
+        _fs.ended(ino)
+
+
+def after_fork_child():
+    """In the child of a fork: mappings stay, locks do not."""
+    if _images:
+        _images.after_fork_child()
+
+
+def exiting():
+    """The process ends, or becomes another program."""
+    if _images:
+        _images.exiting()
