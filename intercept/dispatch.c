@@ -373,6 +373,7 @@ __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *
   if (t) {
     madfs_local.inside = 1;
     t->frame = f;
+    t->number = f->number;
     t->signals = before;
     verdict = (enum madfs_verdict)arch_on_stack(t, on_hook_stack, f);
     madfs_local.inside = 0;

@@ -6,6 +6,10 @@
 // from the start; the one that the program wants is remembered, is what rt_sigaction() tells, and gets every other
 // fault on the stack, with the mask and the arguments that the kernel gave: we jump there.  Without a handler of the
 // program's, the signal's default comes back and the instruction faults again, so that a core shows the place.
+//
+// SIGILL and SIGABRT are treated the same way, so that every crash of ours can say in one line what happened where.  A
+// thread that makes calls of ours has an alternate stack, for the case that our own one overflows; the program is told
+// that it has none (sigaltstack), and gets its own in place of it whenever it wants one.
 #include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -23,11 +27,19 @@ struct action {
   uint64_t mask;
 };
 
-static struct action actions[2];  // what the program asked for
+static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGABRT};
+static const char *const signal_names[] = {"SIGSEGV", "SIGBUS", "SIGILL", "SIGABRT"};
+enum { SIGNALS = sizeof signals / sizeof *signals };
+
+static struct action actions[SIGNALS];  // what the program asked for
 
 static struct madfs_lock lock;
 
-static int index_of(unsigned long signal) { return signal == SIGSEGV ? 0 : signal == SIGBUS ? 1 : -1; }
+static int index_of(unsigned long signal) {
+  for (int i = 0; i < SIGNALS; i++)
+    if ((unsigned long)signals[i] == signal) return i;
+  return -1;
+}
 
 // --- memory ---------------------------------------------------------------------------------------------------------
 
@@ -95,17 +107,34 @@ static long install(int signal, const struct action *wanted) {
   return RAW(SYS_rt_sigaction, signal, &own, 0, sizeof own.mask);
 }
 
-// A crash of ours says so in one line; what happens then is the program's affair.
-static void report(int signal, unsigned long counter) {
+// "libc.so.6+0x1234": what stands at `address`.  `out` has room for a path.
+static const char *place(unsigned long address, char *out) {
+  char digits[24];
+  unsigned long start = 0;
+  size_t n = madfs_scan_name(address, out, MADFS_PATH_MAX, &start);
+  if (!n) return madfs_copy(out, MADFS_PATH_MAX, madfs_hexadecimal(digits, address)), out;
+  n += madfs_copy(out + n, MADFS_PATH_MAX - n, "+");
+  madfs_copy(out + n, MADFS_PATH_MAX - n, madfs_hexadecimal(digits, address - start));
+  return out;
+}
+
+// A crash of ours says so in one line; what happens then is the program's affair.  It runs once in a process: the texts
+// need no stack.
+static void report(int signal, unsigned long counter, unsigned long address) {
   static _Atomic bool reported;
-  char number[24], site[24], where[24], address[24];
-  const struct madfs_frame *f = madfs_local.thread && madfs_local.inside ? madfs_local.thread->frame : NULL;
+  static char where[MADFS_PATH_MAX], site[MADFS_PATH_MAX];
+  char number[24];
+  const struct madfs_thread *t = madfs_local.inside & ~INSIDE_FORK ? madfs_local.thread : NULL;
+  const struct madfs_frame *f = t ? t->frame : NULL;
   bool here = counter >= madfs_settings.text_start && counter < madfs_settings.text_end;
   if ((!f && !here) || atomic_exchange(&reported, true)) return;
-  madfs_say("version ", madfs_version, " crashed: signal ", madfs_decimal(number, (unsigned long)signal), " at ",
-            madfs_hexadecimal(where, counter), here ? " of the shim" : " of the client", f ? ", in system call " : "",
-            f ? madfs_decimal(address, (unsigned long)f->number) : "", f ? " made at " : "",
-            f ? madfs_hexadecimal(site, (unsigned long)f->site->address) : "", NULL);
+  bool overflow = t && address >= madfs_thread_guard(t) && address < madfs_thread_guard(t) + PAGE;
+  const char *name = f ? madfs_call_name(t->number) : "";
+  madfs_say("version ", madfs_version, here ? " crashed: " : " crashed in the client: ",
+            signal_names[index_of((unsigned long)signal)], overflow ? " (its stack is full)" : "", " at ",
+            place(counter, where), f ? ", in system call " : "", *name ? name : "", f ? " (" : "",
+            f ? madfs_decimal(number, (unsigned long)t->number) : "", f ? ") made at " : "",
+            f ? place((unsigned long)f->site->address, site) : "", NULL);
 }
 
 // Where arch_fault goes on: the program's handler, or 0 to return to what was interrupted.
@@ -118,7 +147,8 @@ unsigned long madfs_fault(int signal, siginfo_t *info, ucontext_t *context) {
     if (wanted->flags & SA_RESETHAND) install(signal, wanted);
     return 0;
   }
-  if (info->si_code > 0) report(signal, counter);
+  bool own = info->si_code > 0 || (signal == SIGABRT && info->si_pid == (int)RAW(SYS_getpid));
+  if (own) report(signal, counter, signal == SIGABRT ? 0 : (unsigned long)info->si_addr);
   if (handler > (unsigned long)SIG_IGN) {
     if (wanted->flags & SA_RESETHAND) {
       *wanted = (struct action){.handler = (unsigned long)SIG_DFL};
@@ -134,8 +164,7 @@ unsigned long madfs_fault(int signal, siginfo_t *info, ucontext_t *context) {
 }
 
 void madfs_fault_start(void) {
-  static const int signals[] = {SIGSEGV, SIGBUS};
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < SIGNALS; i++) {
     struct action *wanted = &actions[i];
     if (madfs_failed(RAW(SYS_rt_sigaction, signals[i], 0, wanted, sizeof wanted->mask))) continue;
     if (wanted->handler == (unsigned long)SIG_DFL) install(signals[i], wanted);
@@ -168,3 +197,44 @@ static enum madfs_verdict sigaction_work(struct madfs_frame *f) {
 }
 
 const struct madfs_shim madfs_shim_rt_sigaction = {sigaction_concerns, sigaction_work};
+
+// --- sigaltstack ----------------------------------------------------------------------------------------------------
+
+// The stack that this thread has from us while the program has given it none.
+static stack_t alternate_of(const struct madfs_thread *t) {
+  return (stack_t){.ss_sp = (void *)madfs_thread_alternate(t), .ss_size = MADFS_ALTERNATE_BYTES};
+}
+
+void madfs_alternate_install(const struct madfs_thread *t) {
+  stack_t now, ours = alternate_of(t);
+  if (!madfs_failed(RAW(SYS_sigaltstack, 0, &now)) && (now.ss_flags & SS_DISABLE)) RAW(SYS_sigaltstack, &ours, 0);
+}
+
+void madfs_alternate_remove(const struct madfs_thread *t) {
+  stack_t now, none = {.ss_flags = SS_DISABLE};
+  if (!madfs_failed(RAW(SYS_sigaltstack, 0, &now)) && now.ss_sp == alternate_of(t).ss_sp)
+    RAW(SYS_sigaltstack, &none, 0);
+}
+
+static bool alternate_concerns(struct madfs_frame *f) { return (void)f, madfs_local.thread != NULL; }
+
+// Here the stack pointer is on our own stack, so what the kernel knows from it is told from the frame.
+static enum madfs_verdict alternate_work(struct madfs_frame *f) {
+  const struct madfs_thread *t = madfs_local.thread;
+  const unsigned long *a = f->argument;
+  stack_t now, new, ours = alternate_of(t);
+  f->number = RAW(SYS_sigaltstack, 0, &now);
+  if (madfs_failed(f->number)) return MADFS_DONE;
+  unsigned long start = (unsigned long)now.ss_sp;
+  bool none = now.ss_sp == ours.ss_sp || (now.ss_flags & SS_DISABLE);
+  bool on = !none && (unsigned long)f >= start && (unsigned long)f < start + now.ss_size;
+  if (none) now = (stack_t){.ss_flags = SS_DISABLE};
+  else if (on) now.ss_flags |= SS_ONSTACK;
+  if (a[0] && !madfs_user_in(&new, (const void *)a[0], sizeof new)) f->number = -EFAULT;
+  else if (a[0] && on) f->number = -EPERM;
+  else if (a[0]) f->number = RAW(SYS_sigaltstack, (new.ss_flags & SS_DISABLE) ? &ours : &new, 0);
+  if (!madfs_failed(f->number) && a[1] && !madfs_user_out((void *)a[1], &now, sizeof now)) f->number = -EFAULT;
+  return MADFS_DONE;
+}
+
+const struct madfs_shim madfs_shim_sigaltstack = {.concerns = alternate_concerns, .work = alternate_work};

@@ -21,6 +21,7 @@ enum {
   MADFS_ROWS = 512,                    // system call numbers with a row; higher ones go to the kernel
   MADFS_CLASSES = 1 << 16,             // what the stubs index with 16 bits of the number
   MADFS_HOOK_STACK_BYTES = 256 << 10,  // stack of a call that is ours
+  MADFS_ALTERNATE_BYTES = 128 << 10,   // stack for the signals of a crash
   MADFS_POINTER_MIN = 64 << 10,        // lower addresses are never mapped: the kernel says EFAULT
   MADFS_VFORK_DEPTH = 4,               // vfork in a child of vfork in ...
 };
@@ -112,6 +113,7 @@ struct madfs_thread {
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
   const struct madfs_frame *frame;  // the call that is being answered
+  long number;                      // and which it is
   char given[2][MADFS_PATH_MAX];    // texts of the application's
   char path[2][MADFS_PATH_MAX];
   char escaped[MADFS_PATH_MAX];
@@ -132,6 +134,8 @@ extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial
 
 // The thread's hook stack, made on first use; NULL when there is no memory.  REQUIRES: signals are blocked.
 struct madfs_thread *madfs_thread(void);
+unsigned long madfs_thread_guard(const struct madfs_thread *t);      // the page below its stack
+unsigned long madfs_thread_alternate(const struct madfs_thread *t);  // the stack for signals, below that
 
 // --- init.c ---------------------------------------------------------------------------------------------------------
 
@@ -159,6 +163,9 @@ extern struct madfs_census madfs_census;
 
 void madfs_scan_process(const char *sites);  // every object mapped now; `sites`: where to write down what was found
 void madfs_scan_mapping(unsigned long start, size_t length, int fd, unsigned long offset, int protection);
+// The name of the file that is mapped at `address`, without its directory, and where its first mapping begins; its
+// length, 0 when nothing is known.  Slow.
+size_t madfs_scan_name(unsigned long address, char *out, size_t room, unsigned long *start);
 // Part of an object of which `file` is the whole.
 void madfs_scan_part(unsigned long start, size_t length, unsigned long offset, int protection, const void *file,
                      size_t size);
@@ -251,6 +258,8 @@ void madfs_unreached_warn(int directory, const char *path, int memory, char *con
 // --- fault.c: memory of the application's, which may not be there ---------------------------------------------------
 
 void madfs_fault_start(void);
+void madfs_alternate_install(const struct madfs_thread *t);  // unless the thread has a stack for signals
+void madfs_alternate_remove(const struct madfs_thread *t);
 bool madfs_user_in(void *out, const void *in, size_t size);
 bool madfs_user_out(void *out, const void *in, size_t size);
 long madfs_user_text(char *out, size_t room, const char *in);              // its length, -EFAULT or -ENAMETOOLONG

@@ -15,7 +15,12 @@
 
 #include "intercept.h"
 
-enum { ENVIRONMENT_MAX = 4096, MESSAGE = 512, GUARD = 4096 };
+enum {
+  ENVIRONMENT_MAX = 4096,
+  MESSAGE = 512,
+  GUARD = 4096,
+  THREAD_BYTES = MADFS_ALTERNATE_BYTES + GUARD + MADFS_HOOK_STACK_BYTES,
+};
 
 static struct {
   _Atomic(const struct madfs_runtime *) table;
@@ -60,7 +65,16 @@ static void thread_ends(void *value) {
   struct madfs_thread *t = value;
   madfs_local.thread = NULL;
   if (t->exec_area) RAW(SYS_munmap, t->exec_area, t->exec_size);
-  RAW(SYS_munmap, (char *)(t + 1) - MADFS_HOOK_STACK_BYTES - GUARD, MADFS_HOOK_STACK_BYTES + GUARD);
+  madfs_alternate_remove(t);
+  RAW(SYS_munmap, madfs_thread_alternate(t), THREAD_BYTES);
+}
+
+unsigned long madfs_thread_guard(const struct madfs_thread *t) {
+  return (unsigned long)(t + 1) - MADFS_HOOK_STACK_BYTES - GUARD;
+}
+
+unsigned long madfs_thread_alternate(const struct madfs_thread *t) {
+  return (unsigned long)(t + 1) - THREAD_BYTES;
 }
 
 // Early, so that the key is among those whose values need no memory.
@@ -70,12 +84,12 @@ void madfs_thread_key(void) {
 
 struct madfs_thread *madfs_thread(void) {
   if (madfs_local.thread) return madfs_local.thread;
-  size_t size = MADFS_HOOK_STACK_BYTES + GUARD;
-  long base = RAW(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  long base = RAW(SYS_mmap, 0, THREAD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (madfs_failed(base)) return NULL;
-  RAW(SYS_mprotect, base, GUARD, PROT_NONE);
-  struct madfs_thread *t = (struct madfs_thread *)(base + (long)size) - 1;
+  RAW(SYS_mprotect, base + MADFS_ALTERNATE_BYTES, GUARD, PROT_NONE);
+  struct madfs_thread *t = (struct madfs_thread *)(base + THREAD_BYTES) - 1;
   t->self = t;
+  madfs_alternate_install(t);
   return madfs_local.thread = t;
 }
 

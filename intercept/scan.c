@@ -385,6 +385,26 @@ static size_t read_maps(char *text) {
   return size;
 }
 
+size_t madfs_scan_name(unsigned long address, char *out, size_t room, unsigned long *start) {
+  long got = RAW(SYS_mmap, 0, MAPS_ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (madfs_failed(got)) return 0;
+  struct mapping m;
+  size_t n = 0;
+  char *line = (char *)got;
+  read_maps(line);
+  while (!n && *line && (line = maps_line(line, &m))) {
+    if (m.name[0] != '/') continue;
+    if (m.offset == 0) *start = m.start;
+    if (address < m.start || address >= m.end) continue;
+    const char *name = m.name;
+    for (const char *at = m.name; *at; at++)
+      if (*at == '/') name = at + 1;
+    n = madfs_copy(out, room, name);
+  }
+  RAW(SYS_munmap, got, MAPS_ROOM);
+  return n;
+}
+
 // Objects in the order of their addresses; the first part of each has its headers.
 static void rewrite_all(const struct mapping *mappings, unsigned count) {
   struct image image = {.mapped = true};

@@ -378,6 +378,8 @@ Syscall("execve", "execve(a0, a1, a2)", shim=True,
 Syscall("execveat", "execveat(a0, a1, a2, a3, a4)", shim=True, note="as execve")
 Syscall("rt_sigaction", "rt_sigaction(a0, a1, a2, a3)", shim=True,
         note="handlers of SIGSEGV and SIGBUS are called by the shim, which looks for bad addresses of its own first")
+Syscall("sigaltstack", "sigaltstack(a0, a1)", shim=True,
+        note="complete; a thread without one has one of ours, for crashes of ours, of which the program is not told")
 Syscall("fork", "fork()", shim=True, only=X86)
 Syscall("vfork", "vfork()", shim=True, only=X86,
         note="what the child opens below the mount, a copy of the process opens for it")
@@ -418,7 +420,7 @@ brk rt_sigprocmask rt_sigreturn pipe sched_yield mincore madvise shmget shmat sh
 nanosleep getitimer alarm setitimer getpid socket socketpair exit wait4 kill uname semget semop semctl shmdt msgget
 msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid setuid setgid geteuid
 getegid setpgid getppid getpgrp setsid setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid
-getpgid setfsuid setfsgid getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack
+getpgid setfsuid setfsgid getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
 personality ustat sysfs getpriority setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler
 sched_get_priority_max sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall vhangup
 modify_ldt _sysctl prctl arch_prctl adjtimex setrlimit settimeofday reboot sethostname setdomainname iopl ioperm

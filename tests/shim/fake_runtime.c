@@ -258,11 +258,29 @@ static void spoil(void) {
 #endif
 }
 
+static long fill_stack(long n) {
+  volatile char some[1024];
+  some[0] = (char)n;
+  return n < 1L << 40 ? fill_stack(n + 1) + some[0] : 0;
+}
+
+// As a defect of the client would.
+static void crash(const char *how) {
+  if (strcmp(how, "abort") == 0) abort();
+  if (strcmp(how, "ill") == 0) __builtin_trap();
+  if (strcmp(how, "overflow") == 0) fill_stack(0);
+  if (strcmp(how, "bus") == 0) {
+    int fd = memfd_create("short", 0);
+    *(volatile char *)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) = 1;
+  }
+  *(volatile char *)4096 = 0;
+}
+
 static long call(const struct madfs_call *c, char escaped[MADFS_PATH_MAX], int *escaped_arg) {
   char path[MADFS_PATH_MAX];
   long result;
   atomic_fetch_add(&store->calls, 1);
-  if (getenv("FAKE_CRASH")) *(volatile char *)4096 = 0;
+  if (getenv("FAKE_CRASH")) crash(getenv("FAKE_CRASH"));
   // A descriptor that comes and goes, as a client's sockets do: it must not take the application's numbers.
   int own = epoll_create1(EPOLL_CLOEXEC);
   lock();

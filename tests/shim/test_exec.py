@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs, scripts and libraries that lie on the mount."""
 import errno
-import re
 import shutil
-import signal
 import subprocess
 
 import pytest
-
-import pymadfs
 
 CAT = shutil.which("cat")
 
@@ -158,17 +154,6 @@ def test_program_that_is_not_relocatable(run, tmp_path):
     (tmp_path / "fixed.c").write_text('#include <unistd.h>\nint main(void) { return access("/madfs", F_OK); }\n')
     subprocess.run(["gcc", "-no-pie", "-o", tmp_path / "fixed", tmp_path / "fixed.c"], check=True)
     assert run(tmp_path / "fixed").returncode == 0
-
-
-def test_crash_in_the_client_says_so(run):
-    """In one line; then the program's own handler, or the signal's default, has its way."""
-    done = run("/bin/cat", "/madfs/f", environment={"FAKE_CRASH": "1"})
-    assert done.returncode == -signal.SIGSEGV and done.stderr.count("\n") == 1
-    assert re.fullmatch(rf"madfs: version {re.escape(pymadfs.__version__)} crashed: signal 11 at 0x[0-9a-f]+ of the "
-                        r"client, in system call 257 made at 0x[0-9a-f]+\n", done.stderr)
-    code = "import os, faulthandler; faulthandler.enable(); os.stat('/madfs')"
-    done = run("python3", "-c", code, environment={"FAKE_CRASH": "1"})
-    assert "Fatal Python error: Segmentation fault" in done.stderr
 
 
 def test_library_on_the_mount(run, bash, tmp_path):
