@@ -9,6 +9,7 @@ path also raise :class:`HostPath` when it leads out of the mount.
 import errno
 import posix
 
+from . import identity
 from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_MAX, RENAME_NOREPLACE
 from .errors import Restart, fail
 from .filedata import FileData
@@ -82,12 +83,9 @@ class File:
         return self.mode & S_IFMT == S_IFDIR
 
 
-def allowed(attr, uid, gid, mask):
-    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to a user."""
-    if uid == 0:
-        return not mask & X_OK or attr.mode & S_IFMT == S_IFDIR or bool(attr.mode & 0o111)
-    shift = 6 if uid == attr.uid else 3 if gid == attr.gid else 0
-    return (attr.mode >> shift) & mask == mask
+def allowed(attr, who, mask):
+    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to ``who``."""
+    return identity.allowed(attr.mode, attr.uid, attr.gid, who, mask)
 
 
 class FileSystem(FileData):
@@ -219,7 +217,7 @@ class FileSystem(FileData):
             return self._getattr(ino, path)
         if fields[1] & SET_SIZE:  # the server takes who has the number for somebody who opened the file
             found = self._getattr(ino, path)
-            if not allowed(found, self.rpc.uid, self.rpc.gid, W_OK):
+            if not allowed(found, self.rpc.who, W_OK):
                 raise fail(errno.EACCES, path)
         return ATTR.unpack(self._call(home(ino), SETATTR, path, ino, *fields[1:])[0].attr)
 
