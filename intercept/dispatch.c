@@ -66,6 +66,10 @@ static enum madfs_verdict answer(struct madfs_frame *f, long result) {
   return MADFS_DONE;
 }
 
+static long integer(const struct madfs_frame *f, const struct madfs_parameter *p) {
+  return p->kind == PARAMETER_CONSTANT ? p->value : (long)f->argument[(int)p->argument];
+}
+
 static int directory_of(const struct madfs_frame *f, const struct madfs_parameter *p) {
   return p->directory < 0 ? AT_FDCWD : (int)f->argument[(int)p->directory];
 }
@@ -144,11 +148,24 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
         build_text((const char *)value, out, &names);
         break;
       default:
-        *out =
-            (struct madfs_arg){.kind = MADFS_ARG_INT, .value = p->kind == PARAMETER_CONSTANT ? p->value : (long)value};
+        *out = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = integer(f, p)};
     }
   }
   return names;
+}
+
+// Opening a FIFO may block, so the kernel gets the application's signals, on the application's stack.
+enum { ESCAPED_MAX = 256 };
+
+static bool open_escaped(struct madfs_thread *t) {
+  struct madfs_frame *f = t->later_frame;
+  const struct madfs_parameter *p = madfs_rows[f->number].parameter;
+  char path[ESCAPED_MAX];  // a handler may come by here again
+  madfs_copy(path, sizeof path, t->escaped);
+  t->later_frame = NULL;
+  long flags = integer(f, &p[1]), mode = integer(f, &p[2]);
+  f->number = arch_syscall(SYS_openat, AT_FDCWD, (long)path, flags, mode, 0, 0);
+  return true;
 }
 
 // The path led out of the mount: the original call with the path it came to.
@@ -161,6 +178,11 @@ static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *
   for (int i = 0; i < 6; i++) a[i] = (long)f->argument[i];
   a[(int)p->argument] = (long)madfs_local.thread->escaped;
   if (p->directory >= 0) a[(int)p->directory] = AT_FDCWD;
+  if (row->call == CALL_openat && strlen(madfs_local.thread->escaped) < ESCAPED_MAX) {
+    madfs_local.thread->later = open_escaped;
+    madfs_local.thread->later_frame = f;
+    return MADFS_DONE;
+  }
   return answer(f, arch_syscall(f->number, a[0], a[1], a[2], a[3], a[4], a[5]));
 }
 
@@ -203,16 +225,23 @@ static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
     case CALL_faccessat:
     case CALL_futimesat:
     case CALL_utime: return true;
-    case CALL_statx: flags = &row->parameter[1]; break;
+    case CALL_statx:
+    case CALL_setxattrat:
+    case CALL_getxattrat:
+    case CALL_listxattrat:
+    case CALL_removexattrat: flags = &row->parameter[1]; break;
     case CALL_newfstatat:
     case CALL_fchmodat:
+    case CALL_removexattr:
     case CALL_utimensat: flags = &row->parameter[2]; break;
+    case CALL_listxattr:
     case CALL_fchownat: flags = &row->parameter[3]; break;
     case CALL_linkat: flags = &row->parameter[2]; break;
+    case CALL_getxattr: flags = &row->parameter[4]; break;
+    case CALL_setxattr: flags = &row->parameter[5]; break;
     default: return false;
   }
-  unsigned long value =
-      flags->kind == PARAMETER_CONSTANT ? (unsigned long)flags->value : f->argument[(int)flags->argument];
+  long value = integer(f, flags);
   return row->call == CALL_linkat ? (value & AT_SYMLINK_FOLLOW) != 0 : !(value & AT_SYMLINK_NOFOLLOW);
 }
 

@@ -57,9 +57,6 @@ struct madfs_host {
   // process has one.
   int (*mapped)(unsigned long start, unsigned long length, uint64_t file, unsigned long offset);
   int (*is_mapped)(uint64_t file);
-  // The thread's user and group as far as files are concerned.
-  void (*identity)(unsigned *user, unsigned *group);
-  int (*cluster)(void);  // the cluster file, kept open for who may no longer open it; or -1
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

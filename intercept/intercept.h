@@ -112,7 +112,6 @@ struct madfs_thread {
   int exec_directory, exec_memory;
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
-  int cluster, cluster_owner;       // identity.c: 1 + a descriptor, of the child of vfork that opened it
   const struct madfs_frame *frame;  // the call that is being answered
   long number;                      // and which it is
   char given[2][MADFS_PATH_MAX];    // texts of the application's
@@ -130,7 +129,6 @@ struct madfs_local {
   int inside;       // in the runtime, or in our own work: system calls go to the kernel; or INSIDE_FORK
   int vfork_depth;  // children of vfork that this thread runs as, or has run as
   struct madfs_thread *thread;
-  unsigned identity;  // identity.c: what the runtime knows of this thread's user
 };
 extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial-exec")));
 
@@ -303,14 +301,6 @@ void madfs_late_mapped(void);  // something of a file is being mapped
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
 int madfs_memory_owner(void);  // the process whose memory this is
 unsigned madfs_umask(void);
-
-// --- identity.c -----------------------------------------------------------------------------------------------------
-
-bool madfs_identity_changed(unsigned *now);  // the runtime does not know who this thread is
-void madfs_identity_get(unsigned *user, unsigned *group);
-int madfs_identity_cluster(void);                    // the cluster file kept open, or -1
-bool madfs_identity_state(char *text, size_t size);  // MADFS_CLUSTER_FD for a program to be executed
-void madfs_identity_adopt(const char *state);
 
 // --- runtime.c ------------------------------------------------------------------------------------------------------
 

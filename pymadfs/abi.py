@@ -53,6 +53,7 @@ _OLD_DIRENT = Struct("<QqH")
 TIMESPECS = Struct("<qqqq")
 UTIMBUF = Struct("<qq")
 OPEN_HOW = Struct("<QQQ")
+XATTR_ARGS = Struct("<QII")
 IOVEC = Struct("<Qq")
 INT = Struct("<i")
 
@@ -67,7 +68,7 @@ def pack_stat(attr):
     """``struct stat`` of an ATTR."""
     ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, chunk_size, _, _ = attr
     if mode & _S_IFMT == _S_IFDIR:
-        size, blocks = DIRECTORY_SIZE, DIRECTORY_SIZE // 512
+        size, blocks, chunk_size = DIRECTORY_SIZE, DIRECTORY_SIZE // 512, 0
     block = chunk_size if 0 < chunk_size < BLOCK_SIZE_MAX else _block(chunk_size)
     if X86_64:
         return _pack_stat(
@@ -113,9 +114,9 @@ def pack_stat(attr):
 
 def pack_statx(attr):
     """``struct statx`` of an ATTR, with STATX_BASIC_STATS: no birth time is kept."""
-    ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, _, chunk_size, _, _ = attr
+    ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, chunk_size, _, _ = attr
     if mode & _S_IFMT == _S_IFDIR:
-        size, blocks = DIRECTORY_SIZE, DIRECTORY_SIZE // 512
+        size, blocks, chunk_size = DIRECTORY_SIZE, DIRECTORY_SIZE // 512, 0
     block = chunk_size if 0 < chunk_size < BLOCK_SIZE_MAX else _block(chunk_size)
     return _pack_statx(
         STATX_BASIC_STATS,
@@ -142,8 +143,8 @@ def pack_statx(attr):
         mtime // _NS,
         mtime % _NS,
         0,
-        0,
-        0,
+        rdev >> 8 & 0xFFF,
+        rdev & 0xFF | rdev >> 12 & 0xFFF00,
         DEV_MAJOR,
         DEV_MINOR,
         0,

@@ -9,7 +9,6 @@ path also raise :class:`HostPath` when it leads out of the mount.
 import errno
 import posix
 
-from . import identity
 from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_MAX, RENAME_NOREPLACE
 from .errors import Restart, fail
 from .filedata import FileData
@@ -22,6 +21,7 @@ from .ops import (
     LOCK,
     LOOKUP,
     MKDIR,
+    MKNOD,
     OPEN,
     RELEASE,
     RENAME,
@@ -42,6 +42,7 @@ REPLACED_MAX = 8  # times a path is looked up again because the file it led to w
 RENAME_TRIES = 8  # a rename starts again when a directory above became a link meanwhile
 
 S_IFMT, S_IFDIR, S_IFLNK, S_IFREG = 0o170000, 0o040000, 0o120000, 0o100000
+S_SPECIAL = S_IFIFO, S_IFCHR, S_IFBLK, S_IFSOCK = 0o010000, 0o020000, 0o060000, 0o140000
 R_OK, W_OK, X_OK = 4, 2, 1
 
 # How a path ends: all but the first demand a directory.
@@ -83,9 +84,12 @@ class File:
         return self.mode & S_IFMT == S_IFDIR
 
 
-def allowed(attr, who, mask):
-    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to ``who``."""
-    return identity.allowed(attr.mode, attr.uid, attr.gid, who, mask)
+def allowed(attr, uid, gid, mask):
+    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to a user."""
+    if uid == 0:
+        return not mask & X_OK or attr.mode & S_IFMT == S_IFDIR or bool(attr.mode & 0o111)
+    shift = 6 if uid == attr.uid else 3 if gid == attr.gid else 0
+    return (attr.mode >> shift) & mask == mask
 
 
 class FileSystem(FileData):
@@ -217,7 +221,7 @@ class FileSystem(FileData):
             return self._getattr(ino, path)
         if fields[1] & SET_SIZE:  # the server takes who has the number for somebody who opened the file
             found = self._getattr(ino, path)
-            if not allowed(found, self.rpc.who, W_OK):
+            if not allowed(found, self.rpc.uid, self.rpc.gid, W_OK):
                 raise fail(errno.EACCES, path)
         return ATTR.unpack(self._call(home(ino), SETATTR, path, ino, *fields[1:])[0].attr)
 
@@ -311,12 +315,15 @@ class FileSystem(FileData):
             raise fail(errno.EEXIST, path)
         self._named(MKDIR, path, (mode,))
 
-    def mknod(self, path, mode):
-        """Make an empty regular file; EEXIST when the name exists."""
+    def mknod(self, path, mode, rdev=0):
+        """Make an empty regular file, a FIFO, a device node or a socket; EEXIST when the name exists."""
         path, ending = self.clean(path)
         if ending:
             self.lookup(path, follow=False)  # ENOENT
             raise fail(errno.EEXIST, path)
+        if mode & S_IFMT not in (0, S_IFREG):
+            self._named(MKNOD, path, (mode, rdev))
+            return
         _, attr = self.open(path, posix.O_CREAT | posix.O_EXCL, mode)
         self.ended(attr.ino)
 
@@ -431,6 +438,12 @@ class FileSystem(FileData):
         if valid & SET_SIZE and self.mapped[0]:
             self.images().resized(file.ino, attr.size)
         return attr
+
+    def xattr(self, op, ino, path, *fields, tail=b"", send=None):
+        """Ask ``op`` about extended attributes of an inode; ``path`` is the hint behind ``tail``.  Returns the reply's
+        tail."""
+        server = owner(path, self.servers) if ino == ROOT_INO else home(ino)
+        return self._call(server, op, tail + path, ino, *fields, send=send)[1]
 
     def statfs(self):
         """``(block, blocks, free, available, files, files_free)`` summed over the servers, in units of ``block``

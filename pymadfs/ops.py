@@ -12,7 +12,7 @@ from collections import namedtuple
 OPS = {}
 SYSCALLS = {}
 
-PROTOCOL = 2
+PROTOCOL = 1
 """Version of everything that crosses the wire.  Bump it when a record, a tag or the door changes."""
 
 _new_tuple = tuple.__new__
@@ -72,8 +72,7 @@ class Op:
 
 # One eager message: REQUEST header, the operation's fields, its tail.  `bulk` is the size of the bulk message that
 # follows (data="request") or the room the caller has for one (data="reply"); 0 when the bytes travel in the tail.
-# `groups` numbers a set that GROUPS announced on the connection; 0: no groups beside gid.
-REQUEST = Record("Request", "op:H groups:H conn:I id:Q uid:I gid:I bulk:I length:I")
+REQUEST = Record("Request", "op:H flags:H conn:I id:Q uid:I gid:I bulk:I length:I")
 assert REQUEST.size == 32
 
 # One eager message: REPLY header, the operation's reply fields (absent when status != 0), tail.  `bulk` is the size of
@@ -104,10 +103,13 @@ ROOT_INO = 1
 
 FLAG_LINKABLE = 1 << 8  # made without a name and without O_EXCL: may get its first name
 FLAG_REMOTE = 1  # this attribute record only points at `ino`, whose inode lives with server ino >> INO_HOME_SHIFT
+FLAG_XATTRS = 16  # the inode has extended attributes
+
+# Behind the cluster file's name: the directory of the kernel's FIFOs that stand for those of the mount on one node.
+PIPES_SUFFIX = b".pipes"
 
 # Bits of SETATTR.valid.
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = (1 << i for i in range(8))
-SET_CHOWN = 1 << 9  # chown, whatever it leaves as it is: privileges of the file end
 SET_LINK = 1 << 8  # change a symbolic link itself (lchown, AT_SYMLINK_NOFOLLOW)
 
 # Followed by `length` bytes of name; `place` is layout.order(name), type is DT_* of dirent.h.
@@ -193,9 +195,18 @@ READDIR = Op(50, "readdir", "after:Q limit:I", "done:B ino:Q", retry=True,
                  "in order. `ino` is the directory's own number where its entry lies, else 0. Reply's tail: DIRENT "
                  "records, `limit` bytes at most, or one.")
 
-GROUPS = Op(51, "groups", "number:H", "", retry=True,
-            doc="Supplementary groups that `groups` = `number` means in later requests of this connection; tail: group "
-                "numbers, 4 bytes each.")
+SETXATTR = Op(44, "setxattr", "ino:Q flags:I name:H hint:H", "", data="request",
+              doc="Set an extended attribute (XATTR_CREATE, XATTR_REPLACE). Tail: `name` bytes of name, `hint` bytes "
+                  "of path, then the value when it is not a bulk message.")
+GETXATTR = Op(45, "getxattr", "ino:Q name:H", "", retry=True,
+              doc="Value of an extended attribute as the reply's tail. Tail: `name` bytes of name, then the hint.")
+LISTXATTR = Op(46, "listxattr", "ino:Q", "", retry=True,
+               doc="Names of the extended attributes that the caller may see, each with a NUL behind it, as the "
+                   "reply's tail. Tail: hint.")
+REMOVEXATTR = Op(47, "removexattr", "ino:Q name:H", "",
+                 doc="Remove an extended attribute. Tail: `name` bytes of name, then the hint.")
+MKNOD = Op(48, "mknod", "mode:I rdev:I", _A,
+           doc="Make the FIFO, device node or socket in the tail; `rdev` is as the kernel encodes it in 32 bits.")
 
 # --- what the shim answers ------------------------------------------------------------------------------------------
 
@@ -287,7 +298,7 @@ Syscall("lstat", "newfstatat(at(AT_FDCWD, a0), a1, AT_SYMLINK_NOFOLLOW)", only=X
 Syscall("fstat", "fstat(fd(a0), a1)")
 Syscall("statx", "statx(at(a0, a1), a2, a3, a4)", empty="fstatx(fd(a0), a3, a4)", flags="a2")
 Syscall("faccessat", "faccessat(at(a0, a1), a2, 0)")
-Syscall("faccessat2", "faccessat(at(a0, a1), a2, a3)", empty="faccess(fd(a0), a2, a3)", flags="a3")
+Syscall("faccessat2", "faccessat(at(a0, a1), a2, a3)", empty="faccess(fd(a0), a2)", flags="a3")
 Syscall("access", "faccessat(at(AT_FDCWD, a0), a1, 0)", only=X86)
 Syscall("readlinkat", "readlinkat(at(a0, a1), a2, a3)", empty="freadlink(fd(a0), a2, a3)", flags="0")
 Syscall("readlink", "readlinkat(at(AT_FDCWD, a0), a1, a2)", only=X86)
@@ -296,8 +307,8 @@ Syscall("fstatfs", "fstatfs(fd(a0), a1)")
 
 Syscall("mkdirat", "mkdirat(at(a0, a1), a2)")
 Syscall("mkdir", "mkdirat(at(AT_FDCWD, a0), a1)", only=X86)
-Syscall("mknodat", "mknodat(at(a0, a1), a2, a3)", note="regular files; others: EPERM")
-Syscall("mknod", "mknodat(at(AT_FDCWD, a0), a1, a2)", only=X86, note="regular files; others: EPERM")
+Syscall("mknodat", "mknodat(at(a0, a1), a2, a3)")
+Syscall("mknod", "mknodat(at(AT_FDCWD, a0), a1, a2)", only=X86)
 Syscall("unlinkat", "unlinkat(at(a0, a1), a2)")
 Syscall("unlink", "unlinkat(at(AT_FDCWD, a0), 0)", only=X86)
 Syscall("rmdir", "unlinkat(at(AT_FDCWD, a0), AT_REMOVEDIR)", only=X86)
@@ -329,11 +340,26 @@ Syscall("splice", "splice(fd(a0), fd(a2))", refuse="EINVAL", note="callers fall 
 Syscall("tee", "tee(fd(a0), fd(a1))", refuse="EINVAL", note="the kernel's answer for what is not a pipe")
 Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
-for _name in ("setxattr", "lsetxattr", "getxattr", "lgetxattr", "listxattr", "llistxattr", "removexattr",
-              "lremovexattr"):
-    Syscall(_name, f"{_name}(at(AT_FDCWD, a0))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
-for _name in ("fsetxattr", "fgetxattr", "flistxattr", "fremovexattr"):
-    Syscall(_name, f"{_name}(fd(a0))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
+_XATTRS = "user.* on files and directories, trusted.* and security.* for root; system.*: EOPNOTSUPP"
+for _name, _follow in (("setxattr", "0"), ("lsetxattr", "AT_SYMLINK_NOFOLLOW")):
+    Syscall(_name, f"setxattr(at(AT_FDCWD, a0), a1, a2, a3, a4, {_follow})", note=_XATTRS)
+for _name, _follow in (("getxattr", "0"), ("lgetxattr", "AT_SYMLINK_NOFOLLOW")):
+    Syscall(_name, f"getxattr(at(AT_FDCWD, a0), a1, a2, a3, {_follow})", note=_XATTRS)
+for _name, _follow in (("listxattr", "0"), ("llistxattr", "AT_SYMLINK_NOFOLLOW")):
+    Syscall(_name, f"listxattr(at(AT_FDCWD, a0), a1, a2, {_follow})")
+for _name, _follow in (("removexattr", "0"), ("lremovexattr", "AT_SYMLINK_NOFOLLOW")):
+    Syscall(_name, f"removexattr(at(AT_FDCWD, a0), a1, {_follow})", note=_XATTRS)
+Syscall("fsetxattr", "fsetxattr(fd(a0), a1, a2, a3, a4)", note=_XATTRS)
+Syscall("fgetxattr", "fgetxattr(fd(a0), a1, a2, a3)", note=_XATTRS)
+Syscall("flistxattr", "flistxattr(fd(a0), a1, a2)")
+Syscall("fremovexattr", "fremovexattr(fd(a0), a1)", note=_XATTRS)
+Syscall("setxattrat", "setxattrat(at(a0, a1), a2, a3, a4, a5)", empty="fsetxattrat(fd(a0), a2, a3, a4, a5)", flags="a2",
+        note=_XATTRS)
+Syscall("getxattrat", "getxattrat(at(a0, a1), a2, a3, a4, a5)", empty="fgetxattrat(fd(a0), a2, a3, a4, a5)", flags="a2",
+        note=_XATTRS)
+Syscall("listxattrat", "listxattrat(at(a0, a1), a2, a3, a4)", empty="flistxattrat(fd(a0), a2, a3, a4)", flags="a2")
+Syscall("removexattrat", "removexattrat(at(a0, a1), a2, a3)", empty="fremovexattrat(fd(a0), a2, a3)", flags="a2",
+        note=_XATTRS)
 Syscall("name_to_handle_at", "name_to_handle_at(at(a0, a1))", refuse="EOPNOTSUPP", note="no file handles")
 Syscall("inotify_add_watch", "inotify_add_watch(at(AT_FDCWD, a1))", refuse="EOPNOTSUPP", note="no notification")
 Syscall("fanotify_mark", "fanotify_mark(at(a3, a4))", refuse="EOPNOTSUPP", note="no notification")
@@ -347,8 +373,6 @@ for _name, _call in (("mount", "at(AT_FDCWD, a1)"), ("pivot_root", "at(AT_FDCWD,
     Syscall(_name, f"{_name}({_call})", refuse="EINVAL", note="not a mount of the kernel's")
 Syscall("quotactl", "quotactl(at(AT_FDCWD, a1))", refuse="ENOTBLK", note="not a block device")
 Syscall("uselib", "uselib(at(AT_FDCWD, a0))", refuse="ENOEXEC", only=X86, note="libraries of Linux 1")
-for _name in ("setxattrat", "getxattrat", "listxattrat", "removexattrat"):
-    Syscall(_name, f"{_name}(at(a0, a1))", refuse="EOPNOTSUPP", note="extended attributes: not yet")
 for _name in ("file_getattr", "file_setattr"):
     Syscall(_name, f"{_name}(at(a0, a1))", refuse="EOPNOTSUPP", note="no such attributes")
 Syscall("cachestat", "cachestat(fd(a0))", refuse="EOPNOTSUPP", note="there is no page cache")
@@ -396,13 +420,6 @@ Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note="complete; noted becau
 Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True,
         note="complete; noted because SCM_RIGHTS carries descriptors away")
 
-# The kernel does these; the client then asks anew who the thread is.
-for _name, _arguments in (("setuid", "a0"), ("setgid", "a0"), ("setreuid", "a0, a1"), ("setregid", "a0, a1"),
-                          ("setresuid", "a0, a1, a2"), ("setresgid", "a0, a1, a2"), ("setfsuid", "a0"),
-                          ("setfsgid", "a0"), ("setgroups", "a0, a1")):
-    Syscall(_name, f"set_identity({_arguments})", shim=True,
-            note="complete; noted because the thread's later calls are made in the new name")
-
 # Left to the kernel, to which a descriptor of ours is a regular file that is open for reading only and empty: the
 # calls, with the arguments that may be such a descriptor.
 for _reason, _calls in {
@@ -431,9 +448,9 @@ for _reason, _calls in {
 _NO_NAMES = """
 brk rt_sigprocmask rt_sigreturn pipe sched_yield mincore madvise shmget shmat shmctl pause
 nanosleep getitimer alarm setitimer getpid socket socketpair exit wait4 kill uname semget semop semctl shmdt msgget
-msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid geteuid
-getegid setpgid getppid getpgrp setsid getgroups getresuid getresgid getpgid getsid capget capset rt_sigpending
-rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
+msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid setuid setgid geteuid
+getegid setpgid getppid getpgrp setsid setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid
+getpgid setfsuid setfsgid getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
 personality ustat sysfs getpriority setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler
 sched_get_priority_max sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall vhangup
 modify_ldt _sysctl prctl arch_prctl adjtimex setrlimit settimeofday reboot sethostname setdomainname iopl ioperm
@@ -461,7 +478,6 @@ NEWER = {
 EXTRA_CALLS = {
     "chdir_path": "chdir_path(at(a0, a1))",  # -> resolved path is stored with shim.set_cwd
     "chdir_fd": "chdir_fd(fd(a0))",
-    "identity": "identity(a0, a1)",  # the thread has another user or other groups
     "fcntl_lock": "fcntl_lock(fd(a0), a1, a2)",
     "map_sync": "map_sync(a0, a1, a2, a3)",  # a part of a shared mapping is synchronised, or not mapped any more
     "map_end": "map_end(a0, a1, a2, a3)",  # the last part of a file's shared mappings in this process is gone

@@ -15,7 +15,6 @@ import errno
 from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
-from pymadfs.identity import SEARCH, allowed
 from pymadfs.layout import owner, parent
 from pymadfs.ops import ATTR, DIRINFO, INVALIDATE
 
@@ -25,8 +24,9 @@ from .meta import entry_key, is_directory, is_symlink, target_of
 DIRECTORIES_MAX = 1 << 16
 FETCH_TRIES = 64  # asked again when an INVALIDATE overtook the answer
 
-Dir = namedtuple("Dir", "mode uid gid key")
-"""What parents are checked by; ``key`` is that of the entry when it lies here, else None."""
+Dir = namedtuple("Dir", "mode uid gid key chunk_size")
+"""What parents are checked by; ``key`` is that of the entry when it lies here, else None; ``chunk_size`` that of files
+to be made in it, 0 when none was set."""
 
 
 class Wait(Exception):
@@ -91,7 +91,7 @@ class Directories:
             self.free(key)
         value = self._meta.kv.get(key)
         if value is None or request.uid:
-            self.parent(path, request, SEARCH)
+            self.parent(path, request, meta.SEARCH)
             if value is None:
                 raise fail(errno.ENOENT)
         return key, value
@@ -105,21 +105,21 @@ class Directories:
         """
         above = path[:path.rindex(b"/")] or b"/"
         if request.uid:
-            return self._searched(above, request, want)
+            return self._searched(above, request.uid, request.gid, want)
         return self._known.get(above) or self.load(above)
 
-    def _searched(self, path, who, want):
+    def _searched(self, path, uid, gid, want):
         """The Dir of ``path`` after the walk of a user who is not root: search permission above, ``want`` on it."""
         above, at = b"/", path.find(b"/", 1)
         while path != b"/":
             found = self._known.get(above) or self.load(above)
-            if not allowed(found.mode, found.uid, found.gid, who, SEARCH):
+            if not meta.allowed(found.mode, found.uid, found.gid, uid, gid, meta.SEARCH):
                 raise fail(errno.EACCES)
             if at < 0:
                 break
             above, at = path[:at], path.find(b"/", at + 1)
         found = self._known.get(path) or self.load(path)
-        if not allowed(found.mode, found.uid, found.gid, who, want):
+        if not meta.allowed(found.mode, found.uid, found.gid, uid, gid, want):
             raise fail(errno.EACCES)
         return found
 
@@ -153,7 +153,7 @@ class Directories:
         if len(self._known) >= DIRECTORIES_MAX:
             for old in list(self._known)[:DIRECTORIES_MAX // 4]:
                 del self._known[old]
-        found = self._known[path] = Dir(attr.mode, attr.uid, attr.gid, key)
+        found = self._known[path] = Dir(attr.mode, attr.uid, attr.gid, key, attr.chunk_size)
         return found
 
     async def fetch(self, path):

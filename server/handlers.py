@@ -8,7 +8,6 @@ import os
 import stat
 
 from pymadfs.errors import fail
-from pymadfs.identity import READ, SEARCH, WRITE, member
 from pymadfs.layout import owner, parent
 from pymadfs.ops import (
     ATTR,
@@ -21,9 +20,13 @@ from pymadfs.ops import (
     RELEASE,
     REOPEN,
     RMDIR,
+    SET_ATIME,
+    SET_ATIME_NOW,
     SET_GID,
     SET_LINK,
     SET_MODE,
+    SET_MTIME,
+    SET_MTIME_NOW,
     SET_SIZE,
     SET_UID,
     SETATTR,
@@ -31,14 +34,17 @@ from pymadfs.ops import (
     UNLINK,
 )
 
-from . import counts, credentials, data, links, listing, peers, recovery, rename
-from .attributes import attributes
+from . import counts, data, links, listing, peers, recovery, rename, xattrs
 from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, shrink, sticky
 from .meta import (
     CHUNK_SIZE_MAX,
     PATH_BYTES_MAX,
+    READ,
+    SEARCH,
     SIZE_MAX,
+    WRITE,
+    changed,
     check_access,
     check_new_path,
     check_owner,
@@ -48,25 +54,26 @@ from .meta import (
     inode_key,
     is_directory,
     is_pointer,
+    is_special,
     is_symlink,
     mode_of,
     new_attr,
     now_ns,
     path_of,
     size_of,
+    stripped,
     with_size,
     without_privileges,
 )
 
 ATTR_SIZE = ATTR.size
-O_NOATIME = os.O_NOATIME
 O_PATH = getattr(os, "O_PATH", 0o10000000)
 
 
 def start(server):
     """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
     unserved = [op.name for op in OPS.values() if op not in HANDLERS]
-    assert all((credentials, data, links, listing, peers, rename))  # imported for their handlers
+    assert all((data, links, listing, peers, rename, xattrs))  # imported for their handlers
     assert not unserved, f"operations without a handler: {unserved}"
     server.start()
     recovery.resume(server)
@@ -84,12 +91,6 @@ def new_entry(server, path, request):
     if exists:
         raise fail(errno.EEXIST)
     return key, above
-
-
-def created_mode(mode, gid, who):
-    """The mode of a file that gets its group from a directory: no program runs as a group that its maker is not in."""
-    executable = stat.S_ISGID | stat.S_IXGRP
-    return mode & ~stat.S_ISGID if mode & executable == executable and who.uid and not member(who, gid) else mode
 
 
 def group_of(above, request):
@@ -147,12 +148,10 @@ def created(server, request, path, key):
     if owner(path, server.servers) != server.number:
         raise fail(errno.EPROTO)
     above = server.dirs.parent(path, request, WRITE | SEARCH)
+    chunk_size = above.chunk_size or chunk_size
     now = now_ns()
     ino = server.meta.serial()
-    gid = request.gid
-    if above.mode & stat.S_ISGID:
-        gid = above.gid
-        mode = created_mode(mode, gid, request)
+    gid = above.gid if above.mode & stat.S_ISGID else request.gid
     value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 1, request.uid, gid, 0, chunk_size, 0, 0)
     server.kv.put(key, value)
     server.openings.add(request.conn, ino)
@@ -191,6 +190,9 @@ def reopened(server, request, key, value, flags):
     if flags & O_PATH:
         return (value[:ATTR_SIZE],), b""
     access = flags & os.O_ACCMODE
+    if is_special(value):
+        xattrs.check_node(request, value, flags)
+        return (value[:ATTR_SIZE],), b""
     want = (READ if access != os.O_WRONLY else 0) | (WRITE if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
     if is_directory(value):
         if want & WRITE:
@@ -198,10 +200,7 @@ def reopened(server, request, key, value, flags):
     elif flags & os.O_DIRECTORY:
         raise fail(errno.ENOTDIR)
     if request.uid:
-        attr = ATTR.unpack(value)
-        check_access(attr, request, want)
-        if flags & O_NOATIME:
-            check_owner(attr, request.uid)
+        check_access(ATTR.unpack(value), request.uid, request.gid, want)
     if is_directory(value):
         return (value[:ATTR_SIZE],), b""
     ino = ino_of(value)
@@ -241,7 +240,8 @@ def mkdir(server, request):
     key, above = new_entry(server, path, request)
     now = now_ns()
     mode = stat.S_IFDIR | request.fields.mode & 0o7777 | above.mode & stat.S_ISGID
-    value = new_attr(server.meta.serial(), mode, request.uid, group_of(above, request), now, nlink=2)
+    value = new_attr(server.meta.serial(), mode, request.uid, group_of(above, request), now, nlink=2,
+                     chunk_size=above.chunk_size)
     server.kv.put(key, value)
     if above.key is None:
         return counts.settled(server, counts.owe(server, 0, 1, parent(path), now), ((value,), b""))
@@ -300,6 +300,7 @@ async def rmdir(server, request):
         if not await empty_everywhere(server, path):
             raise fail(errno.ENOTEMPTY)
         server.kv.delete(key)
+        xattrs.forget(server, value)
         server.dirs.gone(path)
         now = now_ns()
         if above.key is not None:
@@ -359,6 +360,39 @@ def setattr_(server, request):
     return (updated[:ATTR_SIZE],), updated[ATTR_SIZE:]
 
 
+def attributes(request, value):
+    """The value with the mode, owner and times that a SETATTR asks for.  Raises EPERM or EACCES."""
+    _, valid, mode, uid, gid, _, atime, mtime = request.fields
+    attr = ATTR.unpack(value)
+    now = now_ns()
+    fields = {"ctime_ns": now}
+    if valid & SET_MODE:
+        check_owner(attr, request.uid)
+        mode = stat.S_IFMT(attr.mode) | mode & 0o7777
+        if request.uid and request.gid != attr.gid and not stat.S_ISDIR(mode):
+            mode &= ~stat.S_ISGID
+        fields["mode"] = mode
+    if valid & (SET_UID | SET_GID):
+        if request.uid and (request.uid != attr.uid or valid & SET_UID and uid != attr.uid
+                            or valid & SET_GID and gid not in (attr.gid, request.gid)):
+            raise fail(errno.EPERM)
+        if valid & SET_UID:
+            fields["uid"] = uid
+        if valid & SET_GID:
+            fields["gid"] = gid
+        if stat.S_ISREG(attr.mode):
+            fields["mode"] = stripped(fields.get("mode", attr.mode))
+    if valid & (SET_ATIME | SET_MTIME):
+        check_owner(attr, request.uid)
+    elif valid & (SET_ATIME_NOW | SET_MTIME_NOW) and request.uid not in (0, attr.uid):
+        check_access(attr, request.uid, request.gid, WRITE)
+    if valid & (SET_ATIME | SET_ATIME_NOW):
+        fields["atime_ns"] = now if valid & SET_ATIME_NOW else atime
+    if valid & (SET_MTIME | SET_MTIME_NOW):
+        fields["mtime_ns"] = now if valid & SET_MTIME_NOW else mtime
+    return changed(value, **fields)
+
+
 def check_resize(request, value, path):
     """truncate(2) needs write permission; a descriptor has shown it at open."""
     if not stat.S_ISREG(mode_of(value)):
@@ -366,7 +400,7 @@ def check_resize(request, value, path):
     if request.fields.size > SIZE_MAX:
         raise fail(errno.EFBIG)
     if path is not None and request.uid:
-        check_access(ATTR.unpack(value), request, WRITE)
+        check_access(ATTR.unpack(value), request.uid, request.gid, WRITE)
 
 
 def resized(server, request, key, value, size):

@@ -6,11 +6,11 @@ import stat
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, home
 from pymadfs.log import log
-from pymadfs.ops import ATTR, CUT, GETATTR
+from pymadfs.ops import ATTR, CUT, FLAG_XATTRS, GETATTR
 
 from . import counts
 from .directories import Wait
-from .meta import PURGE, changed, data_key, ino_of, inode_key, is_pointer, purge_key, size_of
+from .meta import PURGE, changed, data_key, has_xattrs, ino_of, inode_key, is_pointer, purge_key, size_of, xattrs_key
 
 
 def sticky(server, above, request, path, value):
@@ -70,6 +70,8 @@ def _drop_inode(server, ino, value, now):
         return
     if attr.size:
         server.kv.delete(data_key(ino))
+    if attr.flags & FLAG_XATTRS:
+        server.kv.delete(xattrs_key(ino))
     if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, attr.size, attr.chunk_size):
         server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
         server.remove(purge(server, ino))
@@ -122,5 +124,7 @@ async def _purge_once(server, ino):
     await shrink(server, ino, 0, max(record.size, size_of(inode) if inode else 0), record.chunk_size)
     server.kv.delete(inode_key(ino))
     server.kv.delete(data_key(ino))
+    if inode and has_xattrs(inode):
+        server.kv.delete(xattrs_key(ino))
     server.kv.delete(purge_key(ino))
     server.commit()

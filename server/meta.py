@@ -13,6 +13,7 @@ Keys (all integers big-endian, so that ranges come in order)::
     R id                  INTENT, old path, new path, target: a rename whose second half may be missing
     X server id           this rename of `server` was installed, or this debt of it was counted here
     N id                  DEBT, path: a link count elsewhere that must still change (counts.py)
+    AX ino                extended attributes of an inode that lives here: xattrs.py
     M name                format, number, servers, counter, boots, idle
 
 An inode is embedded in the entry at its birth path while that is its only name.  A rename, a further name, or an unlink
@@ -25,9 +26,8 @@ import time
 from zlib import crc32
 
 from pymadfs.errors import fail
-from pymadfs.identity import allowed
 from pymadfs.layout import join, owner
-from pymadfs.ops import ATTR, FLAG_REMOTE, INO_HOME_SHIFT, ROOT_INO, Record
+from pymadfs.ops import ATTR, FLAG_REMOTE, FLAG_XATTRS, INO_HOME_SHIFT, ROOT_INO, Record
 
 FORMAT = 2
 COUNTER_BLOCK = 4096
@@ -38,6 +38,8 @@ PATH_BYTES_MAX = 4095
 SIZE_MAX = (1 << 63) - 1
 BLOCK = 512
 CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for it
+
+READ, WRITE, SEARCH = 4, 2, 1
 
 PURGES, INTENTS, APPLIED, DEBTS = b"P", b"R", b"X", b"N"
 IDLE = b"Midle"
@@ -107,6 +109,10 @@ def chunk_of(key):
     return _CHUNK.unpack_from(key, 1)[1]
 
 
+def xattrs_key(ino):
+    return b"AX" + _INO.pack(ino)
+
+
 def purge_key(ino):
     return b"P" + _INO.pack(ino)
 
@@ -159,12 +165,21 @@ def is_symlink(value):
     return value[49] & 0xF0 == 0xA0
 
 
+def is_special(value):
+    """A FIFO, device node or socket."""
+    return value[49] & 0xF0 not in (0x80, 0x40, 0xA0)
+
+
 def target_of(value):
     return value[ATTR.size:]
 
 
-def new_attr(ino, mode, uid, gid, now, *, nlink=1, size=0, chunk_size=0):
-    return ATTR.pack(ino, size, 0, now, now, now, mode, nlink, uid, gid, 0, chunk_size, 0, 0)
+def has_xattrs(value):
+    return value[AT_FLAGS] & FLAG_XATTRS
+
+
+def new_attr(ino, mode, uid, gid, now, *, nlink=1, size=0, chunk_size=0, rdev=0):
+    return ATTR.pack(ino, size, 0, now, now, now, mode, nlink, uid, gid, rdev, chunk_size, 0, 0)
 
 
 def pointer(ino, mode):
@@ -217,9 +232,20 @@ def stripped(mode):
 # --- permissions ----------------------------------------------------------------------------------------------------
 
 
-def check_access(attr, who, want):
-    """EACCES unless ``who`` (of identity.py) may do ``want``; ``attr`` is an unpacked ATTR."""
-    if not allowed(attr.mode, attr.uid, attr.gid, who, want):
+def allowed(mode, owner_uid, owner_gid, uid, gid, want):
+    """Whether ``uid``/``gid`` may do all of ``want`` (READ, WRITE, SEARCH) with an inode of this mode and owner."""
+    if uid == 0:
+        return not want & SEARCH or stat.S_ISDIR(mode) or bool(mode & 0o111)
+    if uid == owner_uid:
+        mode >>= 6
+    elif gid == owner_gid:
+        mode >>= 3
+    return mode & want == want
+
+
+def check_access(attr, uid, gid, want):
+    """EACCES unless ``allowed``; ``attr`` is an unpacked ATTR."""
+    if not allowed(attr.mode, attr.uid, attr.gid, uid, gid, want):
         raise fail(errno.EACCES)
 
 

@@ -5,7 +5,7 @@ import errno
 
 import _shim
 from pymadfs import abi
-from pymadfs.client import S_IFMT, S_IFREG, HostPath
+from pymadfs.client import S_IFDIR, S_IFMT, S_IFREG, S_SPECIAL, HostPath
 from pymadfs.errors import fail
 
 from . import files
@@ -19,12 +19,16 @@ def mkdirat(path, mode):
     return 0
 
 
-# mknod(2): "EPERM: The filesystem containing pathname does not support the type of node requested."
+# mknod(2): "EEXIST: pathname already exists.  This includes the case where pathname is a symbolic link ... EINVAL: mode
+# requested creation of something other than a regular file, device special file, FIFO or socket."
 @call
 def mknodat(path, mode, device):
-    if mode & S_IFMT not in (0, S_IFREG):
+    mode &= 0xFFFF
+    if mode & S_IFMT == S_IFDIR:
         raise fail(errno.EPERM)
-    files.fs.mknod(files.fs.inside(path), mode & 0o7777 & ~_shim.umask())
+    if mode & S_IFMT not in (0, S_IFREG, *S_SPECIAL):
+        raise fail(errno.EINVAL)
+    files.fs.mknod(files.fs.inside(path), mode & ~_shim.umask(), device & 0xFFFFFFFF)
     return 0
 
 

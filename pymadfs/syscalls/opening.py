@@ -6,10 +6,10 @@ import posix
 
 import _shim
 from pymadfs import abi, links
-from pymadfs.client import S_IFDIR, S_IFMT, S_IFREG, X_OK, allowed
+from pymadfs.client import S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, X_OK, allowed
 from pymadfs.errors import fail
 
-from . import files
+from . import files, nodes
 from .files import RECORD, descriptor, file_of, host_name, load, locked, open_files, slot, unlock
 from .table import call
 
@@ -27,6 +27,8 @@ def openat(path, flags, mode):
         if flags & _TMPFILE:
             return _tmpfile(path, flags, mode & 0o7777 & ~_shim.umask())
         path, attr = files.fs.open(path, flags, mode & 0o7777 & ~_shim.umask() if flags & posix.O_CREAT else 0)
+        if attr.mode & S_IFMT == S_IFIFO:
+            raise nodes.pipe(attr.ino)
     return descriptor(path, attr, flags)
 
 
@@ -102,7 +104,7 @@ def release(handle):
 def _enter(path, attr):
     if attr.mode & S_IFMT != S_IFDIR:
         raise fail(errno.ENOTDIR)
-    if not allowed(attr, files.fs.rpc.who, X_OK):
+    if not allowed(attr, posix.geteuid(), posix.getegid(), X_OK):
         raise fail(errno.EACCES)
     _shim.set_cwd(host_name(path))
     return 0
