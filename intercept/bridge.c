@@ -34,6 +34,9 @@
 
 extern const struct _frozen madfs_frozen[]; /* freeze.py */
 extern PyObject *PyInit__ucx_cffi(void);    /* cffi */
+void ux_fork_begins(void);                  /* _ucx_events.c */
+void ux_fork_ends(void);
+int ux_embedded(void);
 PyObject *madfs_init_shim(void);
 
 const struct madfs_host *host;
@@ -217,6 +220,7 @@ static void fork_begins(void)
     int inside = host->inside(1);
     if (!broken && *same_process && enter()) {
         signals_before_fork = signals;
+        ux_fork_begins();
         PyOS_BeforeFork();
     } else {
         pthread_sigmask(SIG_SETMASK, &signals, NULL);
@@ -224,27 +228,22 @@ static void fork_begins(void)
     host->inside(inside);
 }
 
-static void fork_ends(void (*what)(void))
+static void fork_ends(int child)
 {
     if (!self.inside)
         return;
     sigset_t signals = signals_before_fork;
     int inside = host->inside(1);
-    what();
+    ux_fork_ends();
+    if (child)
+        begin_child();
+    else
+        PyOS_AfterFork_Parent();
     leave();
     host->inside(inside);
     pthread_sigmask(SIG_SETMASK, &signals, NULL);
 }
 
-static void fork_ends_in_parent(void)
-{
-    fork_ends(PyOS_AfterFork_Parent);
-}
-
-static void fork_ends_in_child(void)
-{
-    fork_ends(begin_child);
-}
 
 /*
  * First call in a child whose fork went past libc's fork().  The interpreter is whole unless another thread was in the
@@ -713,7 +712,12 @@ static int import_client(void)
     }
     for (Py_ssize_t i = 0; i < function_count; i++)
         functions[i] = PyTuple_GET_ITEM(calls, i);
-    return 1;
+    /* Now, while nobody forks: what is imported later would leave its lock taken in the child of another thread. */
+    PyObject *started = PyObject_CallMethod(syscalls, "start", NULL);
+    if (!started && PyErr_ExceptionMatches(PyExc_OSError))
+        PyErr_Clear(); /* it said why, and every call will be EIO */
+    Py_XDECREF(started);
+    return !PyErr_Occurred();
 }
 
 /*
@@ -734,10 +738,8 @@ static int watch_process(char *error, size_t size)
 {
     void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     int code = page == MAP_FAILED ? errno : pthread_key_create(&thread_key, thread_ends);
-    if (!code)
-        code = pthread_atfork(fork_begins, fork_ends_in_parent, fork_ends_in_child);
     if (code) {
-        snprintf(error, size, "fork handlers: %s", strerror(code));
+        snprintf(error, size, "the thread key: %s", strerror(code));
         return 0;
     }
     /* Kernels before 4.14 lack it: there a clone() past libc is not noticed. */
@@ -786,7 +788,13 @@ static int start_modules(char *error, size_t size, long began_us)
     return done;
 }
 
-static const struct madfs_runtime runtime = {runtime_call, runtime_exiting};
+/* Forks are the host's affair: it calls fork_begins() and fork_ends() around them. */
+int ux_embedded(void)
+{
+    return 1;
+}
+
+static const struct madfs_runtime runtime = {runtime_call, runtime_exiting, fork_begins, fork_ends};
 
 __attribute__((visibility("default"))) const struct madfs_runtime *
 madfs_runtime_start(const struct madfs_host *given, char *error, size_t error_size)

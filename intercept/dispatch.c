@@ -106,7 +106,8 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   if (magic >= 0) out->length = madfs_slot_path(madfs_fd_slot(magic), room);
   else where = madfs_path_locate(directory_of(f, p), path, room, &out->length);
   if (where < 0) names->error = where;
-  else if (where == PATH_HOST) names->theirs++, out->length = host_path(directory_of(f, p), path, room);
+  else if (where == PATH_HOST || (!*out->text && madfs_path_cwd(path)))
+    names->theirs++, out->length = host_path(directory_of(f, p), path, room);
   else if (names->ours++, !*path) names->error = -ENOENT;
   out->kind = MADFS_ARG_PATH;
   out->text = room;
@@ -318,6 +319,7 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
     const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
     int fd = madfs_path_magic(path);
     if (fd >= 0) return read_magic_link(f, row, madfs_slot_path(madfs_fd_slot(fd), madfs_local.thread->path[0]));
+    if (madfs_path_cwd(path)) return read_magic_link(f, row, madfs_cwd_get(madfs_local.thread->path[0]));
     if (madfs_path_program(path))
       return read_magic_link(f, row, madfs_copy(madfs_local.thread->path[0], MADFS_PATH_MAX, madfs_settings.program));
   } else if (row->call == CALL_mmap && is_hosts_mapping(f)) {
@@ -381,7 +383,7 @@ static long on_hook_stack(void *value) {
 // --- the way there --------------------------------------------------------------------------------------------------
 
 // Asynchronous signals wait until the call is over: their handlers may do anything, and our locks are held.
-static const uint64_t asynchronous =
+const uint64_t madfs_asynchronous =
     ~(1UL << (SIGSEGV - 1) | 1UL << (SIGBUS - 1) | 1UL << (SIGFPE - 1) | 1UL << (SIGILL - 1) | 1UL << (SIGTRAP - 1) |
       1UL << (SIGABRT - 1) | 1UL << (SIGSYS - 1));
 
@@ -396,16 +398,16 @@ static void count(long number, enum madfs_verdict verdict, long result) {
 __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *f) {
   uint64_t before;
   long number = f->number;
-  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &asynchronous, &before, sizeof before);
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
   struct madfs_thread *t = madfs_thread();
   enum madfs_verdict verdict = MADFS_DONE;
   if (t) {
-    madfs_local.inside = 1;
+    madfs_local.inside |= 1;
     t->frame = f;
     t->number = f->number;
     t->signals = before;
     verdict = (enum madfs_verdict)arch_on_stack(t, on_hook_stack, f);
-    madfs_local.inside = 0;
+    madfs_local.inside &= ~1;
   } else {
     f->number = -ENOMEM;
   }
@@ -447,10 +449,7 @@ __attribute__((noinline)) static enum madfs_verdict filter_names(struct madfs_fr
 }
 
 __attribute__((noinline)) static enum madfs_verdict filter_inside(struct madfs_frame *f) {
-  if (f->number < MADFS_ROWS) {
-    const struct madfs_row *row = &madfs_rows[f->number];
-    if (row->kind == ROW_SHIM && !row->shim->work) row->shim->concerns(f);  // clone and its like take note
-  }
+  madfs_clone_inside(f);
   return madfs_fds_inside(f);
 }
 

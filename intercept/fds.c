@@ -32,8 +32,10 @@ enum {
   PATH_INLINE = SLOT_BYTES - 32 - RECORD_MAX,
   HEADER_BYTES = 64 << 10,
   KNOWN = 1 << 16,  // descriptors the cache can tell about
-  HIGH_MAX = 1024,  // where internal descriptors go: below this and below the limit; higher ones make fork slow
+  HIGH_MAX = 1024,  // where spare placeholders go: below this and below the limit
   HIGH_ROOM = 128,
+  INTERNAL_FROM = 4096,  // where internal descriptors go, or from a lower limit on: higher ones make fork slow
+  INTERNAL_ROOM = 1024,
   STATE_TEXT = 64,
   SAID = 1 << 14,
 };
@@ -116,8 +118,30 @@ int madfs_fd_slot(int fd) {
 
 // --- descriptors out of the way -------------------------------------------------------------------------------------
 
-// The lowest number that internal descriptors may get.
-static int high_from(void) {
+// Internal descriptors go where no program looks for one: at or above its limit, which is raised for that moment.
+struct height {
+  int from;
+  struct rlimit limit;
+  bool raised;
+};
+
+static struct height rise(void) {
+  struct height h = {.from = INTERNAL_FROM, .limit = {INTERNAL_FROM, INTERNAL_FROM}};
+  RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &h.limit);
+  if (h.limit.rlim_cur >= INTERNAL_FROM + INTERNAL_ROOM) return h;
+  if (h.limit.rlim_cur < INTERNAL_FROM) h.from = (int)h.limit.rlim_cur;
+  struct rlimit higher = {(rlim_t)h.from + INTERNAL_ROOM, h.limit.rlim_max};
+  h.raised = h.limit.rlim_max >= higher.rlim_cur && !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
+  if (!h.raised) h.from = h.limit.rlim_cur > 2 * HIGH_ROOM ? (int)h.limit.rlim_cur - HIGH_ROOM : h.from / 2;
+  return h;
+}
+
+static void fall(const struct height *h) {
+  if (h->raised) RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &h->limit, 0);
+}
+
+// The lowest number that spare placeholders may get.
+static int spares_from(void) {
   struct rlimit limit = {HIGH_MAX, HIGH_MAX};
   RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &limit);
   long top = limit.rlim_cur < HIGH_MAX ? (long)limit.rlim_cur : HIGH_MAX;
@@ -126,7 +150,9 @@ static int high_from(void) {
 
 // Moves `fd` up with close-on-exec as told; the new number, or `fd` when there is no room.
 static int move_up(int fd, bool cloexec) {
-  long high = RAW(SYS_fcntl, fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, high_from());
+  struct height height = rise();
+  long high = fd < height.from ? RAW(SYS_fcntl, fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, height.from) : -EINVAL;
+  fall(&height);
   if (madfs_failed(high)) return fd;
   RAW(SYS_close, fd);
   return (int)high;
@@ -140,8 +166,7 @@ void madfs_fds_meet(int fd) {
 
 long madfs_fds_hide(long fd) {
   if (madfs_failed(fd)) return fd;
-  int high = high_from();
-  if (fd < high) fd = move_up((int)fd, (RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC) != 0);
+  fd = move_up((int)fd, (RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC) != 0);
   learn((int)fd, KNOWN_INTERNAL);
   return fd;
 }
@@ -370,7 +395,6 @@ void madfs_fds_shared(void) {
 
 void madfs_fds_fork_begins(void) {
   if (madfs_in_vfork()) return;
-  madfs_runtime_settle();
   atomic_fetch_add(&spares.forks, 1);
   madfs_local.inside |= INSIDE_FORK;
   madfs_fds_shared();
@@ -379,6 +403,7 @@ void madfs_fds_fork_begins(void) {
 void madfs_fds_fork_ended(void) {
   madfs_local.inside &= ~INSIDE_FORK;
   atomic_fetch_sub(&spares.forks, 1);
+  madfs_fork_finish();
 }
 
 // --- descriptors from and to other processes ------------------------------------------------------------------------
@@ -461,7 +486,7 @@ static bool spare_give(int fd, int slot) {
   if (spares.process != self) {
     spares_drop();  // a child's copies of its parent's
     spares.process = self;
-    spares.from = high_from();
+    spares.from = spares_from();
   }
   if (spares.count < SPARES_MAX && spares.from >= SPARES_FROM_MIN && only_ours(slot)) {
     long high = RAW(SYS_fcntl, fd, F_DUPFD_CLOEXEC, spares.from);
@@ -492,6 +517,14 @@ static int spare_take(int *fd) {
   }
   madfs_unlock(&spares.lock);
   return slot;
+}
+
+static bool spare_is(int fd) {
+  bool found = false;
+  madfs_lock(&spares.lock);
+  for (int i = 0; i < spares.count; i++) found |= spares.fd[i] == fd;
+  madfs_unlock(&spares.lock);
+  return found;
 }
 
 // Moves a spare to the lowest number.
@@ -628,13 +661,19 @@ static bool either_concerns(struct madfs_frame *f) {
   return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[1]);
 }
 
-// Makes room when somebody wants the table's own number.  Another internal descriptor's number stays taken: the
-// runtime has it in its memory.  EBUSY is what the kernel says when a number is being taken by somebody else.
+// Makes room when somebody wants the number of a spare placeholder or of the table itself.  Another internal
+// descriptor's number, which is hardly ever within the program's reach, stays taken: the runtime has it in its memory.
+// EBUSY is what the kernel says when a number is being taken by somebody else.
 static bool make_room(int fd) {
   if (madfs_fd_slot(fd) != FD_INTERNAL) return true;
-  if (fd != atomic_load(&table.fd) || madfs_in_vfork()) return false;
+  if (madfs_in_vfork()) return false;
+  if (spare_is(fd)) madfs_fds_shared();
+  if (madfs_fd_slot(fd) != FD_INTERNAL) return true;
+  if (fd != atomic_load(&table.fd)) return false;
   madfs_lock(&table.lock);
-  long high = RAW(SYS_fcntl, fd, F_DUPFD, high_from());
+  struct height height = rise();
+  long high = RAW(SYS_fcntl, fd, F_DUPFD, height.from);
+  fall(&height);
   if (!madfs_failed(high)) {
     table_rename((int)high);
     learn(fd, KNOWN_NO);
@@ -677,7 +716,7 @@ static enum madfs_verdict range_work(struct madfs_frame *f) {
   unsigned first = (unsigned)f->argument[0], last = (unsigned)f->argument[1], flags = (unsigned)f->argument[2];
   unsigned top = (unsigned)atomic_load(&madfs_fds_top);
   long result = 0;
-  if (first > last) return MADFS_PASS;
+  if (first > last || (flags & ~(unsigned)CLOSE_RANGE_UNSHARE)) return MADFS_PASS;
   for (unsigned fd = first; fd <= last && fd <= top; fd++) {
     int slot = madfs_fd_slot((int)fd);
     if (slot == FD_HOST) continue;
@@ -854,6 +893,11 @@ enum madfs_verdict madfs_fds_inside(struct madfs_frame *f) {
   if (number == SYS_fcntl && (int)a[1] != F_DUPFD && (int)a[1] != F_DUPFD_CLOEXEC) return MADFS_PASS;
   if (!madfs_creates_descriptor(number)) return MADFS_PASS;
   long result = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+  if (result == -EMFILE) {  // the program's numbers are used up, not ours
+    struct height height = rise();
+    result = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+    fall(&height);
+  }
   if (!madfs_failed(result)) {
     if (number == SYS_pipe2 || ARCH_IS_PIPE(number)) hide_pair((int *)a[0]);
     else if (number == SYS_socketpair) hide_pair((int *)a[3]);

@@ -66,6 +66,9 @@ struct madfs_host {
 struct madfs_runtime {
   long (*call)(const struct madfs_call *, char escaped[MADFS_PATH_MAX], int *escaped_arg);
   void (*exiting)(void);  // before exit_group: flush what is pending; must not block longer than 200 ms
+  // Around every fork, by the thread that forks: in between, no other thread is inside the runtime.
+  void (*fork_begins)(void);
+  void (*fork_ends)(int child);  // in the parent, and in the child
 };
 
 // The one symbol the runtime exports.  NULL: the message is in `error`.

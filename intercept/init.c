@@ -79,6 +79,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   const char *directory = variable(environment, "MADFS_CWD");
   if (directory) madfs_cwd_set(directory, strlen(directory));
   madfs_thread_key();
+  madfs_fork_start();
   madfs_trace_start(variable(environment, "MADFS_TRACE"));
   madfs_classes_fill();
   madfs_scan_process(variable(environment, "MADFS_SITES_WRITE"));

@@ -121,6 +121,7 @@ struct madfs_thread {
   char cwd[MADFS_PATH_MAX];
 };
 
+enum { FORKS_NOT, FORKS, FORKS_IN_PLACE };  // IN_PLACE: over when this thread is heard of again
 enum { INSIDE_FORK = 2 };  // a bit of madfs_local.inside: this thread has begun a fork that may not be over
 
 // Initial-exec, because this library is there when the program starts; one instruction to read.
@@ -129,6 +130,7 @@ struct madfs_local {
   int inside;       // in the runtime, or in our own work: system calls go to the kernel; or INSIDE_FORK
   int vfork_depth;  // children of vfork that this thread runs as, or has run as
   struct madfs_thread *thread;
+  int forking;  // it has told the runtime that it forks
 };
 extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial-exec")));
 
@@ -272,6 +274,7 @@ enum { PATH_HOST, PATH_OURS };
 bool madfs_path_concerns(int directory, const char *path);  // quick: perhaps ours; any address
 // PATH_OURS with the absolute path in `out`, PATH_HOST, or -errno.
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length);
+bool madfs_path_cwd(const char *path);      // "/proc/self/cwd", when that is in the mount
 bool madfs_path_program(const char *path);  // "/proc/self/exe", when the program lies on the mount
 int madfs_path_magic(const char *path);  // "/proc/self/fd/N", "/dev/fd/N", "/dev/stdin", ...: N when it is ours, or -1
 
@@ -279,6 +282,7 @@ bool madfs_cwd_virtual(void);
 size_t madfs_cwd_get(char out[MADFS_PATH_MAX]);  // its length; 0 when the working directory is the kernel's
 void madfs_cwd_set(const char *path, size_t length);
 void madfs_cwd_clear(void);
+void madfs_cwd_hold(bool hold);  // no other thread is changing it
 
 // --- maps.c: where files of ours are mapped to be shared ------------------------------------------------------------
 
@@ -298,6 +302,11 @@ void madfs_late_mapped(void);  // something of a file is being mapped
 
 // --- process.c ------------------------------------------------------------------------------------------------------
 
+extern const uint64_t madfs_asynchronous;  // the signals that wait while a thread is in the runtime
+
+void madfs_clone_inside(const struct madfs_frame *f);  // the runtime makes a thread or process, or some other call
+void madfs_fork_start(void);    // libc's fork() shall tell us
+void madfs_fork_finish(void);   // the fork that this thread has made in place is over
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
 int madfs_memory_owner(void);  // the process whose memory this is
 unsigned madfs_umask(void);
@@ -305,7 +314,9 @@ unsigned madfs_umask(void);
 // --- runtime.c ------------------------------------------------------------------------------------------------------
 
 bool madfs_runtime_loaded(void);
-void madfs_runtime_settle(void);  // waits until nobody is loading it
+// Around a fork: nobody loads the runtime meanwhile, nor is inside it.  REQUIRES: signals are blocked.
+void madfs_runtime_fork_begins(void);
+void madfs_runtime_fork_ends(bool child);
 // Result of a canonical call; starts the runtime when it does not run yet.  REQUIRES: on the hook stack.
 long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument);
 void madfs_runtime_exiting(void);

@@ -71,6 +71,8 @@ static bool may_enter(const char *path) {
   return is_on_the_way(path);
 }
 
+static bool through_link(const char *path);
+
 static bool base_is_ours(int directory) {
   return directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_concerns(directory);
 }
@@ -82,7 +84,7 @@ bool madfs_path_concerns(int directory, const char *path) {
   // What most paths are: plain, and the second letter says that it is neither ours nor in /dev or /proc.
   char second = BYTE(path + 1);
   if (second != madfs_settings.mount[1] && second != 'd' && second != 'p' && !arch_has_dots(path, false)) return false;
-  return under_mount(path) || is_odd(path) || madfs_path_magic(path) >= 0 || madfs_path_program(path);
+  return under_mount(path) || is_odd(path) || through_link(path);
 }
 
 static bool begins_with(const char *path, const char *prefix) {
@@ -90,29 +92,94 @@ static bool begins_with(const char *path, const char *prefix) {
   return !*prefix;
 }
 
+// The text after a number, or NULL when there is none.
+static const char *number_after(const char *at, unsigned long *value) {
+  const char *start = at;
+  *value = 0;
+  for (char c; (c = BYTE(at)) >= '0' && c <= '9' && *value <= INT32_MAX; at++)
+    *value = *value * 10 + (unsigned long)(c - '0');
+  return at == start || *value > INT32_MAX ? NULL : at;
+}
+
+static const char *name_after(const char *at, const char *name) {
+  return begins_with(at, name) ? at + strlen(name) : NULL;
+}
+
+// What follows "/proc/self" and its synonyms; NULL when the path is of no process or of another one.
+static const char *own_process(const char *path) {
+  unsigned long number;
+  const char *at = name_after(path, "/proc/"), *after;
+  if (!at) return NULL;
+  if ((after = name_after(at, "self"))) at = after;
+  else if ((after = name_after(at, "thread-self"))) return after;
+  else if ((after = number_after(at, &number)) && number == (unsigned long)RAW(SYS_getpid)) at = after;
+  else return NULL;
+  const char *task = name_after(at, "/task/");
+  if (task && (after = number_after(task, &number))) return after;
+  return at;
+}
+
+// Links of the kernel's that mean something of ours: which one, its descriptor, and what follows it in the path.
+enum { LINK_NONE, LINK_FD, LINK_CWD, LINK_ROOT, LINK_PROGRAM };
+
+static int link_of(const char *path, int *fd, const char **rest) {
+  static const char *const standard[] = {"/dev/stdin", "/dev/stdout", "/dev/stderr"};
+  unsigned long number;
+  int which = LINK_NONE;
+  if (!readable(path) || (BYTE(path + 1) != 'd' && BYTE(path + 1) != 'p')) return LINK_NONE;
+  const char *own = own_process(path), *after = NULL, *digits = name_after(path, "/dev/fd/");
+  if (own) digits = name_after(own, "/fd/");
+  if (digits && (after = number_after(digits, &number))) {
+    *fd = (int)number;
+    which = LINK_FD;
+  } else if (own && (after = name_after(own, "/cwd"))) {
+    which = LINK_CWD;
+  } else if (own && (after = name_after(own, "/root"))) {
+    which = LINK_ROOT;
+  } else if (own && (after = name_after(own, "/exe"))) {
+    which = LINK_PROGRAM;
+  }
+  for (int i = 0; !own && !digits && i < 3; i++) {
+    if (!(after = name_after(path, standard[i]))) continue;
+    *fd = i;
+    which = LINK_FD;
+    break;
+  }
+  if (!which || (BYTE(after) && BYTE(after) != '/')) return LINK_NONE;
+  *rest = after;
+  return which;
+}
+
 bool madfs_path_program(const char *path) {
-  static const char name[] = "/proc/self/exe";
-  return madfs_settings.program[0] && begins_with(path, name) && !BYTE(path + sizeof name - 1);
+  const char *rest;
+  int fd;
+  return madfs_settings.program[0] && link_of(path, &fd, &rest) == LINK_PROGRAM && !BYTE(rest);
 }
 
 int madfs_path_magic(const char *path) {
-  static const char *const names[] = {"/proc/self/fd/", "/dev/fd/", "/proc/thread-self/fd/"};
-  static const char *const standard[] = {"/dev/stdin", "/dev/stdout", "/dev/stderr"};
-  if (!readable(path) || atomic_load(&madfs_fds_top) < 0 || (BYTE(path + 1) != 'd' && BYTE(path + 1) != 'p')) return -1;
-  for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
-    if (!begins_with(path, names[i])) continue;
-    const char *digits = path + strlen(names[i]);
-    unsigned long fd = 0;
-    char c = BYTE(digits);
-    while (c >= '0' && c <= '9' && fd <= INT32_MAX) {
-      fd = fd * 10 + (unsigned long)(c - '0');
-      c = BYTE(++digits);
-    }
-    return !c && digits[-1] != '/' && fd <= INT32_MAX && madfs_fd_slot((int)fd) >= 0 ? (int)fd : -1;
+  const char *rest;
+  int fd;
+  if (atomic_load(&madfs_fds_top) < 0 || link_of(path, &fd, &rest) != LINK_FD || BYTE(rest)) return -1;
+  return madfs_fd_slot(fd) >= 0 ? fd : -1;
+}
+
+bool madfs_path_cwd(const char *path) {
+  const char *rest;
+  int fd;
+  return madfs_cwd_virtual() && link_of(path, &fd, &rest) == LINK_CWD && !BYTE(rest);
+}
+
+// Whether the path goes through one of these links into the mount, perhaps.
+static bool through_link(const char *path) {
+  const char *rest;
+  int fd;
+  switch (link_of(path, &fd, &rest)) {
+    case LINK_FD: return madfs_fd_slot(fd) >= 0;
+    case LINK_CWD: return madfs_cwd_virtual();
+    case LINK_ROOT: return BYTE(rest) != 0;
+    case LINK_PROGRAM: return madfs_settings.program[0] && !BYTE(rest);
+    default: return false;
   }
-  for (int i = 0; i < 3; i++)
-    if (begins_with(path, standard[i]) && !BYTE(path + strlen(standard[i]))) return madfs_fd_slot(i) >= 0 ? i : -1;
-  return -1;
 }
 
 // Resolves an absolute `text` up to the mount.
@@ -171,18 +238,38 @@ static int from_outside(int directory, const char *path, size_t size, char *out,
   return enter(scratch, out, length);
 }
 
+// An absolute path through a link of the kernel's to something of ours.
+static int behind_link(const char *path, char *out, size_t *length) {
+  const char *rest;
+  int fd, slot;
+  size_t base = 0;
+  switch (link_of(path, &fd, &rest)) {
+    case LINK_FD:
+      slot = *rest ? madfs_fd_slot(fd) : FD_HOST;
+      if (slot >= 0) base = madfs_slot_path(slot, out);
+      break;
+    case LINK_CWD: base = madfs_cwd_get(out); break;
+    case LINK_ROOT: return *rest && under_mount(rest) ? madfs_path_locate(AT_FDCWD, rest, out, length) : PATH_HOST;
+    case LINK_PROGRAM:
+      if (!*rest) base = madfs_copy(out, MADFS_PATH_MAX, madfs_settings.program);
+      break;
+    default: break;
+  }
+  return base ? join(base, rest, strlen(rest), out, length) : PATH_HOST;
+}
+
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length) {
   size_t size = strlen(path);
   if (*path == '/') {
     if (size >= MADFS_PATH_MAX) return PATH_HOST;  // the kernel's answer is ENAMETOOLONG
-    if (madfs_path_program(path)) {
-      *length = madfs_copy(out, MADFS_PATH_MAX, madfs_settings.program);
+    if (under_mount(path)) {
+      memcpy(out, path, size + 1);
+      *length = size;
       return PATH_OURS;
     }
-    if (!under_mount(path)) return is_odd(path) ? enter(path, out, length) : PATH_HOST;
-    memcpy(out, path, size + 1);
-    *length = size;
-    return PATH_OURS;
+    int where = behind_link(path, out, length);
+    if (where != PATH_HOST) return where;
+    return is_odd(path) ? enter(path, out, length) : PATH_HOST;
   }
   if (directory == AT_FDCWD) {
     size_t base = madfs_cwd_get(out);
@@ -274,6 +361,11 @@ void madfs_cwd_set(const char *path, size_t length) {
   cwd_store(path, length);
 }
 
+void madfs_cwd_hold(bool hold) {
+  if (hold) madfs_lock(&cwd.lock);
+  else madfs_unlock(&cwd.lock);
+}
+
 void madfs_cwd_clear(void) {
   if (madfs_cwd_virtual()) cwd_store("", 0);
 }
@@ -340,10 +432,24 @@ const struct madfs_shim madfs_shim_fchdir = {fchdir_concerns, fchdir_work};
 
 static bool getcwd_concerns(struct madfs_frame *f) { return (void)f, madfs_cwd_virtual(); }
 
+// Whether the working directory is still there.
+static long check_cwd(const char *path, size_t length) {
+  struct stat file;
+  int ignored;
+  struct madfs_call call = {.number = CALL_newfstatat, .count = 3};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = path, .length = length};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
+  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = AT_SYMLINK_NOFOLLOW};
+  long result = madfs_runtime_call(&call, &ignored);
+  return result == -ENOENT || result == -ENOTDIR ? -ENOENT : 0;
+}
+
 static enum madfs_verdict getcwd_work(struct madfs_frame *f) {
   char *path = madfs_local.thread->scratch;
   size_t size = madfs_cwd_get(path) + 1;
   if (size == 1) return MADFS_PASS;
+  long gone = check_cwd(path, size - 1);
+  if (gone) return answer(f, gone);
   if (size > f->argument[1]) return answer(f, -ERANGE);
   return answer(f, madfs_user_out((char *)f->argument[0], path, size) ? (long)size : -EFAULT);
 }

@@ -2,6 +2,7 @@
 // What a new process inherits, and what it must not change: a child of vfork runs on its parent's memory.
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 
@@ -36,48 +37,148 @@ static void note_vfork(void) {
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
 }
 
-// All of these are executed where they stand: nothing of ours is on the stack, so a child may return from there.
-static bool fork_concerns(struct madfs_frame *f) {
-  (void)f;
-  madfs_fds_fork_begins();
-  return false;
+// --- copies of this process -----------------------------------------------------------------------------------------
+
+// Of the fork under way; the runtime's lock guards it.
+static struct {
+  int process;
+  uint64_t signals;
+} forking;
+
+static void fork_begins(void) {
+  madfs_runtime_fork_begins();
+  madfs_cwd_hold(true);
+  forking.process = (int)RAW(SYS_getpid);
+  madfs_local.forking = FORKS;
 }
 
-static bool vfork_concerns(struct madfs_frame *f) {
-  (void)f;
-  madfs_fds_fork_begins();
-  note_vfork();
-  return false;
+static void fork_ends(void) {
+  madfs_local.forking = FORKS_NOT;
+  madfs_cwd_hold(false);
+  madfs_runtime_fork_ends(forking.process != (int)RAW(SYS_getpid));
 }
 
-// A thread that the runtime starts is inside for its whole life; its local variables are there already.
-static void note_clone(unsigned long flags, unsigned long thread_pointer) {
-  if (!(flags & CLONE_FILES)) madfs_fds_fork_begins();
-  if ((flags & CLONE_VM) && (flags & CLONE_VFORK)) note_vfork();
-  if (!madfs_local.inside || !(flags & CLONE_SETTLS) || !(flags & CLONE_THREAD)) return;
-  struct madfs_local *its =
-      (struct madfs_local *)(thread_pointer + ((unsigned long)&madfs_local - arch_thread_pointer()));
-  its->inside = 1;
+static long on_hook_stack(void *begins) {
+  if (!madfs_local.thread->registered) madfs_thread_register(madfs_local.thread);
+  if (begins) fork_begins();
+  else fork_ends();
+  return 0;
 }
 
-static bool clone_concerns(struct madfs_frame *f) {
-  note_clone(f->argument[0], f->argument[ARCH_CLONE_TLS]);
-  return false;
+static void on_stack(bool begins) {
+  madfs_local.inside |= 1;
+  arch_on_stack(madfs_local.thread, on_hook_stack, begins ? "" : NULL);
+  madfs_local.inside &= ~1;
 }
 
-static bool clone3_concerns(struct madfs_frame *f) {
+// libc's fork() calls these last before it, and first after it, because they were registered first.
+static void handler_before(void) {
+  uint64_t before;
+  if (madfs_local.inside & ~INSIDE_FORK || madfs_in_vfork()) return;  // by the runtime itself
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
+  if (madfs_thread()) {
+    on_stack(true);
+    forking.signals = before;
+  } else {
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+  }
+}
+
+static void handler_after(void) {
+  if (!madfs_local.forking || madfs_local.inside & ~INSIDE_FORK) return;
+  uint64_t before = forking.signals;
+  on_stack(false);
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+}
+
+void madfs_fork_start(void) {
+  if (pthread_atfork(handler_before, handler_after, handler_after))
+    madfs_die(127, "no memory for a fork handler: run without LD_PRELOAD", NULL);
+}
+
+void madfs_fork_finish(void) {
+  uint64_t before;
+  if (madfs_local.forking != FORKS_IN_PLACE) return;
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
+  on_stack(false);
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+}
+
+// What a child has of its own.
+enum kind { KIND_COPY, KIND_VFORK, KIND_FILES, KIND_THREAD };
+
+struct new_process {
+  unsigned long flags, stack, thread_pointer;
+};
+
+static bool read_clone3(const struct madfs_frame *f, struct new_process *out) {
   const struct clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
   } *a = (const void *)f->argument[0];
-  if (f->argument[0] >= MADFS_POINTER_MIN && f->argument[1] >= sizeof *a)
-    note_clone(arch_peek(&a->flags), arch_peek(&a->tls));
+  if (f->argument[0] < MADFS_POINTER_MIN || f->argument[1] < sizeof *a) return false;
+  *out = (struct new_process){arch_peek(&a->flags), arch_peek(&a->stack), arch_peek(&a->tls)};
+  return true;
+}
+
+static bool read_request(const struct madfs_frame *f, struct new_process *out) {
+  *out = (struct new_process){0};
+  if (f->number == SYS_clone3) return read_clone3(f, out);
+  if (f->number == SYS_clone)
+    *out = (struct new_process){f->argument[0], f->argument[1], f->argument[ARCH_CLONE_TLS]};
+  else if (ARCH_IS_VFORK(f->number)) out->flags = CLONE_VM | CLONE_VFORK;
+  return true;
+}
+
+static enum kind kind_of(const struct new_process *p) {
+  if (!(p->flags & CLONE_VM)) return KIND_COPY;
+  if (p->flags & CLONE_VFORK) return KIND_VFORK;
+  return p->flags & CLONE_FILES ? KIND_THREAD : KIND_FILES;
+}
+
+// A thread that the runtime starts is inside for its whole life; its local variables are there already.
+void madfs_clone_inside(const struct madfs_frame *f) {
+  struct new_process p;
+  if (f->number != SYS_clone && f->number != SYS_clone3 && f->number != SYS_fork && !ARCH_IS_VFORK(f->number)) return;
+  if (!read_request(f, &p)) return;
+  if (!(p.flags & CLONE_FILES)) madfs_fds_shared();
+  if (!(p.flags & CLONE_SETTLS) || !(p.flags & CLONE_THREAD)) return;
+  struct madfs_local *its =
+      (struct madfs_local *)(p.thread_pointer + ((unsigned long)&madfs_local - arch_thread_pointer()));
+  its->inside = 1;
+}
+
+// True: a copy of the process is made past libc's fork(), whose handlers have not run.  All else is executed where it
+// stands: nothing of ours is on the stack, so a child may return from there.
+static bool clone_concerns(struct madfs_frame *f) {
+  struct new_process p;
+  if (!read_request(f, &p)) return false;
+  enum kind kind = kind_of(&p);
+  if (kind == KIND_COPY && !madfs_local.forking && !madfs_in_vfork()) return true;
+  if (!(p.flags & CLONE_FILES)) madfs_fds_fork_begins();
+  if (kind == KIND_VFORK) note_vfork();
   return false;
 }
 
-const struct madfs_shim madfs_shim_fork = {fork_concerns, NULL};
-const struct madfs_shim madfs_shim_vfork = {vfork_concerns, NULL};
-const struct madfs_shim madfs_shim_clone = {clone_concerns, NULL};
-const struct madfs_shim madfs_shim_clone3 = {clone3_concerns, NULL};
+static enum madfs_verdict clone_work(struct madfs_frame *f) {
+  const unsigned long *a = f->argument;
+  struct new_process p;
+  read_request(f, &p);
+  fork_begins();
+  madfs_fds_fork_begins();
+  if (p.stack || (p.flags & CLONE_SETTLS)) {  // the child cannot return from here
+    madfs_local.forking = FORKS_IN_PLACE;
+    return MADFS_PASS;
+  }
+  f->number = arch_syscall(f->number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+  madfs_fds_fork_ended();
+  fork_ends();
+  return MADFS_DONE;
+}
+
+const struct madfs_shim madfs_shim_fork = {clone_concerns, clone_work};
+const struct madfs_shim madfs_shim_vfork = {clone_concerns, NULL};
+const struct madfs_shim madfs_shim_clone = {clone_concerns, clone_work};
+const struct madfs_shim madfs_shim_clone3 = {clone_concerns, clone_work};
 
 // --- the end --------------------------------------------------------------------------------------------------------
 

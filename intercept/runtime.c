@@ -156,10 +156,31 @@ static long start(void *unused) {
 
 bool madfs_runtime_loaded(void) { return atomic_load_explicit(&runtime.table, memory_order_relaxed) != NULL; }
 
-// Before a fork: a child must not find the runtime half made by another thread, which it does not have.
-void madfs_runtime_settle(void) {
-  if (madfs_local.inside & ~INSIDE_FORK) return;  // by the runtime itself
+// --- fork -----------------------------------------------------------------------------------------------------------
+
+static long tell_fork_begins(void *table) {
+  int saved = errno;
+  ((const struct madfs_runtime *)table)->fork_begins();
+  errno = saved;
+  return 0;
+}
+
+static long tell_fork_ends(void *child) {
+  int saved = errno;
+  atomic_load(&runtime.table)->fork_ends(*(bool *)child);
+  errno = saved;
+  return 0;
+}
+
+// A child must not find the runtime half made by another thread, which it does not have.
+void madfs_runtime_fork_begins(void) {
   madfs_lock(&runtime.lock);
+  const struct madfs_runtime *table = atomic_load(&runtime.table);
+  if (table) arch_preserve(tell_fork_begins, (void *)table);
+}
+
+void madfs_runtime_fork_ends(bool child) {
+  if (atomic_load(&runtime.table)) arch_preserve(tell_fork_ends, &child);
   madfs_unlock(&runtime.lock);
 }
 
@@ -233,7 +254,9 @@ static void run_errand(struct errand *e) {
 static long send_out(void *value) {
   struct errand *e = value;
   int saved = errno;
-  pid_t copy = fork();  // libc's, for the handlers that the runtime has registered
+  madfs_runtime_fork_begins();
+  pid_t copy = fork();  // libc's, which sees to the locks of malloc()
+  madfs_runtime_fork_ends(copy == 0);
   if (copy == 0) run_errand(e);
   errno = saved;
   return copy;

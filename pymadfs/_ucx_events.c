@@ -141,7 +141,7 @@ void ux_run_events(ux_t *u)
 /* --- fork --------------------------------------------------------------------------------------------------------- */
 
 /* No thread may be inside UCX when the process is copied: the child would find its locks taken. */
-static void before_fork(void)
+void ux_fork_begins(void)
 {
     pthread_mutex_lock(&life);
     pthread_mutex_lock(&lock);
@@ -152,7 +152,7 @@ static void before_fork(void)
     }
 }
 
-static void after_fork(void)
+void ux_fork_ends(void)
 {
     for (ux_t *u = all; u; u = u->other)
         ux_leave(u);
@@ -170,10 +170,17 @@ void ux_life_end(void)
     pthread_mutex_unlock(&life);
 }
 
+/* Where nobody else sees to it: the embedded client's host calls the two itself. */
+__attribute__((weak)) int ux_embedded(void)
+{
+    return 0;
+}
+
 /* At load, so that these come before other handlers in the child: Python's abandons the worker there. */
 __attribute__((constructor)) static void at_load(void)
 {
-    pthread_atfork(before_fork, after_fork, after_fork);
+    if (!ux_embedded())
+        pthread_atfork(ux_fork_begins, ux_fork_ends, ux_fork_ends);
 }
 
 /* From now on what UCX registers belongs to `u`.  -> 0 or -errno. */

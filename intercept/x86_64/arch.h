@@ -25,6 +25,7 @@
 
 #define ARCH_IS_PIPE(number) ((number) == SYS_pipe)
 #define ARCH_IS_DUP2(number) ((number) == SYS_dup2)
+#define ARCH_IS_VFORK(number) ((number) == SYS_vfork)
 
 // Descriptor-making calls that other architectures do not have.
 #define ARCH_CREATORS \

@@ -48,6 +48,22 @@ static int copy(void *out, const void *in, size_t size)
 static const struct madfs_host host = {.abi = MADFS_HOST_ABI, .version = "test", .inside = same, .copy = copy};
 static const struct madfs_runtime *runtime;
 
+/* What the shim does around libc's fork(). */
+static void begin_fork(void)
+{
+    runtime->fork_begins();
+}
+
+static void end_in_parent(void)
+{
+    runtime->fork_ends(0);
+}
+
+static void end_in_child(void)
+{
+    runtime->fork_ends(1);
+}
+
 static long call(int number, long value)
 {
     struct madfs_call arguments = {.number = number, .count = 1, .arg = {{.kind = MADFS_ARG_INT, .value = value}}};
@@ -73,6 +89,7 @@ static void load(const char *path)
     if (!runtime)
         printf("%s\n", error);
     CHECK(runtime);
+    CHECK(pthread_atfork(begin_fork, end_in_parent, end_in_child) == 0);
 }
 
 static double now_us(void)

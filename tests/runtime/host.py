@@ -47,7 +47,8 @@ class Host(ctypes.Structure):
 class Runtime(ctypes.Structure):
     _fields_ = [("call", ctypes.CFUNCTYPE(ctypes.c_long, ctypes.POINTER(Call), ctypes.c_char_p,
                                           ctypes.POINTER(ctypes.c_int), use_errno=True)),
-                ("exiting", ctypes.CFUNCTYPE(None))]
+                ("exiting", ctypes.CFUNCTYPE(None)), ("fork_begins", ctypes.CFUNCTYPE(None)),
+                ("fork_ends", ctypes.CFUNCTYPE(None, ctypes.c_int))]
 
 
 seen = []
@@ -78,7 +79,7 @@ def copy(out, given, size):
     return 1
 
 
-def build_host(abi=2):
+def build_host(abi=3):
     return Host(abi, b"test", OPEN(open_fd), SLOT(slot_read), GET(lambda handle: 1 << 40 if handle == 10 else -9),
                 SET(lambda *a: seen.append(["offset_set", *a])), CAS(lambda handle, old, new: old == 1),
                 ADD(lambda handle, n: 100),
@@ -90,13 +91,17 @@ def build_host(abi=2):
 class Started:
     """The runtime at ``path``, started."""
 
-    def __init__(self, path, abi=2):
+    def __init__(self, path, abi=3):
         self.library = ctypes.CDLL(path, mode=getattr(os, "RTLD_NOW", 2))
         start = self.library.madfs_runtime_start
         start.restype, start.argtypes = ctypes.POINTER(Runtime), [ctypes.POINTER(Host), ctypes.c_char_p, SIZE]
         self.host, error = build_host(abi), ctypes.create_string_buffer(4096)
         self.runtime = start(ctypes.byref(self.host), error, 4096)
         self.error = error.value.decode()
+        if self.runtime:
+            table = self.runtime.contents
+            os.register_at_fork(before=table.fork_begins, after_in_parent=lambda: table.fork_ends(0),
+                                after_in_child=lambda: table.fork_ends(1))
         self.room = ctypes.create_string_buffer(1 << 16)
 
     def call(self, name, *arguments):
@@ -202,7 +207,7 @@ def check_hygiene(runtime):
 
 def main():
     before = traces()
-    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 2)
+    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 3)
     if not runtime.runtime:
         print(json.dumps({"error": runtime.error}))
         return

@@ -305,8 +305,20 @@ static void exiting(void) {
   if (getenv("FAKE_EXITING")) dprintf(2, "exiting\n");
 }
 
+// Forks come in pairs of these, in the parent and in the child.
+static _Atomic int forking;
+
+static void fork_begins(void) {
+  if (forking++) abort();
+}
+
+static void fork_ends(int child) {
+  (void)child;
+  if (--forking) abort();
+}
+
 const struct madfs_runtime *madfs_runtime_start(const struct madfs_host *table, char *error, size_t error_size) {
-  static const struct madfs_runtime runtime = {call, exiting};
+  static const struct madfs_runtime runtime = {call, exiting, fork_begins, fork_ends};
   const char *path = getenv("FAKE_STORE"), *at = getenv("MADFS_MOUNT");
   if (table->abi != MADFS_HOST_ABI || !path) {
     snprintf(error, error_size, "FAKE_STORE is not set");

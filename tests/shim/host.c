@@ -292,15 +292,13 @@ static void closing(void) {
   CHECK(low == 4 && close_range(3, ~0U, 0) == 0 && fcntl(3, F_GETFD) == -1 && fcntl(4, F_GETFD) == -1);
   CHECK(open("/madfs/c", O_RDONLY) == 3);
   CHECK(syscall(SYS_close_range, 3, ~0U, 4) == 0 && fcntl(3, F_GETFD) == FD_CLOEXEC);
-  // The numbers of internal descriptors are taken, and stay so.
-  int taken = 0;
-  for (int i = 5; i < 4096; i++) {
+  // Every number can be had, but for the internal descriptors' far above, which stay theirs.
+  int taken = 0, here = sysconf(_SC_OPEN_MAX) < 4096 ? (int)sysconf(_SC_OPEN_MAX) : 4096;
+  for (int i = 5; i < here; i++) CHECK(dup2(3, i) == i && close(i) == 0);
+  for (int i = here; i < here + 64; i++) {
     if (fcntl(i, F_GETFD) == -1) continue;
     taken++;
     CHECK(close(i) == -1 && errno == EBADF);
-    int result = dup2(3, i);  // the table makes room, the runtime's descriptors do not
-    CHECK(result == i || (result == -1 && errno == EBUSY));
-    if (result == i) close(i);
   }
   CHECK(taken >= 2);
   CHECK(lseek(3, 0, SEEK_END) == 5 && open("/madfs/c", O_RDONLY) == 4);
