@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -556,6 +557,19 @@ static PyObject *shim_umask(PyObject *module, arguments_t args, Py_ssize_t count
     return expect("umask", count, 0) ? PyLong_FromUnsignedLong(host->umask()) : NULL;
 }
 
+/* size_limit() -> RLIMIT_FSIZE in bytes, -1 without one */
+static PyObject *shim_size_limit(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    struct rlimit limit = {.rlim_cur = RLIM_INFINITY};
+
+    (void)module;
+    (void)args;
+    if (!expect("size_limit", count, 0))
+        return NULL;
+    syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit);
+    return PyLong_FromLong(limit.rlim_cur > LONG_MAX ? -1L : (long)limit.rlim_cur);
+}
+
 /* anonymous(address, length, prot, flags) -> address of a private mapping without a file; MAP_FIXED is kept */
 static PyObject *shim_anonymous(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -611,7 +625,8 @@ static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count
 static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
-    FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write), FUNCTION(flush), {NULL, NULL, 0, NULL},
+    FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write), FUNCTION(flush),
+    {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
     PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL,

@@ -168,6 +168,30 @@ static bool copy_concerns(struct madfs_frame *f) {
   return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[2]);
 }
 
+static long status_of(const struct side *s, struct stat *file) {
+  int ignored;
+  struct madfs_call call = {.number = CALL_fstat, .count = 2};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(s->slot)};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)file};
+  return madfs_runtime_call(&call, &ignored);
+}
+
+static int64_t position(const struct side *s) {
+  return s->pointer ? s->offset : madfs_fds_offset_get(madfs_fd_handle(s->slot));
+}
+
+// Within one file: `size` becomes what there is to copy now; -EINVAL when it would be copied onto itself.
+static long check_overlap(const struct side *in, const struct side *out, size_t *size) {
+  struct stat from, to;
+  long error = status_of(in, &from);
+  if (!error) error = status_of(out, &to);
+  if (error || from.st_ino != to.st_ino) return error;
+  int64_t left = from.st_size - position(in), apart = position(in) - position(out);
+  if (left < 0) left = 0;
+  if (*size > (size_t)left) *size = (size_t)left;
+  return (size_t)(apart < 0 ? -apart : apart) < *size ? -EINVAL : 0;
+}
+
 static enum madfs_verdict copy_work(struct madfs_frame *f) {
   struct side in, out;
   long error;
@@ -181,12 +205,10 @@ static enum madfs_verdict copy_work(struct madfs_frame *f) {
   if (!error) error = check_host(&out);
   if (error) return answer(f, error);
   uint32_t flags = out.slot >= 0 ? madfs_slot_flags(out.slot) : (uint32_t)RAW(SYS_fcntl, out.fd, F_GETFL);
-  if (flags & O_APPEND) return answer(f, -EBADF);
-  if (in.slot >= 0 && in.slot == out.slot) {  // the ranges must not overlap
-    int64_t own = madfs_fds_offset_get(madfs_fd_handle(in.slot));
-    int64_t from = in.pointer ? in.offset : own, to = out.pointer ? out.offset : own;
-    if ((from < to ? to - from : from - to) < (int64_t)(size < COPY_MAX ? size : COPY_MAX)) return answer(f, -EINVAL);
-  }
+  if (flags & O_APPEND || (flags & O_ACCMODE) == O_RDONLY) return answer(f, -EBADF);
+  if (in.slot >= 0 && (madfs_slot_flags(in.slot) & O_ACCMODE) == O_WRONLY) return answer(f, -EBADF);
+  if (in.slot >= 0 && out.slot >= 0) error = check_overlap(&in, &out, &size);
+  if (error) return answer(f, error);
   return answer(f, copy_file(f, &in, &out, size, false));
 }
 

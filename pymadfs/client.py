@@ -31,7 +31,6 @@ from .ops import (
     SET_LINK,
     SET_SIZE,
     SETATTR,
-    STATFS,
     SYMLINK,
     UNLINK,
 )
@@ -59,12 +58,27 @@ class HostPath(Exception):
 
 
 class File:
-    """An open file.  ``size`` is the last size seen, a hint; ``dirty`` the servers written to since the last fsync,
-    or None when another process may have written through the same opening."""
+    """An open file.  ``size`` is the last size seen, a hint, and ``cuts`` the last number of a truncation; ``dirty``
+    the servers written to since the last fsync, or None when another process may have written through the same
+    opening; ``noticed``: the home knows that it is being read, or need not know (O_NOATIME: then ``hint`` is empty)."""
 
-    __slots__ = ("chunk_size", "dirty", "flags", "ino", "listing", "mode", "path", "readable", "size", "writable")
+    __slots__ = (
+        "chunk_size",
+        "cuts",
+        "dirty",
+        "flags",
+        "hint",
+        "ino",
+        "listing",
+        "mode",
+        "noticed",
+        "path",
+        "readable",
+        "size",
+        "writable",
+    )
 
-    def __init__(self, ino, mode, path, chunk_size, size=0, flags=posix.O_RDWR, dirty=True):
+    def __init__(self, ino, mode, path, chunk_size, size=0, flags=posix.O_RDWR, dirty=True, cuts=0):
         self.ino, self.mode, self.path, self.chunk_size, self.size, self.flags = (
             ino,
             mode,
@@ -74,7 +88,9 @@ class File:
             flags,
         )
         self.dirty = set() if dirty else None
-        self.listing = None
+        self.listing, self.cuts = None, cuts
+        self.noticed = flags & posix.O_NOATIME != 0
+        self.hint = b"" if self.noticed else path
         access = flags & posix.O_ACCMODE
         self.readable = access in (posix.O_RDONLY, posix.O_RDWR) and not flags & posix.O_PATH
         self.writable = access in (posix.O_WRONLY, posix.O_RDWR) and not flags & posix.O_PATH
@@ -406,7 +422,7 @@ class FileSystem(FileData):
         if file.ino == ROOT_INO:
             return self.lookup(file.path)[1]
         attr = self._getattr(file.ino, file.path)
-        file.size = attr.size
+        file.size, file.cuts = attr.size, attr.cuts
         return attr
 
     def target(self, file):
@@ -434,7 +450,7 @@ class FileSystem(FileData):
             return self.setattr(file.path, valid, True, mode, uid, gid, size, atime, mtime)
         reply, _ = self._call(home(file.ino), SETATTR, file.path, file.ino, valid, mode, uid, gid, size, atime, mtime)
         attr = ATTR.unpack(reply.attr)
-        file.size = attr.size
+        file.size, file.cuts = attr.size, attr.cuts
         if valid & SET_SIZE and self.mapped[0]:
             self.images().resized(file.ino, attr.size)
         return attr
@@ -444,19 +460,6 @@ class FileSystem(FileData):
         tail."""
         server = owner(path, self.servers) if ino == ROOT_INO else home(ino)
         return self._call(server, op, tail + path, ino, *fields, send=send)[1]
-
-    def statfs(self):
-        """``(block, blocks, free, available, files, files_free)`` summed over the servers, in units of ``block``
-        bytes."""
-        replies = [
-            reply for reply, _ in self._many([(server, STATFS, b"", (), None, None) for server in range(self.servers)])
-        ]
-        block = max(replies[0].block, 1)
-        scaled = [
-            sum(getattr(reply, name) * reply.block for reply in replies) // block
-            for name in ("blocks", "free", "available")
-        ]
-        return (block, *scaled, sum(reply.files for reply in replies), sum(reply.files_free for reply in replies))
 
     # --- record locks -----------------------------------------------------------------------------------------------
 

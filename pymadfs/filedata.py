@@ -5,13 +5,31 @@ import errno
 
 from .errors import fail
 from .layout import chunk_server, home, split
-from .ops import ATTR, EXTEND, FSYNC, GETATTR, READ, RESERVE, SET_SIZE, WRITE
+from .ops import (
+    ACCESSED,
+    ATTR,
+    EXTEND,
+    FALLOCATE,
+    FSYNC,
+    GETATTR,
+    READ,
+    RESERVE,
+    SEEK,
+    SEEK_NONE,
+    SET_SIZE,
+    STATFS,
+    WRITE,
+)
 
 MYPY = False  # the type checker takes it for true; the client must not import typing
 if MYPY:
     from typing import Any
 
 MAX_PARALLEL = 64  # data requests of one call in flight at once
+FALLOCATE_CHUNKS = 1024  # allocated on each server by one request: so many take less than a deadline
+FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
+# Where in the fields of a request the number of the last cut is.
+_CUTS_FIELD = {WRITE: WRITE.request.fields.index("cuts"), EXTEND: EXTEND.request.fields.index("cuts")}
 
 
 def pieces(offset, segments, chunk_size):
@@ -102,7 +120,12 @@ class FileData:
             server = chunk_server(ino, chunk, servers)
             at_home = server == home(ino)
             if at_home or offset + asked <= file.size:
-                hint = file.path if at_home else b""
+                hint = b""
+                if at_home:
+                    hint = file.hint
+                    file.noticed = True
+                elif not file.noticed:
+                    self._notice(file)
                 reply, _ = self._call(server, READ, hint, ino, chunk, within, length, recv=(address, length))
                 if reply.count == length:
                     return length
@@ -113,6 +136,8 @@ class FileData:
                 if reply.count < wanted:  # data and size are of one moment: what is not stored is a hole
                     self.store(address + reply.count, bytes(wanted - reply.count))
                 return wanted
+        if not file.noticed:
+            self._notice(file)
         calls: list = [
             (chunk_server(ino, chunk, servers), READ, b"", (ino, chunk, within, length), None, (address, length))
             for chunk, within, length, address in window
@@ -137,6 +162,23 @@ class FileData:
         if size is None and any(count < piece[2] for count, piece in zip(counts, window)):
             size = self.getattr(file).size
         return self._settle(file, offset, window, counts, size)
+
+    def _notice(self, file):
+        """Tell the file's home that the file is read, for its atime.  Once is enough, until somebody writes; what is
+        written through other openings is not seen.  Never raises, and nobody waits for it."""
+        file.noticed = True
+        try:
+            self.rpc.notify(home(file.ino), ACCESSED, file.path, file.ino)
+        except OSError:
+            return
+
+    def followed(self, path, attr):
+        """A symbolic link was read: its atime becomes now if it is not newer than the other times (relatime)."""
+        if attr.atime_ns <= attr.mtime_ns or attr.atime_ns <= attr.ctime_ns:
+            try:
+                self.rpc.notify(home(attr.ino), ACCESSED, path, attr.ino)
+            except OSError:
+                return
 
     def _settle(self, file, offset, window, counts, size):
         """Bytes read, given how much was stored of each piece: holes below ``size`` are filled, what is above is cut
@@ -171,10 +213,11 @@ class FileData:
             if reply.count < length:
                 self.store(address + reply.count, bytes(length - reply.count))
 
-    def write(self, file, offset, segments, extend=True):
+    def write(self, file, offset, segments, extend=True, reserved=None):
         """Store ``segments``, ``(source, length)`` with an address or bytes as source, at ``offset``.
 
-        Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size was reserved before.
+        Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size stays.  ``reserved`` is
+        the number of the last cut when the range was reserved: ESTALE when it has been cut off since.
         """
         if self.mapped[0]:
             return self.images().write(file, offset, segments, extend)
@@ -182,14 +225,16 @@ class FileData:
             source, total = segments[0]
             chunk, within = divmod(offset, file.chunk_size)
             if within + total <= file.chunk_size:
-                return self._write_window(file, ((chunk, within, total, source),), offset + total if extend else 0)
+                window = ((chunk, within, total, source),)
+                return self._write_window(file, window, offset, offset + total if extend else 0, reserved)
         done = 0
         for window in windows(pieces(offset, segments, file.chunk_size)):
             asked = sum(piece[2] for piece in window)
             try:
-                count = self._write_window(file, window, offset + done + asked if extend else 0)
-            except OSError:
-                if done:
+                begin = offset + done
+                count = self._write_window(file, window, begin, begin + asked if extend else 0, reserved)
+            except OSError as error:
+                if done and error.errno != errno.ESTALE:
                     break
                 raise
             done += count
@@ -197,34 +242,67 @@ class FileData:
                 break
         return done
 
-    def _write_window(self, file, window, end):
-        """``end`` is where the last piece ends, told to the file's home: with one of the pieces if it gets one."""
+    def _write_window(self, file, window, begin, end, reserved):
+        """The pieces are [begin, end) of the file, which its home is told: with one of the pieces if it gets one.
+        ``end`` is 0 when the size stays."""
         ino, servers, base = file.ino, self.servers, home(file.ino)
+        cuts, strict = (file.cuts, 0) if reserved is None else (reserved, 1)
+        if file.noticed:
+            file.noticed = file.hint == b""
         calls: list = []
         bearer = None
         for chunk, within, length, source in window:
             server = chunk_server(ino, chunk, servers)
-            size, hint = (end, file.path) if end and bearer is None and server == base else (0, b"")
-            if size:
-                bearer = len(calls)
-            fields = (ino, chunk, within, length, size, len(hint))
+            size, hint = 0, b""
+            if server == base:
+                if end and bearer is None:
+                    size, hint, bearer = end, file.path, len(calls)
+                elif strict:
+                    hint = file.path
+            fields = (ino, chunk, within, length, size, len(hint), begin, cuts, strict)
             if isinstance(source, int):
                 calls.append((server, WRITE, hint, fields, (source, length), None))
             else:
                 calls.append((server, WRITE, hint + source, fields, None, None))
         if end and bearer is None:
             bearer = len(calls)
-            calls.append((base, EXTEND, file.path, (ino, end), None, None))
+            calls.append((base, EXTEND, file.path, (ino, begin, end, cuts), None, None))
         if len(calls) == 1:
             server, _, tail, fields, send, _ = calls[0]
             results = [self._call(server, WRITE, tail, *fields, send=send)]
         else:
             results = self.rpc.call_many(calls)
-        return self._written(file, window, end, calls, results, bearer)
+            if bearer is not None:
+                self._agree(file, calls, results, bearer)
+        return self._written(file, window, begin, end, calls, results, bearer)
 
-    def _written(self, file, window, end, calls, results, bearer):
+    def _agree(self, file, calls, results, bearer):
+        """When the file was cut off meanwhile, some servers stored their part before and some after.  Those that were
+        before the latest cut that any answer tells of are asked again, until all were after it: so the write as a whole
+        comes after the truncation, or before.  The home first: it answers when the cut was made everywhere."""
+        while True:
+            numbers = [0 if isinstance(result, BaseException) else result[0].cuts for result in results]
+            latest = max(numbers)
+            early = [
+                index
+                for index, result in enumerate(results)
+                if numbers[index] < latest and not isinstance(result, BaseException)
+            ]
+            if not early:
+                file.cuts = latest
+                return
+            if bearer in early:
+                early = [bearer]
+            for index in early:
+                server, op, tail, fields, send, recv = calls[index]
+                at = _CUTS_FIELD[op]
+                calls[index] = (server, op, tail, (*fields[:at], latest, *fields[at + 1 :]), send, recv)
+            for index, result in zip(early, self.rpc.call_many([calls[index] for index in early])):
+                results[index] = result
+
+    def _written(self, file, window, begin, end, calls, results, bearer):
         """Bytes written before the first piece that failed; raises when that is the first, or the size cannot be
-        set."""
+        set, or something reserved was cut off."""
         done, error = 0, None
         for piece, result, call in zip(window, results, calls):
             if isinstance(result, BaseException):
@@ -234,34 +312,40 @@ class FileData:
                     file.dirty.add(call[0])
                 if not error:
                     done += piece[2]
-        if error and not done:
+        if error and (not done or isinstance(error, OSError) and error.errno == errno.ESTALE):
             raise error
         if bearer is not None:
             if isinstance(results[bearer], BaseException):
-                self.extend(file, end - sum(piece[2] for piece in window) + done)  # what was written must be seen
+                self.extend(file, begin + done, begin)  # what was written must be seen
             else:
-                file.size = results[bearer][0].size
+                file.size, file.cuts = results[bearer][0]
         return done
 
     def write_pieces(self, file, changes):
         """Store pieces of memory, ``(offset, address, length)``, all at once and within the file's size.  Raises when
         one cannot be stored."""
+        begin = min(offset for offset, _, _ in changes)
         end = max(offset + length for offset, _, length in changes)
         for window in windows(
             piece
             for offset, address, length in changes
             for piece in pieces(offset, ((address, length),), file.chunk_size)
         ):
-            if self._write_window(file, window, end) < sum(piece[2] for piece in window):
+            if self._write_window(file, window, begin, end, None) < sum(piece[2] for piece in window):
                 raise fail(errno.EIO, file.path)
 
     def append(self, file, segments, length):
         """Store ``segments`` of ``length`` bytes at the end of the file: ``(offset, bytes written)``."""
         if self.mapped[0]:
             return self.images().append(file, segments, length)
-        reply, _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
-        file.size = max(file.size, reply.offset + length)
-        return reply.offset, self.write(file, reply.offset, segments, extend=False)
+        while True:
+            (offset, cuts), _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
+            file.size = max(file.size, offset + length)
+            try:
+                return offset, self.write(file, offset, segments, False, cuts)
+            except OSError as error:
+                if error.errno != errno.ESTALE:  # the range was cut off before it was written: at the new end, then
+                    raise
 
     def truncate(self, path, size):
         """Set the size of the file at ``path``."""
@@ -271,12 +355,94 @@ class FileData:
         """Set the size of an open file."""
         self.fsetattr(file, SET_SIZE, size=size)
 
-    def extend(self, file, end):
-        """Make an open file at least ``end`` bytes long."""
-        reply, _ = self._call(home(file.ino), EXTEND, file.path, file.ino, end)
+    def extend(self, file, end, begin=None):
+        """Make an open file at least ``end`` bytes long; from ``begin`` on it was written."""
+        begin = end if begin is None else begin
+        reply, _ = self._call(home(file.ino), EXTEND, file.path, file.ino, begin, end, file.cuts)
         file.size = reply.size
         if self.mapped[0]:
             self.images().resized(file.ino, file.size)
+
+    def fallocate(self, file, mode, offset, length):
+        """Allocate, punch or zero a range of an open file; ``mode`` is one of FALLOC_FL_*."""
+        end = offset + length
+        if self.mapped[0]:
+            self.images().synced(file.ino, offset, end)
+        step = file.chunk_size * FALLOCATE_CHUNKS * self.servers
+        if not mode & FALLOC_PUNCH_HOLE and length > step:
+            stored = self.getattr(file).blocks << 9
+            block, _, _, available, _, _ = self.statfs()
+            if length - stored > available * block:
+                raise fail(errno.ENOSPC)
+            while end - offset > step:  # the size changes with the last part, when all is there
+                self._fallocate(file, mode | FALLOC_KEEP_SIZE, offset, step)
+                offset += step
+        self._fallocate(file, mode, offset, end - offset)
+        if self.mapped[0]:
+            self.images().resized(file.ino, file.size)
+            self.images().changed(file.ino, end - length, end)
+
+    def _fallocate(self, file, mode, offset, length):
+        reply, _ = self._call(home(file.ino), FALLOCATE, file.path, file.ino, mode, offset, length)
+        attr = ATTR.unpack(reply.attr)
+        file.size, file.cuts = attr.size, attr.cuts
+
+    def seek(self, file, offset, hole):
+        """Where data, or a hole, begins in an open file, at or after ``offset``; the end of the file is a hole.  Raises
+        ENXIO at and beyond the end of the file, and when there is no data any more."""
+        if self.mapped[0]:
+            self.images().synced(file.ino)
+        base, chunk_size = home(file.ino), file.chunk_size
+        chunk = offset // chunk_size
+        near = {base, chunk_server(file.ino, chunk, self.servers)}
+        size, place = self._seek(file, near, offset, hole)
+        if offset >= size:
+            raise fail(errno.ENXIO)
+        last = (size - 1) // chunk_size
+        if place // chunk_size != chunk and chunk != last:  # else nothing elsewhere can come before
+            others = {
+                chunk_server(file.ino, other, self.servers)
+                for other in range(chunk, min(last, chunk + self.servers) + 1)
+            }
+            place = min(place, self._seek(file, others - near, offset, hole)[1])
+        if place >= size:
+            if not hole:
+                raise fail(errno.ENXIO)
+            return size
+        return place
+
+    def _seek(self, file, servers, offset, hole):
+        """``(size of the file or 0, first place)`` that ``servers`` know of."""
+        base, size, places = home(file.ino), 0, [SEEK_NONE]
+        asked = dict.fromkeys(sorted(servers), offset)
+        while asked:
+            calls = [
+                (server, SEEK, file.path if server == base else b"", (file.ino, at, file.chunk_size, hole), None, None)
+                for server, at in asked.items()
+            ]
+            pending = {}
+            for (server, *_), (reply, _) in zip(calls, self._many(calls)):
+                if server == base:
+                    size = reply.size
+                if reply.done:
+                    places.append(reply.offset)
+                else:
+                    pending[server] = reply.offset
+            asked = {server: at for server, at in pending.items() if at < min(places)}
+        return size, min(places)
+
+    def statfs(self):
+        """``(block, blocks, free, available, files, files_free)`` summed over the servers, in units of ``block`` bytes.
+
+        Servers whose stores are on one file system share its space, which counts once."""
+        calls: list = [(server, STATFS, b"", (), None, None) for server in range(self.servers)]
+        replies = list({reply.device: reply for reply, _ in self._many(calls)}.values())
+        block = max(replies[0].block, 1)
+        scaled = [
+            sum(getattr(reply, name) * reply.block for reply in replies) // block
+            for name in ("blocks", "free", "available")
+        ]
+        return (block, *scaled, sum(reply.files for reply in replies), sum(reply.files_free for reply in replies))
 
     def fsync(self, file):
         """Make durable what was written through this opening, on the servers it went to and at the file's home."""

@@ -93,7 +93,7 @@ RESTART = Record("Restart", "prefix:H")  # length of the part of the path that n
 ATTR = Record(
     "Attr",
     "ino:Q size:Q blocks:Q atime_ns:q mtime_ns:q ctime_ns:q mode:I nlink:I uid:I gid:I rdev:I chunk_size:I flags:I "
-    "pad:I",
+    "cuts:I",  # how often bytes were cut off the file's end: tells writes before from writes after (decision 25)
 )
 assert ATTR.size == 80
 
@@ -104,6 +104,7 @@ ROOT_INO = 1
 FLAG_LINKABLE = 1 << 8  # made without a name and without O_EXCL: may get its first name
 FLAG_REMOTE = 1  # this attribute record only points at `ino`, whose inode lives with server ino >> INO_HOME_SHIFT
 FLAG_XATTRS = 16  # the inode has extended attributes
+FLAG_BEYOND = 1 << 5  # there may be chunks above the size: fallocate was asked for them
 
 # Behind the cluster file's name: the directory of the kernel's FIFOs that stand for those of the mount on one node.
 PIPES_SUFFIX = b".pipes"
@@ -141,17 +142,22 @@ SYMLINK = Op(11, "symlink", "length:H", _A, doc="Make the link `tail[:length]` t
 READ = Op(12, "read", "ino:Q chunk:Q offset:I length:I", "count:I size:q", data="reply", retry=True,
           doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole, or the file's end): "
               "then `size` is that of the file, if the tail is a hint and this its home; otherwise -1.")
-WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H", "size:Q", data="request", retry=True,
-           doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least "
-               "`end` and the times change. Tail: `hint` bytes of path, then the data when it is not a bulk message.")
-EXTEND = Op(14, "extend", "ino:Q end:Q", "size:Q", retry=True,
-            doc="The size becomes at least `end` and the times change; sent in parallel with the data. Tail: hint.")
-RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q",
+WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H begin:Q cuts:I reserved:B", "size:Q cuts:I",
+           data="request", retry=True,
+           doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least `end`, the "
+               "times change, and [begin, end) is what the whole call writes. `cuts` is the number of the last cut "
+               "that the writer knows of, the answer's that of the server; ESTALE to a `reserved` range that was cut "
+               "off. "
+               "Tail: `hint` bytes of path, then the data when it is not a bulk message.")
+EXTEND = Op(14, "extend", "ino:Q begin:Q end:Q cuts:I", "size:Q cuts:I", retry=True,
+            doc="[begin, end) is being written: the size becomes at least `end` and the times change; sent in parallel "
+                "with the data. `cuts`: see WRITE. Tail: hint.")
+RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q cuts:I",
              doc="Extend the file by `length` bytes and say where they begin (O_APPEND). Tail: hint.")
 FSYNC = Op(16, "fsync", "ino:Q", "", retry=True,
            doc="Durable when answered; travels under its own tags to the background sync thread. Tail: hint.")
-STATFS = Op(17, "statfs", "", "block:Q blocks:Q free:Q available:Q files:Q files_free:Q", retry=True,
-            doc="Space of this server's store, in units of `block` bytes.")
+STATFS = Op(17, "statfs", "", "block:Q blocks:Q free:Q available:Q files:Q files_free:Q device:Q", retry=True,
+            doc="Space of this server's store, in units of `block` bytes. Stores with the same `device` share it.")
 STATUS = Op(18, "status", "", "", retry=True, doc="A FlexBuffer with this server's counters in the reply's tail.")
 SHUTDOWN = Op(19, "shutdown", "", "", doc="End the server after what it has in hand.")
 DIRINFO = Op(20, "dirinfo", "server:I", _A, peer=True, retry=True,
@@ -164,8 +170,9 @@ INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I id:Q below:Q server:I 
              doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, "
                  "replacing what is there; the rest of the tail is a symbolic link's target. "
                  "Renames before `below` are over. EAGAIN: the name is in use.")
-CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I", "", peer=True, retry=True,
-         doc="Drop stored bytes of a file from `size` on, on this server.")
+CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, retry=True,
+         doc="Drop stored bytes of a file from `size` on, on this server: cut number `cuts` of the file. "
+             "Answers how many blocks of 512 bytes that freed.")
 TOUCH = Op(25, "touch", "mtime_ns:q", "", peer=True,
            doc="Entries of the directory in the tail changed: set its times.")
 LOCK = Op(26, "lock", "ino:Q owner:Q start:Q end:Q type:H wait:H", "type:H start:Q end:Q owner:Q",
@@ -190,6 +197,16 @@ HELD = Op(37, "held", "", "",
 KEEP = Op(38, "keep", "", "", oneway=True,
           doc="The sender will end or become another program, and others may have inherited its open files: count an "
               "opening of each until HELD comes, or for a while. Tail: inode numbers, 8 bytes each.")
+SEEK = Op(39, "seek", "ino:Q offset:Q chunk_size:I hole:B", "offset:Q done:B size:Q", retry=True,
+          doc="The first data, or hole, at or after `offset` in the chunks of this server; SEEK_NONE without any. "
+              "Not `done`: look on from there. Tail: hint at the file's home, which answers its size, or nothing.")
+FALLOCATE = Op(40, "fallocate", "ino:Q mode:I offset:Q length:Q", _A, retry=True,
+               doc="Allocate, punch out or zero a range (FALLOC_FL_*), on all servers. Tail: hint.")
+RESHAPE = Op(41, "reshape", "ino:Q mode:I offset:Q length:Q chunk_size:I", "blocks:q", peer=True, retry=True,
+             doc="FALLOCATE's part of one server. Answers by how many blocks of 512 bytes what is stored grew.")
+ACCESSED = Op(42, "accessed", "ino:Q", "", oneway=True,
+              doc="The file or link was read: its atime becomes now, if that is due. Tail: hint.")
+SEEK_NONE = (1 << 63) - 1
 READDIR = Op(50, "readdir", "after:Q limit:I", "done:B ino:Q", retry=True,
              doc="One page of this server's entries of the directory in the tail: those whose place is above `after`, "
                  "in order. `ino` is the directory's own number where its entry lies, else 0. Reply's tail: DIRENT "
@@ -264,12 +281,13 @@ Syscall("readv", "readv(fd(a0), a1, a2)")
 Syscall("writev", "writev(fd(a0), a1, a2)")
 Syscall("preadv", "preadv(fd(a0), a1, a2, a3)")
 Syscall("pwritev", "pwritev(fd(a0), a1, a2, a3)")
-Syscall("preadv2", "preadv2(fd(a0), a1, a2, a3, a5)", note="RWF_* flags other than RWF_HIPRI: EOPNOTSUPP")
-Syscall("pwritev2", "pwritev2(fd(a0), a1, a2, a3, a5)", note="RWF_DSYNC, RWF_SYNC, RWF_APPEND; others: EOPNOTSUPP")
+Syscall("preadv2", "preadv2(fd(a0), a1, a2, a3, a5)", note="RWF_NOWAIT: EOPNOTSUPP, as on tmpfs")
+Syscall("pwritev2", "pwritev2(fd(a0), a1, a2, a3, a5)", note="RWF_NOWAIT and RWF_ATOMIC: EOPNOTSUPP")
 Syscall("lseek", "lseek(fd(a0), a1, a2)")
 Syscall("ftruncate", "ftruncate(fd(a0), a1)")
 Syscall("truncate", "truncate(at(AT_FDCWD, a0), a1)")
-Syscall("fallocate", "fallocate(fd(a0), a1, a2, a3)", note="mode 0 only; others: EOPNOTSUPP")
+Syscall("fallocate", "fallocate(fd(a0), a1, a2, a3)",
+        note="COLLAPSE_RANGE, INSERT_RANGE and UNSHARE_RANGE: EOPNOTSUPP, as on tmpfs")
 Syscall("fsync", "fsync(fd(a0))")
 Syscall("fdatasync", "fsync(fd(a0))")
 Syscall("syncfs", "fsync(fd(a0))", note="syncs the file the descriptor names")

@@ -10,9 +10,11 @@ Bookkeeping (keys, descriptors, what is dirty) belongs to one thread; only ``Pie
 import errno
 import os
 from collections import OrderedDict
+from hashlib import blake2b
 
 from pymadfs.errors import fail
 
+from . import allocation
 from .meta import chunk_key, chunk_of, chunks_prefix, data_key
 
 OPEN_FILES_MAX = 512
@@ -55,6 +57,7 @@ class Chunks:
         self.kv, self.inline_max = kv, inline_max
         os.makedirs(os.path.join(path, "data"), exist_ok=True)
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.device = device_of(self._directory)
         self._open = OrderedDict()
         self._made = {int(name, 16) for name in os.listdir(os.path.join(path, "data")) if len(name) == 2}
         self._unsynced_names = set()
@@ -75,6 +78,7 @@ class Chunks:
         end = offset + len(data)
         if end > self.inline_max or self.kv.get(chunk_key(ino, 0)) is not None:
             return False
+        self._check_space(len(data))
         key = data_key(ino)
         old = self.kv.get(key)
         if not old and not offset:
@@ -97,13 +101,19 @@ class Chunks:
         except FileNotFoundError:  # a removal was cut short after the file and before the key
             return None
 
-    def writable(self, ino, chunk, length):
-        """The open chunk file to store ``length`` bytes in; made, with what was inline, when it does not exist.
+    def writable(self, ino, chunk, offset, length):
+        """The open chunk file to store ``length`` bytes at ``offset`` in; made, with what was inline, when it does not
+        exist.
 
-        Raises ENOSPC while the disk is so full that removing files could fail for want of space.
+        Raises ENOSPC while the disk is so full that removing files could fail for want of space, unless the chunk has
+        so much allocated.
         """
-        self._check_space(length)
         found = self.piece(ino, chunk)
+        try:
+            self._check_space(length)
+        except OSError:
+            if found is None or os.fstat(found.fd).st_blocks << 9 < offset + length:
+                raise
         if found is None:
             found = self._make(ino, chunk)
         self._mark_dirty(ino, chunk)
@@ -172,10 +182,14 @@ class Chunks:
         if self._unchecked >= HEADROOM_CHECK_BYTES or self._full:
             self._unchecked = 0
             room = os.statvfs(self._directory)
-            headroom = min(HEADROOM_BYTES_MAX, room.f_blocks * room.f_frsize // HEADROOM_SHARE)
-            self._full = room.f_bavail * room.f_frsize < headroom + length
+            self._full = room.f_bavail * room.f_frsize < self.headroom(room) + length
         if self._full:
             raise fail(errno.ENOSPC)
+
+    @staticmethod
+    def headroom(room):
+        """Bytes of the disk that ``room`` (of statvfs) describes which are not for data."""
+        return min(HEADROOM_BYTES_MAX, room.f_blocks * room.f_frsize // HEADROOM_SHARE)
 
     # --- removing ---------------------------------------------------------------------------------------------------
 
@@ -201,9 +215,7 @@ class Chunks:
         REQUIRES: nothing pending.
         """
         first, within = divmod(size, chunk_size) if size else (0, 0)
-        prefix = chunks_prefix(ino)
-        after = chunk_key(ino, first - 1)[len(prefix):] if first else b""
-        found = [chunk_of(key) for key, _ in self.kv.scan(prefix, after, CUT_PAGE)]
+        found = self.numbers(ino, first, CUT_PAGE)
         work = [(chunk, within if chunk == first else 0) for chunk in found]
         for chunk, kept in work:
             if kept:
@@ -211,6 +223,20 @@ class Chunks:
             else:
                 self._drop((ino, chunk))
         return work, len(found) == CUT_PAGE
+
+    def numbers(self, ino, first, limit):
+        """Up to ``limit`` numbers of chunks with a chunk file here, from ``first`` on.  REQUIRES: nothing pending."""
+        prefix = chunks_prefix(ino)
+        after = chunk_key(ino, first - 1)[len(prefix):] if first else b""
+        return [chunk_of(key) for key, _ in self.kv.scan(prefix, after, limit)]
+
+    def drop(self, ino, chunk):
+        """A chunk file is about to be removed: close it."""
+        self._drop((ino, chunk))
+
+    def mark_dirty(self, ino, chunk):
+        """A chunk file is about to be changed by a thread: fsync must know."""
+        self._mark_dirty(ino, chunk)
 
     def cut_done(self, ino, work):
         """The files are gone: forget their keys."""
@@ -224,23 +250,70 @@ class Chunks:
             self._dirty.pop(ino, None)
 
     def remove_files(self, ino, work):
-        """Cut or remove chunk files.  For any thread."""
+        """Cut or remove chunk files.  Returns the blocks of 512 bytes that this freed.  For any thread."""
+        freed = 0
         for chunk, kept in work:
+            name = name_of(ino, chunk)
             try:
+                before = os.stat(name, dir_fd=self._directory).st_blocks
                 if kept:
-                    self._shorten(name_of(ino, chunk), kept)
+                    freed += before - self._shorten(name, kept)
                 else:
-                    os.unlink(name_of(ino, chunk), dir_fd=self._directory)
+                    os.unlink(name, dir_fd=self._directory)
+                    freed += before
             except FileNotFoundError:
                 continue
+        return freed
 
     def _shorten(self, name, size):
-        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory)
+        """Cut a chunk file to ``size`` bytes, also what is allocated above; -> its blocks."""
+        fd = self.open_file(name)
         try:
-            if os.fstat(fd).st_size > size:
+            if os.fstat(fd).st_size < size:
+                allocation.punch(fd, size, allocation.END - size)  # nothing is stored there, but may be allocated
+            else:
                 os.ftruncate(fd, size)
+            return os.fstat(fd).st_blocks
         finally:
             os.close(fd)
+
+    def open_file(self, name):
+        """A descriptor of a chunk file.  For any thread."""
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory)
+
+    # --- holes ------------------------------------------------------------------------------------------------------
+
+    def seek_file(self, ino, chunk, offset, whence):
+        """Where in a chunk file data (SEEK_DATA) or a hole (SEEK_HOLE) begins at or after ``offset``; None when there
+        is none, or no file.  For any thread."""
+        try:
+            fd = self.open_file(name_of(ino, chunk))
+        except FileNotFoundError:
+            return None
+        try:
+            return os.lseek(fd, offset, whence)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return None
+        finally:
+            os.close(fd)
+
+    def room(self):
+        """Bytes that data may still take."""
+        room = os.statvfs(self._directory)
+        return room.f_bavail * room.f_frsize - self.headroom(room)
+
+    def allocated(self, ino, found, wanted):
+        """Bytes that the chunk files ``found`` have on disk, of those in the range ``wanted``.  For any thread."""
+        total = 0
+        for chunk in found:
+            if chunk in wanted:
+                try:
+                    total += os.stat(name_of(ino, chunk), dir_fd=self._directory).st_blocks << 9
+                except FileNotFoundError:
+                    continue
+        return total
 
     # --- durability -------------------------------------------------------------------------------------------------
 
@@ -300,6 +373,16 @@ class Chunks:
             os.close(piece.fd)
         self._open.clear()
         os.close(self._directory)
+
+
+def device_of(fd):
+    """A number for the file system of ``fd``, the same in all processes of this node and hardly on another node."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            node = file.read()
+    except OSError:
+        node = os.uname().nodename.encode()
+    return int.from_bytes(blake2b(b"%b %d" % (node, os.fstat(fd).st_dev), digest_size=8).digest(), "little")
 
 
 def directory_of(ino, chunk):

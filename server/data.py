@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each operation on bytes does: reading, writing, sizes, durability, record locks."""
+import asyncio
 import errno
 import time
 from fcntl import F_UNLCK
@@ -8,9 +9,11 @@ from pymadfs.errors import fail
 from pymadfs.layout import home
 from pymadfs.ops import EXTEND, FSYNC, LOCK, READ, RESERVE, STATFS, WRITE
 
+from .directories import Wait
 from .dispatch import DEFERRED, serves
+from .holes import accessed
 from .locks import Lock
-from .meta import SIZE_MAX, inode_key, now_ns, size_of, with_size, without_privileges
+from .meta import SIZE_MAX, changed, cuts_of, inode_key, now_ns, size_of, without_privileges, written
 
 CHUNK_BYTES_MAX = 64 << 20
 INLINE_IO_BYTES = 1 << 20  # more than this is read and written on a thread
@@ -40,8 +43,11 @@ def _read(server, request, data):
     """The reply that carries ``data``, and the file's size when that is of interest and known."""
     ino, _, _, length = request.fields
     count, size = len(data), -1
-    if count < length and request.tail:
-        size = size_of(server.meta.find(ino, request.tail)[1])
+    if request.tail:
+        if count < length:
+            size = size_of(server.meta.find(ino, request.tail)[1])
+        if ino not in server.read_lately:
+            accessed(server, ino, request.tail)
     server.bytes_out += count
     return (count, size), b"", data
 
@@ -76,78 +82,117 @@ async def _read_later(server, request, piece):
 
 @serves(WRITE)
 def write(server, request):
-    ino, chunk, offset, length, end, hint_length = request.fields
+    ino, chunk, offset, length, end, hint_length, _, _, _ = request.fields
     if offset + length > CHUNK_BYTES_MAX or end > SIZE_MAX:
         raise fail(errno.EFBIG)
-    if end:
-        server.dirs.free(inode_key(ino))
-        server.meta.find(ino, request.tail[:hint_length])
+    last = _admitted(server, request)
     if request.bulk:
         return _write_bulk(server, request)
     data = memoryview(request.tail)[hint_length:]
     if len(data) != length:
         raise fail(errno.EPROTO)
     if chunk or not server.chunks.write_inline(ino, offset, data):
-        _timed(server, server.chunks.writable(ino, chunk, length).write, offset, data)
-    return _written(server, request)
+        _timed(server, server.chunks.writable(ino, chunk, offset, length).write, offset, data)
+    server.bytes_in += length
+    return _extended(server, request, end) if end else ((0, last), b"")
+
+
+def _admitted(server, request):
+    """The number of the last cut of the file that was made here, for a write that comes after it.
+
+    Raises Wait while bytes are being cut off, ESTALE when the range was reserved before the cut, and ENOENT.
+    """
+    ino, _, _, _, end, hint_length, _, cuts, reserved = request.fields
+    if ino in server.cuts.under_way:
+        future = server.cuts.under_way[ino]
+        raise Wait(lambda: asyncio.shield(future))
+    if end or reserved and hint_length:
+        server.dirs.free(inode_key(ino))
+        _, value = server.meta.find(ino, request.tail[:hint_length])
+        last = cuts_of(value)
+    else:
+        last = server.cuts.known.get(ino, 0)
+    if cuts == last:
+        return last
+    if reserved and cuts < last:
+        raise fail(errno.ESTALE)
+    return server.cuts.learn(ino, cuts)
 
 
 async def _write_bulk(server, request):
-    ino, chunk, offset, length, _, _ = request.fields
+    ino, chunk, offset, length, end, _, _, _, _ = request.fields
     if request.bulk != length:
         raise fail(errno.EPROTO)
     buffer = server.buffer(length)
     with memoryview(buffer) as whole, whole[:length] as view:
         await server.receive(request, view)
+        last = await _admitted_later(server, request)  # a truncation may have begun meanwhile
         if chunk or not server.chunks.write_inline(ino, offset, view):
-            piece = server.chunks.writable(ino, chunk, length)
+            piece = server.chunks.writable(ino, chunk, offset, length)
             if not _may_block(server, length):
                 _timed(server, piece.write, offset, view)
             else:
-                server.chunks.pin(piece)
-                server.commit()
-                try:
-                    await server.io(piece.write, offset, view)
-                finally:
-                    server.chunks.unpin(piece)
+                await _write_by_thread(server, piece, offset, view)
     server.recycle(buffer)  # not after an error: the transfer may still be writing into it
-    return _written(server, request)
-
-
-def _written(server, request):
-    """The bytes are stored; at the file's home, its size and times follow."""
-    ino, _, _, length, end, hint_length = request.fields
     server.bytes_in += length
-    return ((_extended(server, request, ino, end, request.tail[:hint_length]) if end else 0),), b""
+    return _extended(server, request, end) if end else ((0, last), b"")
 
 
-def _extended(server, request, ino, end, hint):
-    """Make an inode at least ``end`` bytes long and modified now; -> its size."""
+async def _admitted_later(server, request):
+    while True:
+        try:
+            return _admitted(server, request)
+        except Wait as wait:
+            await wait.make()
+
+
+async def _write_by_thread(server, piece, offset, view):
+    ino = piece.key[0]
+    server.chunks.pin(piece)
+    server.cuts.transfer(ino)
+    try:
+        server.commit()
+        await server.io(piece.write, offset, view)
+    finally:
+        server.cuts.transferred(ino)
+        server.chunks.unpin(piece)
+
+
+def _extended(server, request, end):
+    """The reply to a write or EXTEND at the file's home, once size and times are set.  No cut came since the bytes
+    were stored here: it would wait for the transfer."""
+    fields = request.fields
+    ino = fields.ino
+    hint = request.tail[:fields.hint] if request.op is WRITE else request.tail
     key, value = server.meta.find(ino, hint)
-    size = max(size_of(value), end)
-    server.kv.put(key, without_privileges(with_size(value, size, now_ns()), request.uid))
-    return size
+    value = without_privileges(written(value, fields.begin, end, now_ns()), request.uid)
+    if fields.cuts > cuts_of(value):  # begun before this server died, and known to others
+        value = changed(value, cuts=fields.cuts)
+    server.kv.put(key, value)
+    server.read_lately.discard(ino)
+    return (size_of(value), cuts_of(value)), b""
 
 
 @serves(EXTEND)
 def extend(server, request):
-    ino, end = request.fields
+    ino, _, end, _ = request.fields
     if end > SIZE_MAX:
         raise fail(errno.EFBIG)
     server.dirs.free(inode_key(ino))
-    return (_extended(server, request, ino, end, request.tail),), b""
+    return _extended(server, request, end)
 
 
 @serves(RESERVE)
 def reserve(server, request):
     ino, length = request.fields
     server.dirs.free(inode_key(ino))
-    _, value = server.meta.find(ino, request.tail)
+    key, value = server.meta.find(ino, request.tail)
     offset = size_of(value)
     if offset + length > SIZE_MAX:
         raise fail(errno.EFBIG)
-    _extended(server, request, ino, offset + length, request.tail)
-    return (offset,), b""
+    server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request.uid))
+    server.read_lately.discard(ino)
+    return (offset, cuts_of(value)), b""
 
 
 @serves(FSYNC)
@@ -168,7 +213,9 @@ def fsync(server, request):
 @serves(STATFS)
 def statfs(server, request):
     room = server.chunks.statvfs()
-    return (room.f_frsize, room.f_blocks, room.f_bfree, room.f_bavail, room.f_files, room.f_ffree), b""
+    available = max(0, room.f_bavail - -(-server.chunks.headroom(room) // room.f_frsize))
+    return (room.f_frsize, room.f_blocks, room.f_bfree, available, room.f_files, room.f_ffree,
+            server.chunks.device), b""
 
 
 # --- record locks ---------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pymadfs.log import log
 from pymadfs.ops import TOUCH
 
 from .chunks import Chunks
+from .cuts import Cuts
 from .directories import Directories, Wait
 from .inodes import purge
 from .locks import Locks
@@ -141,7 +142,8 @@ class Server:
         self.chunks = Chunks(kv, path, config.inline_max)
         self.dirs = Directories(self.meta, self.call_peer)
         rpc.lost = self.dirs.lost
-        self.openings, self.locks = Openings(), Locks()
+        self.openings, self.locks, self.cuts = Openings(), Locks(), Cuts()
+        self.read_lately = set()  # inodes whose atime is newer than their other times: see holes.py
         self.orphans = set()  # inodes without a name that somebody has open
         self.unsure = False  # after a crash: openings that clients have not told again may exist
         self.intents = set()  # renames and debts of ours that other servers may not know yet
@@ -418,6 +420,8 @@ class Server:
 
     def touched(self, path, above, now):
         """An entry ``path`` in the directory ``above`` (a Dir) came or went: its times become ``now``, soon."""
+        if self.read_lately:
+            self.read_lately.clear()  # a name changed: so did the ctime of an inode
         if above.key is not None:
             value = self.kv.get(above.key)
             if value is not None and not has_times(value, now):

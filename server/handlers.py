@@ -34,9 +34,9 @@ from pymadfs.ops import (
     UNLINK,
 )
 
-from . import counts, data, links, listing, peers, recovery, rename, xattrs
+from . import counts, data, holes, links, listing, peers, recovery, rename, xattrs
 from .dispatch import HANDLERS, gather, serves
-from .inodes import drop, shrink, sticky
+from .inodes import drop, sticky
 from .meta import (
     CHUNK_SIZE_MAX,
     PATH_BYTES_MAX,
@@ -60,20 +60,19 @@ from .meta import (
     new_attr,
     now_ns,
     path_of,
-    size_of,
     stripped,
-    with_size,
-    without_privileges,
 )
+from .sizes import resized, shrunk
 
 ATTR_SIZE = ATTR.size
+O_NOATIME = getattr(os, "O_NOATIME", 0o1000000)
 O_PATH = getattr(os, "O_PATH", 0o10000000)
 
 
 def start(server):
     """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
     unserved = [op.name for op in OPS.values() if op not in HANDLERS]
-    assert all((data, links, listing, peers, rename, xattrs))  # imported for their handlers
+    assert all((data, holes, links, listing, peers, rename, xattrs))  # imported for their handlers
     assert not unserved, f"operations without a handler: {unserved}"
     server.start()
     recovery.resume(server)
@@ -200,13 +199,16 @@ def reopened(server, request, key, value, flags):
     elif flags & os.O_DIRECTORY:
         raise fail(errno.ENOTDIR)
     if request.uid:
-        check_access(ATTR.unpack(value), request.uid, request.gid, want)
+        attr = ATTR.unpack(value)
+        check_access(attr, request.uid, request.gid, want)
+        if flags & O_NOATIME:
+            check_owner(attr, request.uid)
     if is_directory(value):
         return (value[:ATTR_SIZE],), b""
     ino = ino_of(value)
     if flags & os.O_TRUNC:
         server.dirs.free(inode_key(ino))
-        changes = resized(server, request, key, value, 0)
+        changes = resized(server, request, value, 0)
         if changes is None:
             return _emptied(server, request, ino, path_of(key))
         value = changes
@@ -350,10 +352,11 @@ def setattr_(server, request):
     updated = attributes(request, value)
     if valid & SET_SIZE:
         check_resize(request, value, path)
-        sized = resized(server, request, key, updated, request.fields.size)
+        sized = resized(server, request, updated, request.fields.size)
         if sized is None:
-            return shrunk(server, request, ino_of(value), path_of(key), request.fields.size, as_well=True)
+            return shrunk(server, request, ino_of(value), path_of(key), request.fields.size, attributes)
         updated = sized
+    server.read_lately.discard(ino_of(value))
     if is_directory(value) and valid & (SET_MODE | SET_UID | SET_GID):
         return change_directory(server, request, key, path_of(key))
     server.kv.put(key, updated)
@@ -401,39 +404,6 @@ def check_resize(request, value, path):
         raise fail(errno.EFBIG)
     if path is not None and request.uid:
         check_access(ATTR.unpack(value), request.uid, request.gid, WRITE)
-
-
-def resized(server, request, key, value, size):
-    """The value with another size and times, or None when other servers or threads must drop bytes first."""
-    old = size_of(value)
-    ino = ino_of(value)
-    if size < old:
-        if not server.chunks.single(ino, old, ATTR.unpack(value).chunk_size):
-            return None
-        server.chunks.cut_inline(ino, size)
-    return without_privileges(with_size(value, size, now_ns()), request.uid)
-
-
-async def shrunk(server, request, ino, hint, size, as_well=False):
-    """Drop the bytes above ``size`` everywhere, then set the size; the inode is held meanwhile.
-    ``as_well``: the request is a SETATTR that may ask for more.
-
-    In this order a crash leaves a hole below the old size, never old bytes above the new one.
-    """
-    held = inode_key(ino)
-    server.dirs.hold(held)
-    try:
-        key, value = server.meta.find(ino, hint)
-        await shrink(server, ino, size, size_of(value), ATTR.unpack(value).chunk_size)
-        key, value = server.meta.find(ino, hint)
-        if as_well:
-            value = attributes(request, value)
-        value = without_privileges(with_size(value, size, now_ns()), request.uid)
-        server.kv.put(key, value)
-        server.commit()
-    finally:
-        server.dirs.let_go(held)
-    return (value[:ATTR_SIZE],), b""
 
 
 async def change_directory(server, request, key, path):

@@ -10,7 +10,18 @@ from pymadfs.ops import ATTR, CUT, FLAG_XATTRS, GETATTR
 
 from . import counts
 from .directories import Wait
-from .meta import PURGE, changed, data_key, has_xattrs, ino_of, inode_key, is_pointer, purge_key, size_of, xattrs_key
+from .meta import (
+    PURGE,
+    changed,
+    data_key,
+    has_xattrs,
+    ino_of,
+    inode_key,
+    is_pointer,
+    purge_key,
+    reach_of,
+    xattrs_key,
+)
 
 
 def sticky(server, above, request, path, value):
@@ -65,44 +76,58 @@ def _drop_inode(server, ino, value, now):
     attr = ATTR.unpack(value)
     if ino in server.openings.total or server.unsure and stat.S_ISREG(attr.mode):
         server.kv.put(inode_key(ino), changed(value, nlink=0, ctime_ns=now))
-        server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
+        server.kv.put(purge_key(ino), PURGE.pack(reach_of(value), attr.chunk_size))
         server.orphans.add(ino)
         return
     if attr.size:
         server.kv.delete(data_key(ino))
     if attr.flags & FLAG_XATTRS:
         server.kv.delete(xattrs_key(ino))
-    if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, attr.size, attr.chunk_size):
-        server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
+    if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, reach_of(value), attr.chunk_size):
+        server.kv.put(purge_key(ino), PURGE.pack(reach_of(value), attr.chunk_size))
         server.remove(purge(server, ino))
 
 
-async def shrink(server, ino, size, old, chunk_size):
-    """Drop stored bytes from ``size`` on, of a file of ``old`` bytes, on all servers that may have some."""
+async def shrink(server, ino, size, old, chunk_size, cuts=0):
+    """Drop stored bytes from ``size`` on, of a file of ``old`` bytes, on all servers that may have some: cut ``cuts``
+    of the file (see cuts.py).  Returns the blocks of 512 bytes that this freed."""
     first, last = (size // chunk_size, max(old - 1, 0) // chunk_size) if chunk_size else (0, 0)
     chunks = range(first, min(last, first + server.servers) + 1)
     numbers = {chunk_server(ino, chunk, server.servers) for chunk in chunks}
     numbers.add(home(ino))
-    calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size) for number in numbers if number != server.number]
+    calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size, cuts)
+             for number in numbers if number != server.number]
+    freed = 0
     try:
         if server.number in numbers:
-            await cut_here(server, ino, size, chunk_size)
+            freed = await cut_here(server, ino, size, chunk_size, cuts)
     finally:
         for call in calls:
-            await call
+            freed += (await call)[0].blocks
+    return freed
 
 
-async def cut_here(server, ino, size, chunk_size):
-    """Drop what this server stores of ``ino`` from ``size`` bytes on."""
-    server.chunks.cut_inline(ino, size)
-    more = True
-    while more:
+async def cut_here(server, ino, size, chunk_size, cuts):
+    """Drop what this server stores of ``ino`` from ``size`` bytes on; -> blocks of 512 bytes freed.
+
+    Writes that come meanwhile wait; they, and later ones, learn that cut ``cuts`` was before them.
+    """
+    freed = 0
+    await server.cuts.begin(ino)
+    try:
+        server.cuts.learn(ino, cuts)
+        server.chunks.cut_inline(ino, size)
+        more = True
+        while more:
+            server.commit()
+            work, more = server.chunks.cut_plan(ino, size, chunk_size)
+            if work:
+                freed += await server.io(server.chunks.remove_files, ino, work)
+                server.chunks.cut_done(ino, work)
         server.commit()
-        work, more = server.chunks.cut_plan(ino, size, chunk_size)
-        if work:
-            await server.io(server.chunks.remove_files, ino, work)
-            server.chunks.cut_done(ino, work)
-    server.commit()
+    finally:
+        server.cuts.end(ino)
+    return freed
 
 
 async def purge(server, ino):
@@ -121,7 +146,7 @@ async def _purge_once(server, ino):
         return
     record = PURGE.unpack(value)
     inode = server.kv.get(inode_key(ino))
-    await shrink(server, ino, 0, max(record.size, size_of(inode) if inode else 0), record.chunk_size)
+    await shrink(server, ino, 0, max(record.size, reach_of(inode) if inode else 0), record.chunk_size)
     server.kv.delete(inode_key(ino))
     server.kv.delete(data_key(ino))
     if inode and has_xattrs(inode):

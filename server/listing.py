@@ -12,6 +12,7 @@ from pymadfs.layout import order, order_key
 from pymadfs.ops import DIRENT, READDIR
 
 from .dispatch import serves
+from .holes import touch_atime
 from .meta import ORDER_BYTES, entries_prefix, entry_key, ino_of, is_directory, mode_of
 
 PAGE_BYTES_MAX = 32 << 10
@@ -24,6 +25,9 @@ def readdir(server, request):
     after, limit = request.fields
     path = request.tail
     ino = directory(server, path)
+    if ino and not after:
+        key = entry_key(path)
+        touch_atime(server, key, server.kv.get(key))
     server.commit()
     records, done = page(server.kv, entries_prefix(path), after, min(limit, PAGE_BYTES_MAX))
     return (done, ino), b"".join(records)

@@ -27,7 +27,7 @@ from zlib import crc32
 
 from pymadfs.errors import fail
 from pymadfs.layout import join, owner
-from pymadfs.ops import ATTR, FLAG_REMOTE, FLAG_XATTRS, INO_HOME_SHIFT, ROOT_INO, Record
+from pymadfs.ops import ATTR, FLAG_BEYOND, FLAG_REMOTE, FLAG_XATTRS, INO_HOME_SHIFT, ROOT_INO, Record
 
 FORMAT = 2
 COUNTER_BLOCK = 4096
@@ -37,6 +37,7 @@ NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 4095
 SIZE_MAX = (1 << 63) - 1
 BLOCK = 512
+PAGE_SHIFT, PAGE_BLOCKS = 12, 8  # what is stored is counted in pages, as local file systems do
 CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for it
 
 READ, WRITE, SEARCH = 4, 2, 1
@@ -55,8 +56,9 @@ _SERVER = struct.Struct(">IQ")
 _TIMES = struct.Struct("<qq")
 _SIZES = struct.Struct("<QQ")
 _WIRE_INO = struct.Struct("<Q")
+_CUTS = struct.Struct("<I")
 # Where hot fields lie within ATTR, for changes that need not unpack it.
-AT_SIZE, AT_ATIME, AT_MTIME, AT_MODE, AT_FLAGS = 8, 24, 32, 48, 72
+AT_SIZE, AT_ATIME, AT_MTIME, AT_CTIME, AT_MODE, AT_FLAGS, AT_CUTS = 8, 24, 32, 40, 48, 72, 76
 assert ATTR.unpack(bytes(range(ATTR.size))).mtime_ns == int.from_bytes(bytes(range(AT_MTIME, AT_MTIME + 8)), "little")
 assert ATTR.unpack(bytes(range(ATTR.size))).mode == int.from_bytes(bytes(range(AT_MODE, AT_MODE + 4)), "little")
 assert ATTR.unpack(bytes(range(ATTR.size))).flags == int.from_bytes(bytes(range(AT_FLAGS, AT_FLAGS + 4)), "little")
@@ -201,10 +203,52 @@ def with_times(value, now):
     return value[:AT_MTIME] + _TIMES.pack(now, now) + value[AT_MODE:]
 
 
-def with_size(value, size, now):
-    """Size in bytes, blocks as if the file had no holes, mtime and ctime."""
-    return (value[:AT_SIZE] + _SIZES.pack(size, -(-size // BLOCK)) + value[AT_ATIME:AT_MTIME]
-            + _TIMES.pack(now, now) + value[AT_MODE:])
+def written(value, begin, end, now):
+    """The value after [begin, end) was written at ``now``: its size, times, and what is stored of it.
+
+    Exact for files without holes, and for bytes above the old end.  Where a file with holes is written again nobody
+    knows at the home whether there was a hole: it counts as one, up to what a file without holes would have.
+    """
+    size, blocks = _SIZES.unpack_from(value, AT_SIZE)
+    if begin <= size <= blocks << 9:
+        if end > size:
+            size, blocks = end, max(blocks, ((end + 4095) >> PAGE_SHIFT) * PAGE_BLOCKS)
+    else:
+        stored = pages(size)
+        if begin >= size:
+            blocks += max(0, pages(end) - max(begin >> PAGE_SHIFT << 3, stored if blocks else 0))
+        else:
+            blocks = min(blocks + pages(end) - (begin >> PAGE_SHIFT << 3), max(blocks, pages(max(size, end))))
+        size = max(size, end)
+    return (value[:AT_SIZE] + _SIZES.pack(size, blocks) + value[AT_ATIME:AT_MTIME] + _TIMES.pack(now, now)
+            + value[AT_MODE:])
+
+
+def pages(size):
+    """Blocks of 512 bytes that ``size`` bytes without a hole take."""
+    return ((size + 4095) >> PAGE_SHIFT) * PAGE_BLOCKS
+
+
+def with_size(value, size, now, freed=0, cuts=None):
+    """Size in bytes, mtime and ctime after a truncation that freed blocks of 512 bytes; ``cuts`` is its number."""
+    old, blocks = _SIZES.unpack_from(value, AT_SIZE)
+    if size < old:
+        blocks = pages(size) if blocks << 9 >= old else max(0, min(blocks - freed, pages(size)))
+    else:
+        blocks = max(0, blocks - freed)
+    return (value[:AT_SIZE] + _SIZES.pack(size, blocks) + value[AT_ATIME:AT_MTIME] + _TIMES.pack(now, now)
+            + value[AT_MODE:AT_CUTS] + (value[AT_CUTS:ATTR.size] if cuts is None else _CUTS.pack(cuts))
+            + value[ATTR.size:])
+
+
+def cuts_of(value):
+    """The number of the last cut of the file: see cuts.py."""
+    return _CUTS.unpack_from(value, AT_CUTS)[0]
+
+
+def reach_of(value):
+    """Below this many bytes a file may have something stored."""
+    return SIZE_MAX if value[AT_FLAGS] & FLAG_BEYOND else size_of(value)
 
 
 def size_of(value):

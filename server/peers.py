@@ -69,15 +69,14 @@ def touch(server, request):
 
 @serves(CUT)
 def cut(server, request):
-    ino, size, chunk_size = request.fields
+    _, size, chunk_size, _ = request.fields
     if size and not chunk_size:
         raise fail(errno.EPROTO)
-    return _cut(server, ino, size, chunk_size)
+    return _cut(server, request.fields)
 
 
-async def _cut(server, ino, size, chunk_size):
-    await cut_here(server, ino, size, chunk_size)
-    return (), b""
+async def _cut(server, fields):
+    return (await cut_here(server, *fields),), b""
 
 
 @serves(STATUS)

@@ -89,9 +89,10 @@ def _access(attr, mode, flags):
 def readlinkat(path, buffer, size):
     if size <= 0:
         raise fail(errno.EINVAL)
-    _, attr, target = files.fs.lookup(files.fs.inside(path), follow=False)
+    path, attr, target = files.fs.lookup(files.fs.inside(path), follow=False)
     if attr.mode & S_IFMT != S_IFLNK:
         raise fail(errno.EINVAL)
+    files.fs.followed(path, attr)
     put(buffer, target[:size])
     return min(len(target), size)
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing, and the size of files."""
+"""Reading and writing."""
 
 import errno
 import posix
 
 import _shim
 from pymadfs import abi
-from pymadfs.client import S_IFMT, S_IFREG
 from pymadfs.errors import fail
+from pymadfs.filedata import clipped
 
 from . import files
+from .allocation import exceeded
 from .files import load, offset_add, offset_cas, offset_get, offset_set, opened, slot, store
 from .table import call
 
@@ -34,15 +35,21 @@ def _writable_file(handle):
     return file
 
 
-def _count(count):
-    """``count`` as Linux limits it."""
-    if count < 0:
-        raise fail(errno.EINVAL)
-    return min(abi.RW_MAX, count)
-
-
 def _range(offset, count):
-    if offset < 0 or offset + count > abi.OFFSET_MAX:
+    """EINVAL for what no file can have, checked before ``count`` is limited to RW_MAX."""
+    if offset < 0 or count < 0 or offset + count > abi.OFFSET_MAX:
+        raise fail(errno.EINVAL)
+
+
+_RWF_KNOWN = (
+    abi.RWF_HIPRI | abi.RWF_DSYNC | abi.RWF_SYNC | abi.RWF_APPEND | abi.RWF_NOAPPEND | abi.RWF_DONTCACHE
+)  # without RWF_NOWAIT, which the kernel's tmpfs refuses as well: whoever asks a server waits
+
+
+def _rwf(flags):
+    if flags & ~_RWF_KNOWN:
+        raise fail(errno.EOPNOTSUPP)
+    if flags & abi.RWF_APPEND and flags & abi.RWF_NOAPPEND:
         raise fail(errno.EINVAL)
 
 
@@ -76,9 +83,7 @@ def _vector(address, count, fills):
 # offset is incremented by the number of bytes read."
 @call
 def read(handle, buffer, count):
-    file = _readable_file(handle)
-    count = _count(count)
-    return _read(handle, file, ((buffer, count),), count)
+    return _read(handle, _readable_file(handle), ((buffer, min(count, abi.RW_MAX)),), count)
 
 
 # pread(2): "reads up to count bytes from file descriptor fd at offset offset ... The file offset is not changed."
@@ -86,9 +91,7 @@ def read(handle, buffer, count):
 def pread(handle, buffer, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
-    file = _readable_file(handle)
-    count = _count(count)
-    return _pread(file, offset, ((buffer, count),), count)
+    return _pread(_readable_file(handle), offset, ((buffer, min(count, abi.RW_MAX)),), count)
 
 
 # readv(2): "reads iovcnt buffers from the file associated with the file descriptor fd into the buffers described by
@@ -112,9 +115,16 @@ def preadv(handle, vector, count, offset):
 # flag is specified in flags."
 @call
 def preadv2(handle, vector, count, offset, flags):
-    if flags & ~abi.RWF_HIPRI:
-        raise fail(errno.EOPNOTSUPP)
-    return readv(handle, vector, count) if offset == -1 else preadv(handle, vector, count, offset)
+    if offset < -1:
+        raise fail(errno.EINVAL)
+    file = _readable_file(handle)
+    segments, total = _vector(vector, count, True)
+    if total and flags:
+        _range(offset if offset != -1 else offset_get(handle), total)
+        _rwf(flags)
+    if offset == -1:
+        return _read(handle, file, segments, total)
+    return _pread(file, offset, segments, total)
 
 
 def _read(handle, file, segments, total):
@@ -131,6 +141,7 @@ def _pread(file, offset, segments, total):
     _range(offset, total)
     if not total:
         return 0
+    total = min(total, abi.RW_MAX)
     if len(segments) == 1 or total > files.fs.config.eager_max:
         return files.fs.read(file, offset, segments)
     return _scatter(file, offset, segments, total)
@@ -162,9 +173,7 @@ def _scatter(file, offset, segments, total):
 # the file was open(2)ed with O_APPEND, the file offset is first set to the end of the file before writing."
 @call
 def write(handle, buffer, count):
-    file = _writable_file(handle)
-    count = _count(count)
-    return _write(handle, file, ((buffer, count),), count)
+    return _write(handle, _writable_file(handle), ((buffer, min(count, abi.RW_MAX)),), count)
 
 
 # pwrite(2): "if a file is opened with O_APPEND, on Linux, pwrite() appends data to the end of the file, regardless of
@@ -173,9 +182,7 @@ def write(handle, buffer, count):
 def pwrite(handle, buffer, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
-    file = _writable_file(handle)
-    count = _count(count)
-    return _pwrite(handle, file, ((buffer, count),), count, offset)
+    return _pwrite(handle, _writable_file(handle), ((buffer, min(count, abi.RW_MAX)),), count, offset)
 
 
 # writev(2): "writes iovcnt buffers of data described by iov to the file associated with the file descriptor fd"
@@ -199,54 +206,94 @@ def pwritev(handle, vector, count, offset):
 # end of the file ... the offset argument does not affect the write operation"
 @call
 def pwritev2(handle, vector, count, offset, flags):
-    if flags & ~(abi.RWF_HIPRI | abi.RWF_DSYNC | abi.RWF_SYNC | abi.RWF_APPEND):
-        raise fail(errno.EOPNOTSUPP)
     if offset < -1:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
     segments, total = _vector(vector, count, False)
-    status = posix.O_APPEND if flags & abi.RWF_APPEND else 0
-    if flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
-        status |= posix.O_DSYNC
+    if total and flags:
+        _range(offset if offset != -1 else offset_get(handle), total)
+        _rwf(flags)
     if offset == -1:
-        return _write(handle, file, segments, total, status)
-    return _pwrite(handle, file, segments, total, offset, status)
+        return _write(handle, file, segments, total, flags)
+    return _pwrite(handle, file, segments, total, offset, flags)
 
 
-def _write(handle, file, segments, total, status=0):
+def _status(handle, flags):
+    """The status flags of the descriptor, as they are now, with what RWF_* ``flags`` change for one call."""
+    status = slot(handle)[0]
+    if flags:
+        if flags & abi.RWF_APPEND:
+            status |= posix.O_APPEND
+        if flags & abi.RWF_NOAPPEND:
+            status &= ~posix.O_APPEND
+        if flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
+            status |= posix.O_DSYNC
+    return status
+
+
+def _write(handle, file, segments, total, flags=0):
     """Write at the shared offset: the range is claimed first, and what was not written is given back."""
-    if not total:
+    if total <= 0:
+        _range(offset_get(handle), total)
         return 0
-    status |= slot(handle)[0]
+    status = _status(handle, flags)
     if status & posix.O_APPEND:
-        offset, done = files.fs.append(file, _gather(segments, total), total)
+        offset, done = _append(file, segments, total)
         offset_set(handle, offset + done)
     else:
-        offset = offset_add(handle, total)
+        claimed = min(total, abi.RW_MAX)
+        offset = offset_add(handle, claimed)
         done = 0
         try:
             _range(offset, total)
-            done = files.fs.write(file, offset, _gather(segments, total))
+            done = _store(file, segments, claimed, offset)
         finally:
-            if done < total:
-                offset_cas(handle, offset + total, offset + done)
+            if done < claimed:
+                offset_cas(handle, offset + claimed, offset + done)
     if status & posix.O_DSYNC:
         files.fs.fsync(file)
     return done
 
 
-def _pwrite(handle, file, segments, total, offset, status=0):
+def _pwrite(handle, file, segments, total, offset, flags=0):
     _range(offset, total)
     if not total:
         return 0
-    status |= slot(handle)[0]
+    status = _status(handle, flags)
+    total = min(total, abi.RW_MAX)
     if status & posix.O_APPEND:
-        _, done = files.fs.append(file, _gather(segments, total), total)
+        _, done = _append(file, segments, total)
     else:
-        done = files.fs.write(file, offset, _gather(segments, total))
+        done = _store(file, segments, total, offset)
     if status & posix.O_DSYNC:
         files.fs.fsync(file)
     return done
+
+
+def _store(file, segments, total, offset):
+    limit = _shim.size_limit()
+    if 0 <= limit < offset + total:
+        segments, total = _shortened(segments, limit - offset)
+    return files.fs.write(file, offset, _gather(segments, total))
+
+
+def _append(file, segments, total):
+    total = min(total, abi.RW_MAX)
+    limit = _shim.size_limit()
+    if limit >= 0:
+        size = files.fs.getattr(file).size
+        if size + total > limit:
+            segments, total = _shortened(segments, limit - size)
+    return files.fs.append(file, _gather(segments, total), total)
+
+
+# setrlimit(2): "RLIMIT_FSIZE: ... Attempts to extend a file beyond this limit result in delivery of a SIGXFSZ signal.
+# ... the relevant system call (e.g., write(2), truncate(2)) fails with the error EFBIG."
+def _shortened(segments, room):
+    """What of ``segments`` RLIMIT_FSIZE leaves, of which ``room`` bytes remain: ``(segments, total)``."""
+    if room <= 0:
+        raise exceeded()
+    return clipped(segments, room), room
 
 
 def _gather(segments, total):
@@ -254,69 +301,6 @@ def _gather(segments, total):
     if len(segments) == 1 or total > files.fs.config.eager_max:
         return segments
     return ((b"".join([load(base, length) for base, length in segments]), total),)
-
-
-# lseek(2): "SEEK_DATA: Adjust the file offset to the next location in the file greater than or equal to offset
-# containing data. ... In the simplest implementation, a filesystem can ... SEEK_HOLE always return the offset of the
-# end of the file"
-@call
-def lseek(handle, offset, whence):
-    file = opened(handle)
-    if whence == abi.SEEK_CUR:
-        offset += offset_get(handle)
-    elif whence == abi.SEEK_END and not file.directory:
-        offset += files.fs.getattr(file).size
-    elif whence in (abi.SEEK_DATA, abi.SEEK_HOLE) and not file.directory:
-        size = files.fs.getattr(file).size
-        if not 0 <= offset < size:
-            raise fail(errno.ENXIO)
-        offset = offset if whence == abi.SEEK_DATA else size
-    elif whence != abi.SEEK_SET:
-        raise fail(errno.EINVAL)
-    if offset < 0:
-        raise fail(errno.EINVAL)
-    if offset > abi.OFFSET_MAX:
-        raise fail(errno.EOVERFLOW)
-    offset_set(handle, offset)
-    return offset
-
-
-# truncate(2): "If the file previously was larger than this size, the extra data is lost.  If the file previously was
-# shorter, it is extended, and the extended part reads as null bytes."
-@call
-def truncate(path, length):
-    if length < 0:
-        raise fail(errno.EINVAL)
-    files.fs.truncate(files.fs.inside(path), length)
-    return 0
-
-
-# ftruncate(2): "EBADF or EINVAL: fd is not open for writing."
-@call
-def ftruncate(handle, length):
-    if length < 0:
-        raise fail(errno.EINVAL)
-    file = opened(handle)
-    if not file.writable or file.mode & S_IFMT != S_IFREG:
-        raise fail(errno.EINVAL)
-    files.fs.ftruncate(file, length)
-    return 0
-
-
-# fallocate(2): "the file size (as reported by stat(2)) will be changed if offset+len is greater than the file size."
-@call
-def fallocate(handle, mode, offset, length):
-    file = opened(handle)
-    if offset < 0 or length <= 0:
-        raise fail(errno.EINVAL)
-    if mode:
-        raise fail(errno.EOPNOTSUPP)
-    if not file.writable:
-        raise fail(errno.EBADF)
-    if offset + length > abi.OFFSET_MAX:
-        raise fail(errno.EFBIG)
-    files.fs.extend(file, offset + length)
-    return 0
 
 
 # fsync(2): "transfers ("flushes") all modified in-core data of ... the file referred to by the file descriptor fd to

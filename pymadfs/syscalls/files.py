@@ -16,8 +16,9 @@ from . import sharing
 load, store, slot = _shim.load, _shim.store, _shim.slot
 offset_get, offset_set, offset_cas, offset_add = _shim.offset, _shim.offset_set, _shim.offset_cas, _shim.offset_add
 
-# What the shim keeps of an open file: ino, size seen at open, chunk size, mode, and the image that opened it.
-RECORD = Struct("<QQIIQ")
+# What the shim keeps of an open file: ino, size seen at open, chunk size, mode, the image that opened it, and the last
+# number of a truncation seen at open.
+RECORD = Struct("<QQIIQI")
 assert RECORD.size <= 128
 
 FILES_MAX = 4096  # open files remembered before those that other processes closed are looked for
@@ -124,8 +125,8 @@ def opened(handle):
 def _adopt(handle):
     """Make the File of a handle from what its slot keeps: opened here just now, or by another process or program."""
     flags, record, path = slot(handle)
-    ino, size, chunk_size, mode, image = RECORD.unpack(record)
-    file = File(ino, mode, fs.inside(path), chunk_size, size, flags, dirty=image == this_image)
+    ino, size, chunk_size, mode, image, cuts = RECORD.unpack(record)
+    file = File(ino, mode, fs.inside(path), chunk_size, size, flags, dirty=image == this_image, cuts=cuts)
     if image != this_image and mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
         fs.reopen(file)
     if len(open_files) >= FILES_MAX:
@@ -150,7 +151,7 @@ def host_name(path):
 
 def descriptor(path, attr, flags):
     """A descriptor for what was opened."""
-    record = RECORD.pack(attr.ino, attr.size, attr.chunk_size, attr.mode, this_image)
+    record = RECORD.pack(attr.ino, attr.size, attr.chunk_size, attr.mode, this_image, attr.cuts)
     status = flags & _STATUS_FLAGS if flags & posix.O_PATH else flags & _STATUS_FLAGS | abi.O_LARGEFILE
     try:
         return _shim.open_fd(status, record, host_name(path), flags & posix.O_CLOEXEC != 0)

@@ -90,7 +90,7 @@ def release(handle):
             flags, record, _ = slot(handle)
         except OSError:
             return 0
-        ino, _, _, mode, image = RECORD.unpack(record)
+        ino, _, _, mode, image, _ = RECORD.unpack(record)
         counted = image == files.this_image  # else this process never asked for it
     else:
         ino, mode, flags, counted = file.ino, file.mode, file.flags, True

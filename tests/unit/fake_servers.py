@@ -21,6 +21,7 @@ class Node:
     def __init__(self, ino, mode, uid=0, gid=0, chunk_size=0, target=b""):
         self.ino, self.mode, self.uid, self.gid, self.chunk_size, self.target = ino, mode, uid, gid, chunk_size, target
         self.size, self.atime, self.mtime, self.nlink, self.openings = len(target), 0, 0, 1, 0
+        self.cuts = 0
         self.data = {}  # chunk -> bytearray, as its server has it
 
     def attr(self):
@@ -38,7 +39,7 @@ class Node:
             0,
             self.chunk_size,
             0,
-            0,
+            self.cuts,
         )
 
     @property
@@ -301,6 +302,7 @@ class Servers:
         for chunk in list(node.data):
             keep = size - chunk * node.chunk_size
             node.data[chunk] = node.data[chunk][: max(keep, 0)]
+        node.cuts += size < node.size
         node.size = size
 
     def read(self, server, request, tail):
@@ -315,29 +317,62 @@ class Servers:
         assert server == chunk_server(request.ino, request.chunk, self.servers)
         node, data = self.inodes[request.ino], tail[request.hint :]
         assert len(data) == request.length and request.offset + request.length <= node.chunk_size
+        if request.reserved and request.cuts < node.cuts:
+            raise fail(errno.ESTALE)
         stored = node.data.setdefault(request.chunk, bytearray())
         stored.extend(bytes(max(0, request.offset - len(stored))))
         stored[request.offset : request.offset + len(data)] = data
         if request.end:
             assert server == home(request.ino) and tail[: request.hint].startswith(b"/")
             node.size = max(node.size, request.end)
-        return (node.size if request.end else 0,), b""
+        return (node.size if request.end else 0, node.cuts), b""
 
     def extend(self, server, request, hint):
         node = self.inode(server, request.ino)
+        assert request.begin <= request.end
         node.size = max(node.size, request.end)
-        return (node.size,), b""
+        return (node.size, node.cuts), b""
 
     def reserve(self, server, request, hint):
         node = self.inode(server, request.ino)
         node.size += request.length
-        return (node.size - request.length,), b""
+        return (node.size - request.length, node.cuts), b""
+
+    def seek(self, server, request, hint):
+        node = self.inodes[request.ino]
+        assert not hint or server == home(request.ino)
+        size = node.size if hint else 0
+        at = request.offset
+        while at < node.size + node.chunk_size:
+            chunk, within = divmod(at, node.chunk_size)
+            if chunk_server(request.ino, chunk, self.servers) == server:
+                stored = within < len(node.data.get(chunk, b""))
+                if stored != request.hole:
+                    return (at, 1, size), b""
+                at += len(node.data[chunk]) - within if stored else node.chunk_size - within
+            else:
+                at += node.chunk_size - within
+        return (ops.SEEK_NONE, 1, size), b""
+
+    def fallocate(self, server, request, hint):
+        node, end = self.inode(server, request.ino), request.offset + request.length
+        if request.mode & ~1:  # punched or zeroed
+            for at in range(request.offset, min(end, node.size)):
+                chunk, within = divmod(at, node.chunk_size)
+                if within < len(node.data.get(chunk, b"")):
+                    node.data[chunk][within] = 0
+        if not request.mode & 1:
+            node.size = max(node.size, end)
+        return (node.attr(),), b""
+
+    def accessed(self, server, request, hint):
+        raise AssertionError("has no reply")
 
     def fsync(self, server, request, hint):
         return (), b""
 
     def statfs(self, server, request, tail):
-        return (4096 >> server % 2, 1000, 500, 400, 10, 5), b""
+        return (4096 >> server % 2, 1000, 500, 400, 10, 5, server), b""
 
     def lock(self, server, request, hint):
         self.inode(server, request.ino)

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import sys
 import types
 
@@ -91,6 +92,10 @@ class Shim(types.ModuleType):
 
     def umask(self):
         return self.mask
+
+    @staticmethod
+    def size_limit():
+        return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
 
     @staticmethod
     def anonymous(address, length, prot, flags):

@@ -54,7 +54,7 @@ class Server:
         elif op is ops.READ:
             service.reply(request, (fields.length, -1), data=memoryview(content(fields.ino, fields.length)))
         elif op is ops.WRITE:
-            service.reply(request, (zlib.crc32(request.tail[fields.hint:]),))
+            service.reply(request, (zlib.crc32(request.tail[fields.hint:]), 0))
         elif op is ops.READDIR:
             service.reply(request, (1, 0), content(1, fields.limit))
         elif op is ops.UNLINK:
@@ -73,7 +73,7 @@ class Server:
                     raise fail(errno.ENOSPC)
                 data = bytearray(request.bulk)
                 await service.receive(request, memoryview(data))
-                service.reply(request, (zlib.crc32(data),))
+                service.reply(request, (zlib.crc32(data), 0))
             else:
                 reply, tail = await service.call_peer(request.fields.flags, ops.DIRINFO, request.tail, service.number)
                 assert (reply.attr, tail) == (ATTR, request.tail)

@@ -74,8 +74,9 @@ def test_the_root_is_made_once_where_it_belongs():
 
 def test_records():
     value = meta.new_attr(5, stat.S_IFREG | 0o6755, 1, 2, 77, chunk_size=512) + b"tail"
-    sized = ATTR.unpack(meta.with_size(value, 1000, 88))
-    assert sized == ATTR.unpack(value)._replace(size=1000, blocks=2, mtime_ns=88, ctime_ns=88)
+    sized = ATTR.unpack(meta.with_size(value, 1000, 88, cuts=3))
+    assert sized == ATTR.unpack(value)._replace(size=1000, mtime_ns=88, ctime_ns=88, cuts=3)
+    assert (meta.with_size(value, 1000, 88)[ATTR.size:], meta.cuts_of(meta.with_size(value, 9, 8))) == (b"tail", 0)
     assert ATTR.unpack(meta.with_times(value, 99)) == ATTR.unpack(value)._replace(mtime_ns=99, ctime_ns=99)
     assert meta.with_times(value, 99)[ATTR.size:] == b"tail" == meta.target_of(value)
     assert (meta.ino_of(value), meta.mode_of(value), meta.size_of(value)) == (5, stat.S_IFREG | 0o6755, 0)
@@ -85,6 +86,35 @@ def test_records():
     pointer = meta.pointer(5, stat.S_IFLNK | 0o777)
     assert meta.is_pointer(pointer) and meta.is_symlink(pointer) and not meta.is_directory(pointer)
     assert meta.is_directory(meta.new_attr(6, stat.S_IFDIR, 0, 0, 0)) and not meta.is_pointer(value)
+
+
+BLOCKS = [  # what is done to an empty file, and its size and blocks afterwards
+    ([(0, 1)], 1, 8),
+    ([(0, 4096), (4096, 4097), (4097, 5000)], 5000, 16),
+    ([(0, 5000), (0, 5000), (100, 200)], 5000, 16),
+    ([1 << 20], 1 << 20, 0),
+    ([1 << 20, (4095, 4097)], 1 << 20, 16),
+    ([(1 << 20, (1 << 20) + 1)], (1 << 20) + 1, 8),
+    ([(0, 10), (1 << 20, (1 << 20) + 8192)], (1 << 20) + 8192, 24),
+    ([(0, 10), (100, 200)], 200, 8),
+    ([(0, 1 << 20), 4097], 4097, 16),
+    ([(0, 1 << 20), 0, 1 << 20], 1 << 20, 0),
+]
+
+
+@pytest.mark.parametrize("changes, size, blocks", BLOCKS, ids=str)
+def test_what_is_stored_is_counted_in_pages(changes, size, blocks):
+    value = meta.new_attr(5, stat.S_IFREG, 1, 2, 77, chunk_size=512) + b"tail"
+    for change in changes:
+        value = meta.with_size(value, change, 1) if isinstance(change, int) else meta.written(value, *change, 1)
+    assert (ATTR.unpack(value).size, ATTR.unpack(value).blocks, value[ATTR.size:]) == (size, blocks, b"tail")
+
+
+def test_pages_written_again_and_again_are_no_more_than_the_file():
+    value = meta.with_size(meta.new_attr(5, stat.S_IFREG, 1, 2, 77), 1 << 20, 1)
+    for _ in range(1000):
+        value = meta.written(value, 8192, 12288, 1)
+    assert ATTR.unpack(value).blocks == 2048
 
 
 def test_intent_records():

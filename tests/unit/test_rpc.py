@@ -125,12 +125,13 @@ def test_data_of_a_write_arrives(size):
             await service.receive(request, memoryview(got))
         else:
             got[:] = request.tail[request.fields.hint:]
-        service.reply(request, (size,))
+        service.reply(request, (size, 0))
 
     house.network.steps.clear()
     thread, stop = serve_in_thread(house, handle)
     try:
-        reply, _ = house.client().call(0, ops.WRITE, b"/f", 1, 0, 0, size, 0, 2, send=(ctypes.addressof(memory), size))
+        reply, _ = house.client().call(0, ops.WRITE, b"/f", 1, 0, 0, size, 0, 2, 0, 0, 0,
+                                       send=(ctypes.addressof(memory), size))
     finally:
         stop()
         thread.join()
@@ -172,7 +173,8 @@ def test_a_bulk_write_that_is_refused_leaves_nothing_behind():
     house.answer = lambda service, request: service.fail(request, fail(errno.EACCES))
     memory = ctypes.create_string_buffer(100_000)
     with pytest.raises(PermissionError):
-        house.client().call(0, ops.WRITE, b"", 1, 0, 0, 100_000, 0, 0, send=(ctypes.addressof(memory), 100_000))
+        house.client().call(0, ops.WRITE, b"", 1, 0, 0, 100_000, 0, 0, 0, 0, 0,
+                            send=(ctypes.addressof(memory), 100_000))
     assert house.services[0].pending == 0
 
 

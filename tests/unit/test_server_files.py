@@ -203,12 +203,12 @@ async def test_what_comes_from_the_wire_is_checked(world):
     for fields, data in (((attr.ino, 0, 0, 5, 5, 2), b"four"), ((attr.ino, 0, 1 << 31, 1 << 31, 0, 0), b""),
                          ((attr.ino, 0, 0, 4, 1 << 63, 2), b"four"), ((attr.ino + 1, 0, 0, 4, 4, 2), b"four")):
         with pytest.raises(OSError) as error:
-            await world.ask(home(attr.ino), WRITE, b"/f" + data, *fields)
+            await world.ask(home(attr.ino), WRITE, b"/f" + data, *fields, 0, 0, 0)
         assert code(error) in ("EPROTO", "EFBIG", "ENOENT")
     with pytest.raises(OSError):
-        await world.ask(home(attr.ino), EXTEND, b"/f", attr.ino, 1 << 63)
+        await world.ask(home(attr.ino), EXTEND, b"/f", attr.ino, 0, 1 << 63, 0)
     with pytest.raises(OSError):
-        await world.ask(home(attr.ino), WRITE, b"/f", attr.ino, 0, 0, 3, 3, 2, payload=b"four")
+        await world.ask(home(attr.ino), WRITE, b"/f", attr.ino, 0, 0, 3, 3, 2, 0, 0, 0, payload=b"four")
     await world.ask(home(attr.ino), RELEASE, b"odd")
     await world.ask(home(attr.ino), RELEASE, b"\xff" * 16)
     assert (await world.stat(b"/f")).size == 0
@@ -224,10 +224,11 @@ async def test_no_space_is_told_and_loses_nothing(world):
         raise OSError(errno.ENOSPC, "full")
 
     server.chunks._check_space = full
+    await world.write(attr, b"/f", 0, b"b" * 5000)  # what is allocated can be written
     with pytest.raises(OSError) as error:
-        await world.write(attr, b"/f", 0, b"b" * 9000)
+        await world.write(attr, b"/f", 3 * CHUNK * world.count, b"c" * 9000)
     assert code(error) == "ENOSPC"
-    assert await world.read(attr.ino, 0, 9000) == b"a" * 9000
+    assert await world.read(attr.ino, 0, 9000) == b"b" * 5000 + b"a" * 4000
     await world.unlink(b"/f")
 
 

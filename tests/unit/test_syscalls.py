@@ -271,7 +271,6 @@ def test_counts_as_linux_limits_them(servers):
     vector = Memory(struct.pack("<QqQq", memory.at, 4, memory.at, -1))
     with failure(errno.EINVAL):
         calls.writev(handle, vector.at, 2)
-    assert data._count(1 << 40) == 0x7FFFF000
     vector = Memory(struct.pack("<QqQq", memory.at, 0x7FFFEFFF, memory.at, 99))
     assert data._vector(vector.at, 2, False) == ([(memory.at, 0x7FFFEFFF), (memory.at, 1)], 0x7FFFF000)
 
@@ -557,7 +556,7 @@ def test_what_cannot_be_made(servers):
     with failure(errno.EPERM):
         calls.mknodat(b"/madfs/fifo", stat.S_IFIFO | 0o600, 0)
     with failure(errno.EOPNOTSUPP):
-        calls.fallocate(opened(), 1, 0, 10)
+        calls.fallocate(opened(), abi.FALLOC_FL_COLLAPSE_RANGE, 0, 4096)
     with failure(errno.ENAMETOOLONG):
         calls.newfstatat(b"/madfs/" + b"a/" * 2100, 4096, 0)
 
