@@ -38,6 +38,10 @@ class RealServers:
         """Stop the servers; fails when a handler raised anything but an OSError or Restart."""
         self.loop.run_until_complete(self.world.quiet())
         self.loop.run_until_complete(self.world.stop())
+        late = asyncio.all_tasks(self.loop)  # times of directories on their way to another server
+        for task in late:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*late, return_exceptions=True))
         self.loop.close()
 
     async def _ask(self, server, op, tail, fields, send, recv):
