@@ -73,7 +73,8 @@ def test_working_directory(bash, tmp_path):
 
 def test_working_directory_in_the_mount_is_no_directory_of_the_kernel(run, programs, bash):
     """What slips past the shim, such as a program that is not preloaded, finds and creates nothing."""
-    seen = bash("cd /madfs; link=/proc/self/cwd; readlink $link; env -u LD_PRELOAD MADFS_PRELOAD=0 readlink $link").split()
+    link = "/proc/self/cwd"
+    seen = bash(f"cd /madfs; readlink {link}; env -u LD_PRELOAD MADFS_PRELOAD=0 readlink {link}").split()
     assert seen[0] == "/madfs" and not seen[1].startswith("/madfs")
     assert not [name for name in os.listdir("/tmp") if name.startswith(".madfs-cwd-")]
 

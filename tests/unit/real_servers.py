@@ -38,11 +38,16 @@ class RealServers:
         """Stop the servers; fails when a handler raised anything but an OSError or Restart."""
         self.loop.run_until_complete(self.world.quiet())
         self.loop.run_until_complete(self.world.stop())
-        late = asyncio.all_tasks(self.loop)  # times of directories on their way to another server
+        self.loop.run_until_complete(self._end())
+        self.loop.close()
+
+    @staticmethod
+    async def _end():
+        """Forget the times of directories that are on their way to another server."""
+        late = asyncio.all_tasks() - {asyncio.current_task()}
         for task in late:
             task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*late, return_exceptions=True))
-        self.loop.close()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _ask(self, server, op, tail, fields, send, recv):
         data = ctypes.string_at(*send) if send else b""
