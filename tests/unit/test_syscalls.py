@@ -553,8 +553,6 @@ def test_umask(servers):
 
 
 def test_what_cannot_be_made(servers):
-    with failure(errno.EPERM):
-        calls.mknodat(b"/madfs/fifo", stat.S_IFIFO | 0o600, 0)
     with failure(errno.EOPNOTSUPP):
         calls.fallocate(opened(), abi.FALLOC_FL_COLLAPSE_RANGE, 0, 4096)
     with failure(errno.ENAMETOOLONG):
