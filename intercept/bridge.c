@@ -570,6 +570,27 @@ static PyObject *shim_size_limit(PyObject *module, arguments_t args, Py_ssize_t 
     return PyLong_FromLong(limit.rlim_cur > LONG_MAX ? -1L : (long)limit.rlim_cur);
 }
 
+/* identity() -> (user, group) of this thread as far as files are concerned */
+static PyObject *shim_identity(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    unsigned user, group;
+
+    (void)module;
+    (void)args;
+    if (!expect("identity", count, 0))
+        return NULL;
+    host->identity(&user, &group);
+    return Py_BuildValue("(II)", user, group);
+}
+
+/* cluster() -> descriptor of the cluster file where it was kept open, or -1 */
+static PyObject *shim_cluster(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    (void)module;
+    (void)args;
+    return expect("cluster", count, 0) ? PyLong_FromLong(host->cluster()) : NULL;
+}
+
 /* anonymous(address, length, prot, flags) -> address of a private mapping without a file; MAP_FIXED is kept */
 static PyObject *shim_anonymous(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -625,8 +646,8 @@ static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count
 static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
-    FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write), FUNCTION(flush),
-    {NULL, NULL, 0, NULL},
+    FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write),
+    FUNCTION(flush), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
     PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL,

@@ -96,7 +96,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   struct madfs_thread *t = madfs_local.thread;
   int which = names->ours + names->theirs > 0;
   char *path = t->given[which], *room = t->path[which];
-  long given = madfs_user_text(path, MADFS_PATH_MAX, (const char *)f->argument[(int)p->argument]);
+  long given = madfs_user_text(path, MADFS_GIVEN_MAX, (const char *)f->argument[(int)p->argument]);
   if (given < 0) {
     names->error = (int)given;
     return;
@@ -125,7 +125,7 @@ static void build_fd(int fd, struct madfs_arg *out, struct names *names) {
 // A text that is no path of ours: the target of a symbolic link, beside one path.
 static void build_text(const char *text, struct madfs_arg *out, struct names *names) {
   char *given = madfs_local.thread->given[1];
-  long length = madfs_user_text(given, MADFS_PATH_MAX, text);
+  long length = madfs_user_text(given, MADFS_GIVEN_MAX, text);
   if (length < 0) names->error = (int)length;
   else *out = (struct madfs_arg){.kind = MADFS_ARG_STR, .text = given, .length = (size_t)length};
 }

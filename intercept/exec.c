@@ -90,14 +90,17 @@ static long count_strings(char *const *list) {
 static void build_environment(struct builder *b, struct madfs_thread *t, const struct program *p, size_t count,
                               const char *preload) {
   char *const *theirs = p->environment;
-  bool cluster = false, mount = false, version = false, trace = false;
+  bool cluster = false, other = false, mount = false, version = false, trace = false;
   for (size_t i = 0; i < count; i++) {
-    cluster |= madfs_starts(theirs[i], "MADFS_CLUSTER=");
+    if (madfs_starts(theirs[i], "MADFS_CLUSTER=")) {
+      cluster = true;
+      other = strcmp(theirs[i] + 14, madfs_settings.cluster) != 0;
+    }
     mount |= madfs_starts(theirs[i], "MADFS_MOUNT=");
     version |= madfs_starts(theirs[i], "MADFS_VERSION=");
     trace |= madfs_starts(theirs[i], "MADFS_TRACE=");
     if (madfs_starts(theirs[i], "MADFS_STATE=") || madfs_starts(theirs[i], "MADFS_CWD=") ||
-        madfs_starts(theirs[i], "MADFS_PROGRAM="))
+        madfs_starts(theirs[i], "MADFS_PROGRAM=") || madfs_starts(theirs[i], "MADFS_CLUSTER_FD="))
       continue;
     if (preload && theirs[i] == preload - 11 && !preloads_us(preload)) continue;
     b->list[b->count++] = theirs[i];
@@ -113,6 +116,7 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
   if (!trace && *madfs_settings.trace) add(b, "MADFS_TRACE=", madfs_settings.trace, NULL);
   char state[64];
   if (madfs_fds_state(state, sizeof state)) add(b, state, NULL, NULL);
+  if (!other && madfs_identity_state(state, sizeof state)) add(b, state, NULL, NULL);
   if (madfs_cwd_get(t->scratch)) add(b, "MADFS_CWD=", t->scratch, NULL);
   if (p->name) add(b, "MADFS_PROGRAM=", p->name, NULL);
   b->list[b->count] = NULL;
@@ -130,8 +134,8 @@ static long build_lists(struct madfs_thread *t, const struct program *p, char **
     if (madfs_starts(p->environment[i], "LD_PRELOAD=")) preload = p->environment[i] + 11;
     leave |= strcmp(p->environment[i], "MADFS_PRELOAD=0") == 0;
   }
-  size_t pointers = ((size_t)count + 10 + (size_t)words + p->before_count + 1) * sizeof(char *);
-  size_t texts = (7 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
+  size_t pointers = ((size_t)count + 11 + (size_t)words + p->before_count + 1) * sizeof(char *);
+  size_t texts = (8 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
   char *pages = exec_pages(t, pointers + texts);
   if (!pages) return -ENOMEM;
   struct builder b = {.list = (char **)pages, .text = pages + pointers, .end = pages + pointers + texts};
@@ -343,7 +347,7 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
   p->path = t->given[0];
   p->memory = -1;
   madfs_maps_sync();
-  long result = madfs_user_text(t->given[0], MADFS_PATH_MAX, (const char *)a[0]);
+  long result = madfs_user_text(t->given[0], MADFS_GIVEN_MAX, (const char *)a[0]);
   if (result >= 0) result = t->exec_again ? resolve_script(p) : resolve(p);
   if (result >= 0) result = execute(f, p);
   if (result < 0) {

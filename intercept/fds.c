@@ -66,7 +66,7 @@ struct header {
 };
 _Static_assert(sizeof(struct header) <= HEADER_BYTES, "the header has its own pages");
 
-enum { TABLE_VERSION = 1 };
+enum { TABLE_VERSION = 2 };
 #define TABLE_BYTES (HEADER_BYTES + (size_t)SLOTS * SLOT_BYTES)
 #define PATHS_AT ((long)TABLE_BYTES)  // file offset of the long paths: MADFS_PATH_MAX each
 

@@ -8,7 +8,8 @@
 #include <stdint.h>
 
 #define MADFS_HOST_ABI 3
-#define MADFS_PATH_MAX 4096
+#define MADFS_GIVEN_MAX 4096  // a path as programs may give it, with its end: PATH_MAX
+#define MADFS_PATH_MAX 8192   // an absolute path: where a program is, and what it gives
 
 enum { MADFS_ARG_INT, MADFS_ARG_FD, MADFS_ARG_PATH, MADFS_ARG_STR };
 
@@ -57,6 +58,9 @@ struct madfs_host {
   // process has one.
   int (*mapped)(unsigned long start, unsigned long length, uint64_t file, unsigned long offset);
   int (*is_mapped)(uint64_t file);
+  // The thread's user and group as far as files are concerned.
+  void (*identity)(unsigned *user, unsigned *group);
+  int (*cluster)(void);  // the cluster file, kept open for who may no longer open it; or -1
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

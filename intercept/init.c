@@ -69,6 +69,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   if (cluster) madfs_copy(madfs_settings.cluster, sizeof madfs_settings.cluster, cluster);
   madfs_fault_start();
   madfs_fds_adopt(variable(environment, "MADFS_STATE"));
+  madfs_identity_adopt(variable(environment, "MADFS_CLUSTER_FD"));
   const char *program = variable(environment, "MADFS_PROGRAM"), *name = program;
   for (const char *at = program; at && *at; at++)
     if (*at == '/' && at[1]) name = at + 1;

@@ -20,7 +20,7 @@
 enum {
   MADFS_ROWS = 512,                    // system call numbers with a row; higher ones go to the kernel
   MADFS_CLASSES = 1 << 16,             // what the stubs index with 16 bits of the number
-  MADFS_HOOK_STACK_BYTES = 256 << 10,  // stack of a call that is ours
+  MADFS_HOOK_STACK_BYTES = 320 << 10,  // stack of a call that is ours
   MADFS_ALTERNATE_BYTES = 128 << 10,   // stack for the signals of a crash
   MADFS_POINTER_MIN = 64 << 10,        // lower addresses are never mapped: the kernel says EFAULT
   MADFS_VFORK_DEPTH = 4,               // vfork in a child of vfork in ...
@@ -112,6 +112,7 @@ struct madfs_thread {
   int exec_directory, exec_memory;
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
+  int cluster, cluster_owner;       // identity.c: 1 + a descriptor, of the child of vfork that opened it
   const struct madfs_frame *frame;  // the call that is being answered
   long number;                      // and which it is
   char given[2][MADFS_PATH_MAX];    // texts of the application's
@@ -131,6 +132,7 @@ struct madfs_local {
   int vfork_depth;  // children of vfork that this thread runs as, or has run as
   struct madfs_thread *thread;
   int forking;  // it has told the runtime that it forks
+  unsigned identity;  // identity.c: what the runtime knows of this thread's user
 };
 extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial-exec")));
 
@@ -310,6 +312,14 @@ void madfs_fork_finish(void);   // the fork that this thread has made in place i
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
 int madfs_memory_owner(void);  // the process whose memory this is
 unsigned madfs_umask(void);
+
+// --- identity.c -----------------------------------------------------------------------------------------------------
+
+bool madfs_identity_changed(unsigned *now);  // the runtime does not know who this thread is
+void madfs_identity_get(unsigned *user, unsigned *group);
+int madfs_identity_cluster(void);                    // the cluster file kept open, or -1
+bool madfs_identity_state(char *text, size_t size);  // MADFS_CLUSTER_FD for a program to be executed
+void madfs_identity_adopt(const char *state);
 
 // --- runtime.c ------------------------------------------------------------------------------------------------------
 

@@ -261,7 +261,7 @@ static int behind_link(const char *path, char *out, size_t *length) {
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length) {
   size_t size = strlen(path);
   if (*path == '/') {
-    if (size >= MADFS_PATH_MAX) return PATH_HOST;  // the kernel's answer is ENAMETOOLONG
+    if (size >= MADFS_GIVEN_MAX) return PATH_HOST;  // the kernel's answer is ENAMETOOLONG
     if (under_mount(path)) {
       memcpy(out, path, size + 1);
       *length = size;
@@ -273,14 +273,14 @@ int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX],
   }
   if (directory == AT_FDCWD) {
     size_t base = madfs_cwd_get(out);
-    if (base) return size >= MADFS_PATH_MAX ? -ENAMETOOLONG : join(base, path, size, out, length);
+    if (base) return size >= MADFS_GIVEN_MAX ? -ENAMETOOLONG : join(base, path, size, out, length);
   } else {
     int slot = madfs_fd_slot(directory);
     if (slot == FD_INTERNAL) return -EBADF;
     if (slot >= 0)
-      return size >= MADFS_PATH_MAX ? -ENAMETOOLONG : join(madfs_slot_path(slot, out), path, size, out, length);
+      return size >= MADFS_GIVEN_MAX ? -ENAMETOOLONG : join(madfs_slot_path(slot, out), path, size, out, length);
   }
-  return size >= MADFS_PATH_MAX ? PATH_HOST : from_outside(directory, path, size, out, length);
+  return size >= MADFS_GIVEN_MAX ? PATH_HOST : from_outside(directory, path, size, out, length);
 }
 
 // --- the working directory ------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ static enum madfs_verdict chdir_work(struct madfs_frame *f) {
   const char *path = madfs_local.thread->given[0];
   char *out = madfs_local.thread->path[0];
   size_t length;
-  long given = madfs_user_text(madfs_local.thread->given[0], MADFS_PATH_MAX, (const char *)f->argument[0]);
+  long given = madfs_user_text(madfs_local.thread->given[0], MADFS_GIVEN_MAX, (const char *)f->argument[0]);
   if (given < 0) return answer(f, given);
   int where = madfs_path_locate(AT_FDCWD, path, out, &length);
   if (where < 0) return answer(f, where);

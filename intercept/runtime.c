@@ -54,6 +54,8 @@ static const struct madfs_host host = {
     .probe = probe,
     .mapped = madfs_maps_add,
     .is_mapped = madfs_maps_has,
+    .identity = madfs_identity_get,
+    .cluster = madfs_identity_cluster,
 };
 
 // --- threads --------------------------------------------------------------------------------------------------------
@@ -209,6 +211,19 @@ static long perform(void *value) {
   return result;
 }
 
+// Before the first call after something like setuid: who this thread is now.  A child of vfork has the thread-local
+// variables of its parent, but not its identity: whichever of them comes next tells its own.
+static void tell_identity(const struct madfs_runtime *table) {
+  unsigned now, user, group;
+  if (!MADFS_UNLIKELY(madfs_identity_changed(&now))) return;
+  madfs_identity_get(&user, &group);
+  struct madfs_call call = {.number = CALL_identity, .count = 2};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)user};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)group};
+  struct job job = {.table = table, .call = &call};
+  if (arch_preserve(perform, &job) == 0 && !madfs_in_vfork()) madfs_local.identity = now;
+}
+
 // --- in a child of vfork --------------------------------------------------------------------------------------------
 
 // What opens and changes directories in a child of vfork must not happen on the parent's memory: connections the
@@ -317,6 +332,7 @@ long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument) {
   if (answered) return special;
   struct job job = {.table = need(), .call = call};
   if (!job.table) return -EIO;
+  tell_identity(job.table);
   long result = arch_preserve(perform, &job);
   *escaped_argument = job.escaped;
   return result;

@@ -34,6 +34,7 @@ F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
 STATX_BASIC_STATS, STATX_RESERVED = 0x7FF, 0x80000000
 IOV_MAX = 1024
 NAME_MAX, PATH_MAX = 255, 4096
+PATH_LONGEST = 8191  # bytes of an absolute path: where a program is and what it gives, which is below PATH_MAX
 RW_MAX = 0x7FFFF000  # what one read or write transfers at most
 OFFSET_MAX = (1 << 63) - 1
 PAGE = 4096  # addresses below are never mapped: they are NULL pointers with an offset

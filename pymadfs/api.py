@@ -23,7 +23,7 @@ def connect(cluster_file, config=None):
     """
     description = cluster.read(os.fspath(cluster_file))
     config = Config() if config is None else config
-    client = rpc.Client(description, config, uid=os.geteuid(), gid=os.getegid())
+    client = rpc.Client(description, config, uid=os.geteuid(), gid=os.getegid(), groups=os.getgroups())
     return Mount(FileSystem(client, config, os.fsencode(description.mount), _store))
 
 

@@ -9,7 +9,8 @@ path also raise :class:`HostPath` when it leads out of the mount.
 import errno
 import posix
 
-from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_MAX, RENAME_NOREPLACE
+from . import identity
+from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_LONGEST, RENAME_NOREPLACE
 from .errors import Restart, fail
 from .filedata import FileData
 from .layout import home, join, owner, parent
@@ -100,12 +101,9 @@ class File:
         return self.mode & S_IFMT == S_IFDIR
 
 
-def allowed(attr, uid, gid, mask):
-    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to a user."""
-    if uid == 0:
-        return not mask & X_OK or attr.mode & S_IFMT == S_IFDIR or bool(attr.mode & 0o111)
-    shift = 6 if uid == attr.uid else 3 if gid == attr.gid else 0
-    return (attr.mode >> shift) & mask == mask
+def allowed(attr, who, mask):
+    """Whether the permission bits of ``attr`` grant ``mask`` (R_OK | W_OK | X_OK) to ``who``."""
+    return identity.allowed(attr.mode, attr.uid, attr.gid, who, mask)
 
 
 class FileSystem(FileData):
@@ -146,7 +144,7 @@ class FileSystem(FileData):
         A step up is taken from where the links before it lead; ``real`` is a leading part known to hold no links.
         ``links``, a list of one number, counts the links followed for one path: ELOOP when they are too many.
         """
-        if len(path) > NAME_MAX and (len(path) >= PATH_MAX or max(map(len, path.split(b"/"))) > NAME_MAX):
+        if len(path) > NAME_MAX and (len(path) > PATH_LONGEST or max(map(len, path.split(b"/"))) > NAME_MAX):
             raise fail(errno.ENAMETOOLONG, path)
         if path.find(b"/.") < 0 and path.find(b"//") < 0 and (path[-1:] != b"/" or path == b"/"):
             return path, PLAIN
@@ -237,7 +235,7 @@ class FileSystem(FileData):
             return self._getattr(ino, path)
         if fields[1] & SET_SIZE:  # the server takes who has the number for somebody who opened the file
             found = self._getattr(ino, path)
-            if not allowed(found, self.rpc.uid, self.rpc.gid, W_OK):
+            if not allowed(found, self.rpc.who, W_OK):
                 raise fail(errno.EACCES, path)
         return ATTR.unpack(self._call(home(ino), SETATTR, path, ino, *fields[1:])[0].attr)
 

@@ -11,6 +11,7 @@ Lines of ``key value``; ``#`` begins a comment::
 
 The file is mode 0600, because whoever can read the secret can use the file system as anybody.
 """
+import errno
 import os
 from collections import namedtuple
 
@@ -49,21 +50,30 @@ def shared_directory(secret):
     return b"/dev/shm/madfs-%d-%s" % (os.geteuid(), blake2s(secret, digest_size=8).hexdigest().encode())
 
 
-def read(path):
-    """Cluster described by the file at ``path``; raises ClusterError."""
+def read(path, kept=-1):
+    """Cluster described by the file at ``path``; ``kept`` is a descriptor of it for who may no longer open it.
+
+    Raises ClusterError.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if kept >= 0 and error.errno == errno.EACCES:
+            return parse(_content(kept), path)
         raise ClusterError(f"cannot read the cluster file {path}: {error.strerror}; `madfs up` makes one") from None
     try:
         if os.fstat(fd).st_mode & 0o077:
             raise ClusterError(f"the cluster file {path} is open to others: chmod 600 {path}")
-        data = b""
-        while block := os.read(fd, 1 << 20):
-            data += block
+        return parse(_content(fd), path)
     finally:
         os.close(fd)
-    return parse(data.decode("utf-8", "surrogateescape"), path)
+
+
+def _content(fd):
+    data = b""
+    while block := os.pread(fd, 1 << 20, len(data)):
+        data += block
+    return data.decode("utf-8", "surrogateescape")
 
 
 def parse(text, path="the cluster file"):

@@ -36,9 +36,8 @@ from keyword import iskeyword as _iskeyword
 }
 
 CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadfs.config", "pymadfs.door",
-          "pymadfs.errors", "pymadfs.filedata", "pymadfs.layout", "pymadfs.links", "pymadfs.listing", "pymadfs.log",
-          "pymadfs.ops", "pymadfs.rpc",
-          "pymadfs.syscalls",
+          "pymadfs.errors", "pymadfs.filedata", "pymadfs.identity", "pymadfs.layout", "pymadfs.links",
+          "pymadfs.listing", "pymadfs.log", "pymadfs.ops", "pymadfs.rpc", "pymadfs.syscalls",
           *(f"pymadfs.syscalls.{name[:-3]}" for name in sorted(os.listdir(os.path.join(HERE, "syscalls")))
             if name.endswith(".py") and name != "__init__.py"),
           "pymadfs.transport", "pymadfs.transport.ucx")

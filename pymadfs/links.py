@@ -30,7 +30,7 @@ def link_inode(fs, attr, hint, new):
         fs.lookup(new, follow=False)  # ENOENT
         raise fail(errno.EEXIST, new)
     directory = attr.mode & S_IFMT == S_IFDIR
-    if directory or not may_link(attr, fs.rpc.uid, fs.rpc.gid):
+    if directory or not may_link(attr, fs.rpc.who):
         refuse(fs, new)
         raise fail(errno.EPERM, hint)
     for _ in range(LINKS_MAX + 1):
@@ -58,10 +58,10 @@ def refuse(fs, new):
 # file only if one of the following conditions is true: The calling process has the CAP_FOWNER capability ... The
 # filesystem UID of the process creating the link matches the owner ... All of the following: the target is a regular
 # file; not set-user-ID; not both set-group-ID and group-executable; permission to read and write the target file."
-def may_link(attr, uid, gid):
-    """Whether a user may make further names of an inode."""
+def may_link(attr, who):
+    """Whether ``who`` may make further names of an inode."""
     global _protected
-    if uid == 0 or uid == attr.uid:
+    if who.uid in (0, attr.uid):
         return True
     if _protected is None:
         try:
@@ -71,7 +71,7 @@ def may_link(attr, uid, gid):
         except OSError:
             _protected = True
     safe = attr.mode & S_IFMT == S_IFREG and not attr.mode & 0o4000 and attr.mode & 0o2010 != 0o2010
-    return not _protected or safe and allowed(attr, uid, gid, R_OK | W_OK)
+    return not _protected or safe and allowed(attr, who, R_OK | W_OK)
 
 
 def tmpfile(fs, path, flags, mode):

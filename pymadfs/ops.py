@@ -12,7 +12,7 @@ from collections import namedtuple
 OPS = {}
 SYSCALLS = {}
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of everything that crosses the wire.  Bump it when a record, a tag or the door changes."""
 
 _new_tuple = tuple.__new__
@@ -72,7 +72,8 @@ class Op:
 
 # One eager message: REQUEST header, the operation's fields, its tail.  `bulk` is the size of the bulk message that
 # follows (data="request") or the room the caller has for one (data="reply"); 0 when the bytes travel in the tail.
-REQUEST = Record("Request", "op:H flags:H conn:I id:Q uid:I gid:I bulk:I length:I")
+# `groups` numbers a set that GROUPS announced on the connection; 0: no groups beside gid.
+REQUEST = Record("Request", "op:H groups:H conn:I id:Q uid:I gid:I bulk:I length:I")
 assert REQUEST.size == 32
 
 # One eager message: REPLY header, the operation's reply fields (absent when status != 0), tail.  `bulk` is the size of
@@ -111,6 +112,7 @@ PIPES_SUFFIX = b".pipes"
 
 # Bits of SETATTR.valid.
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = (1 << i for i in range(8))
+SET_CHOWN = 1 << 9  # chown, whatever it leaves as it is: privileges of the file end
 SET_LINK = 1 << 8  # change a symbolic link itself (lchown, AT_SYMLINK_NOFOLLOW)
 
 # Followed by `length` bytes of name; `place` is layout.order(name), type is DT_* of dirent.h.
@@ -212,6 +214,9 @@ READDIR = Op(50, "readdir", "after:Q limit:I", "done:B ino:Q", retry=True,
                  "in order. `ino` is the directory's own number where its entry lies, else 0. Reply's tail: DIRENT "
                  "records, `limit` bytes at most, or one.")
 
+GROUPS = Op(51, "groups", "number:H", "", retry=True,
+            doc="Supplementary groups that `groups` = `number` means in later requests of this connection; tail: group "
+                "numbers, 4 bytes each.")
 SETXATTR = Op(44, "setxattr", "ino:Q flags:I name:H hint:H", "", data="request",
               doc="Set an extended attribute (XATTR_CREATE, XATTR_REPLACE). Tail: `name` bytes of name, `hint` bytes "
                   "of path, then the value when it is not a bulk message.")
@@ -316,7 +321,7 @@ Syscall("lstat", "newfstatat(at(AT_FDCWD, a0), a1, AT_SYMLINK_NOFOLLOW)", only=X
 Syscall("fstat", "fstat(fd(a0), a1)")
 Syscall("statx", "statx(at(a0, a1), a2, a3, a4)", empty="fstatx(fd(a0), a3, a4)", flags="a2")
 Syscall("faccessat", "faccessat(at(a0, a1), a2, 0)")
-Syscall("faccessat2", "faccessat(at(a0, a1), a2, a3)", empty="faccess(fd(a0), a2)", flags="a3")
+Syscall("faccessat2", "faccessat(at(a0, a1), a2, a3)", empty="faccess(fd(a0), a2, a3)", flags="a3")
 Syscall("access", "faccessat(at(AT_FDCWD, a0), a1, 0)", only=X86)
 Syscall("readlinkat", "readlinkat(at(a0, a1), a2, a3)", empty="freadlink(fd(a0), a2, a3)", flags="0")
 Syscall("readlink", "readlinkat(at(AT_FDCWD, a0), a1, a2)", only=X86)
@@ -438,6 +443,13 @@ Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note="complete; noted becau
 Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True,
         note="complete; noted because SCM_RIGHTS carries descriptors away")
 
+# The kernel does these; the client then asks anew who the thread is.
+for _name, _arguments in (("setuid", "a0"), ("setgid", "a0"), ("setreuid", "a0, a1"), ("setregid", "a0, a1"),
+                          ("setresuid", "a0, a1, a2"), ("setresgid", "a0, a1, a2"), ("setfsuid", "a0"),
+                          ("setfsgid", "a0"), ("setgroups", "a0, a1")):
+    Syscall(_name, f"set_identity({_arguments})", shim=True,
+            note="complete; noted because the thread's later calls are made in the new name")
+
 # Left to the kernel, to which a descriptor of ours is a regular file that is open for reading only and empty: the
 # calls, with the arguments that may be such a descriptor.
 for _reason, _calls in {
@@ -466,9 +478,9 @@ for _reason, _calls in {
 _NO_NAMES = """
 brk rt_sigprocmask rt_sigreturn pipe sched_yield mincore madvise shmget shmat shmctl pause
 nanosleep getitimer alarm setitimer getpid socket socketpair exit wait4 kill uname semget semop semctl shmdt msgget
-msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid setuid setgid geteuid
-getegid setpgid getppid getpgrp setsid setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid
-getpgid setfsuid setfsgid getsid capget capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
+msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid geteuid
+getegid setpgid getppid getpgrp setsid getgroups getresuid getresgid getpgid getsid capget capset rt_sigpending
+rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
 personality ustat sysfs getpriority setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler
 sched_get_priority_max sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall vhangup
 modify_ldt _sysctl prctl arch_prctl adjtimex setrlimit settimeofday reboot sethostname setdomainname iopl ioperm
@@ -496,6 +508,7 @@ NEWER = {
 EXTRA_CALLS = {
     "chdir_path": "chdir_path(at(a0, a1))",  # -> resolved path is stored with shim.set_cwd
     "chdir_fd": "chdir_fd(fd(a0))",
+    "identity": "identity(a0, a1)",  # the thread has another user or other groups
     "fcntl_lock": "fcntl_lock(fd(a0), a1, a2)",
     "map_sync": "map_sync(a0, a1, a2, a3)",  # a part of a shared mapping is synchronised, or not mapped any more
     "map_end": "map_end(a0, a1, a2, a3)",  # the last part of a file's shared mappings in this process is gone

@@ -21,6 +21,7 @@ import time
 
 from . import door, ops
 from .errors import Restart, fail, from_status, to_status
+from .identity import NO_GROUPS, Who
 from .log import log
 from .ops import FSYNC, OPS, REPLY, REQUEST
 from .transport import HEAD_MAX, MESSAGE_MAX, TRANSFER
@@ -30,6 +31,10 @@ EAGER_LIMIT = 64 << 10
 """Bytes: a larger ``eager_max`` would not leave room for header and paths in a small message."""
 TAIL_MAX = 64 << 10
 """Bytes of a tail, either way."""
+GROUP_SETS_MAX = 4096
+"""Sets of supplementary groups that a connection can tell apart."""
+GROUPS_MAX = 16000
+"""Groups in a set; a message has no room for more, so the highest ones do not count."""
 BLAME_S = 1.0
 """Seconds for which a server that did not answer the door in time is not asked again."""
 
@@ -76,10 +81,6 @@ def _bulk_in_tag(conn, request_id):
     return _BULK_IN | conn << ID_BITS | request_id & _ID_LOW
 
 
-def _not_open(*arguments):
-    raise fail(errno.EBADF)
-
-
 def _new_ids():
     return itertools.count(int.from_bytes(os.urandom(4), "little") >> 1 << ID_BITS)
 
@@ -90,37 +91,40 @@ def _real_transport():
 
 
 class _Peer:
-    """A server we have met: ``handle`` of the transport, ``conn`` (our id there), ``door`` (socket or None) and, in a
-    server, the event ``loop`` that watches it."""
+    """A server we have met: ``handle`` of the ``transport``, whose ``ask`` is at hand, ``conn`` (our id there),
+    ``door`` (socket or None) and, in a server, the event ``loop`` that watches it."""
 
-    __slots__ = ("conn", "door", "handle", "loop")
+    __slots__ = ("ask", "conn", "door", "handle", "loop", "transport")
 
-    def __init__(self, handle, conn, door, loop=None):
+    def __init__(self, transport, handle, conn, door, loop=None):
+        self.transport, self.ask = transport, transport.ask
         self.handle, self.conn, self.door, self.loop = handle, conn, door, loop
 
 
 class Client:
     """Calls servers; any thread may.  ``counters`` counts the requests made, by operation name.
 
-    ``uid`` and ``gid`` (settable) go along with each request.  ``met(server)``, if set, is called when a server was
-    connected to.  The transport is opened at the first call.
+    ``who`` (an identity.Who) goes along with each request: see :meth:`identify`.  ``met(server)``, if set, is called
+    when a server was connected to.  The transport is opened at the first call.
     """
 
-    def __init__(self, cluster, config, transport=None, uid=0, gid=0):
-        self.cluster, self.config, self.uid, self.gid = cluster, config, uid, gid
+    def __init__(self, cluster, config, transport=None, uid=0, gid=0, groups=()):
+        self.cluster, self.config = cluster, config
+        self._group_sets = {}  # groups -> their number, announced to each server
         self.servers = len(cluster.servers)
         self.counters = {op.name: 0 for op in OPS.values()}
         self.met = None
         self._eager_max = min(config.eager_max, EAGER_LIMIT)
         self._timeout_us = config.timeout_ms * 1000
-        self._transport = None
-        self._ask = _not_open
+        self._transport = self._second = None
         if transport is not None:
-            self._use(transport)
+            self._transport = transport
         else:
             # Imported here, on one thread: a fork during an import leaves its lock taken in the child.
             self._new_transport = _real_transport()
         self._reset()
+        self.who = self._who(uid, gid, groups)
+        self.names = {}  # thread -> its own Who, where that is another
 
     def _reset(self):
         self._peers = [None] * self.servers
@@ -129,9 +133,6 @@ class Client:
         self._slots = []
         self._ids = _new_ids()
         self._lock = _thread.allocate_lock()  # connecting and disconnecting
-
-    def _use(self, transport):
-        self._transport, self._ask = transport, transport.ask
 
     def call(self, server, op, tail=b"", *fields, send=None, recv=None):
         """Ask ``server`` (number) for ``op`` with ``fields``; -> (reply fields as a named tuple, tail as bytes).
@@ -149,14 +150,15 @@ class Client:
             slot = self._transport.slot()
         pack_into, size, unpack_from, end, tag, reply_tag = _CALLS[op]
         handle, head, reply = slot
+        uid, gid, number, _ = self.who
         request_id = next(self._ids)
         length = len(tail)
         if length > TAIL_MAX:
             raise fail(errno.EMSGSIZE)
         try:
-            pack_into(head, 0, op.number, 0, peer.conn, request_id, self.uid, self.gid, 0, length, *fields)
+            pack_into(head, 0, op.number, number, peer.conn, request_id, uid, gid, 0, length, *fields)
             self.counters[op.name] += 1
-            count = self._ask(handle, peer.handle, tag | peer.conn, reply_tag | request_id, size, tail, length, end,
+            count = peer.ask(handle, peer.handle, tag | peer.conn, reply_tag | request_id, size, tail, length, end,
                               self._timeout_us)
             if count > 0:
                 return (_new(op.reply.type, unpack_from(reply, _FIELDS_AT)),
@@ -189,12 +191,11 @@ class Client:
                     peer = self._peers[server] or self._connect(server)
                     slot = self._slot()
                     slots.append(slot)
-                    self._transport.prepare(*self._arguments(slot, peer, op, request_id, tail, fields, send, recv))
-                    ready.append((index, slot, request_id))
+                    peer.transport.prepare(*self._arguments(slot, peer, op, request_id, tail, fields, send, recv))
+                    ready.append((index, slot, request_id, peer))
                 except OSError as error:
                     results[index] = error
-            counts = self._transport.run([slot.handle for _, slot, _ in ready], self._timeout_us) if ready else ()
-            for (index, slot, request_id), count in zip(ready, counts):
+            for (index, slot, request_id, _), count in self._run(ready):
                 server, op, tail, fields, send, recv = calls[index]
                 try:
                     results[index] = self._finish(count, slot, server, op, request_id, tail, fields, send, recv)
@@ -203,6 +204,15 @@ class Client:
         finally:
             self._slots += slots
         return results
+
+    def _run(self, ready):
+        """``[(item, count)]`` of prepared calls."""
+        counted: list = []
+        for transport in (self._transport, self._second):
+            here = [item for item in ready if item[3].transport is transport]
+            if here:
+                counted += zip(here, transport.run([item[1].handle for item in here], self._timeout_us))
+        return counted
 
     def notify(self, server, op, tail=b"", *fields):
         """Send ``op``, which has no reply.  Raises OSError EIO when the server is dead; else it may yet get lost."""
@@ -220,11 +230,10 @@ class Client:
         for peer in self._peers:
             if peer is not None and peer.door is not None:
                 peer.door.close()  # else the server would take the child's copy for the parent's life
-        if self._transport is not None:
-            successor = self._transport.abandon()
-            self._transport, self._ask = None, _not_open
-            if successor is not None:
-                self._use(successor)
+        if self._second is not None:
+            self._second.abandon()
+        successor = self._transport.abandon() if self._transport is not None else None
+        self._transport, self._second = successor, None
         self._reset()
 
     def close(self):
@@ -232,9 +241,45 @@ class Client:
         for server, peer in enumerate(self._peers):
             if peer is not None:
                 self._drop(server, peer)
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        for transport in (self._transport, self._second):
+            if transport is not None:
+                transport.close()
+        self._transport = self._second = None
+
+    # --- in whose name ----------------------------------------------------------------------------------------------
+
+    def identify(self, uid, gid, groups=()):
+        """The calling thread's requests are made in this name from now on."""
+        who = self._who(uid, gid, groups)
+        if who != self.who:
+            self.__class__ = _OfManyThreads
+            self.names[_thread.get_ident()] = who
+
+    def _who(self, uid, gid, groups):
+        groups = frozenset(groups) - {gid} if uid else NO_GROUPS
+        number = 0
+        if groups:
+            number = self._group_sets.get(groups, 0)
+            if not number:
+                number = len(self._group_sets) + 1
+                if number > GROUP_SETS_MAX:  # the oldest gives its number away
+                    number = self._group_sets.pop(next(iter(self._group_sets)))
+                self._group_sets[groups] = number
+                for server, peer in enumerate(self._peers):
+                    if peer is not None:
+                        self._announce(peer, server, number, groups)
+        return Who(uid, gid, number, groups)
+
+    def _announce(self, peer, server, number, groups):
+        """Tell a server what a number of groups means.  A server that died hears of it when it is met again."""
+        slot = self._slot()
+        request_id = next(self._ids)
+        tail = b"".join([gid.to_bytes(4, "little") for gid in sorted(groups)[:GROUPS_MAX]])
+        try:
+            peer.transport.call(*self._arguments(slot, peer, ops.GROUPS, request_id, tail, (number,), None, None),
+                                self._timeout_us)
+        finally:
+            self._slots.append(slot)
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 
@@ -246,13 +291,13 @@ class Client:
         if self._transport is None:
             with self._lock:
                 if self._transport is None:
-                    self._use(self._new_transport(self.config))
+                    self._transport = self._new_transport(self.config)
         return self._transport.slot()
 
     def _attempt(self, slot, server, op, request_id, tail, fields, send, recv):
         peer = self._peers[server] or self._connect(server)
         arguments = self._arguments(slot, peer, op, request_id, tail, fields, send, recv)
-        return self._transport.call(*arguments, self._timeout_us)
+        return peer.transport.call(*arguments, self._timeout_us)
 
     def _arguments(self, slot, peer, op, request_id, tail, fields, send, recv):
         """What the transport's ``call`` takes; writes header and fields into the slot."""
@@ -271,7 +316,8 @@ class Client:
                 bulk, bulk_tag = room, _BULK_OUT | request_id
         if len(tail) > TAIL_MAX or size + length > MESSAGE_MAX:
             raise fail(errno.EMSGSIZE)
-        pack_into(slot.head, 0, op.number, 0, conn, request_id, self.uid, self.gid, bulk, length, *fields)
+        uid, gid, number, _ = self.who
+        pack_into(slot.head, 0, op.number, number, conn, request_id, uid, gid, bulk, length, *fields)
         self.counters[op.name] += 1
         return (slot.handle, peer.handle, tag | conn, 0 if op.oneway else reply_tag | request_id, size, tail, len(tail),
                 address, sending, receiving, room, bulk_tag, end)
@@ -322,35 +368,43 @@ class Client:
         if time.monotonic() < self._blamed.get(server, 0):
             raise fail(errno.EIO)
         if self._transport is None:
-            self._use(self._new_transport(self.config))
-        entry = self.cluster.servers[server]
+            self._transport = self._new_transport(self.config)
         try:
-            visit = self._transport.knock(entry, self.cluster.secret, door.KIND_CLIENT, self.config.connect_ms)
-            peer = self._meet(server, visit)
+            peer = self._visit(server, self._transport)
         except OSError as error:
             if error.errno == errno.ETIMEDOUT:
                 self._blamed[server] = time.monotonic() + BLAME_S
             self._mourn(server, f"cannot be reached: {error.strerror or error}")
             raise fail(errno.EIO) from None
+        for groups, number in self._group_sets.items():
+            self._announce(peer, server, number, groups)
         self._peers[server] = peer
         self._mourned.discard(server)
         return peer
 
-    def _meet(self, server, visit):
+    def _visit(self, server, transport):
+        """Meet a server by ``transport``, or by the one beside it where that is another user's memory to share."""
+        visit = transport.knock(self.cluster.servers[server], self.cluster.secret, door.KIND_CLIENT,
+                                self.config.connect_ms)
         try:
             if (visit.number, visit.servers) != (server, self.servers):
                 raise OSError(errno.EPROTO,
                               f"it is server {visit.number} of {visit.servers}: the cluster file is stale")
-            handle = self._transport.connect(visit.address, visit.door.fileno() if visit.door else -1)
-        except OSError:
+            handle = transport.connect(visit.address, visit.door.fileno() if visit.door else -1)
+        except OSError as error:
             if visit.door:
                 visit.door.close()
-            raise
-        return _Peer(handle, visit.conn, visit.door)
+            if error.errno == errno.EPROTO or transport is self._second:
+                raise
+            self._second = self._second or transport.beside()
+            if self._second is None:
+                raise
+            return self._visit(server, self._second)
+        return _Peer(transport, handle, visit.conn, visit.door)
 
     def _lose(self, server):
         peer = self._peers[server]
-        if peer is not None and not self._transport.alive(peer.handle):
+        if peer is not None and not peer.transport.alive(peer.handle):
             self._drop(server, peer)
             self._mourn(server, "died")
 
@@ -359,7 +413,7 @@ class Client:
             if self._peers[server] is not peer:
                 return  # another thread was faster
             self._peers[server] = None
-            self._transport.disconnect(peer.handle)
+            peer.transport.disconnect(peer.handle)
             if peer.door is not None:
                 peer.door.close()
 
@@ -372,6 +426,14 @@ class Client:
     def _name(self, server):
         entry = self.cluster.servers[server]
         return f"server {server} ({entry.host}:{entry.port})"
+
+
+class _OfManyThreads(Client):
+    """A Client whose threads have different names."""
+
+    @property
+    def who(self):  # goes before the attribute of the same name
+        return self.names.get(_thread.get_ident()) or self.__dict__["who"]
 
 
 def _decode(data, op):
@@ -389,17 +451,19 @@ def _decode(data, op):
 
 
 class Request:
-    """What a caller asks: ``op`` (Op), ``fields`` (named tuple), ``tail`` (bytes); ``id``, ``conn``, ``uid``, ``gid``;
-    ``bulk``: bytes that follow as a message of their own, or the room for such a message; ``fsync``: came under fsync's
-    tags; ``unread``: bytes of bulk that the caller sends and nobody has received yet.
+    """What a caller asks: ``op`` (Op), ``fields`` (named tuple), ``tail`` (bytes); ``id``, ``conn``, ``uid``, ``gid``,
+    ``groups`` (supplementary ones); ``bulk``: bytes that follow as a message of their own, or the room for such a
+    message; ``fsync``: came under fsync's tags; ``unread``: bytes of bulk that the caller sends and nobody has received
+    yet.
     """
 
-    __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "id", "op", "tail", "uid", "unread")
+    __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "groups", "id", "op", "tail", "uid", "unread")
     op: ops.Op
     id: int
     conn: int
     uid: int
     gid: int
+    groups: frozenset
     fields: tuple
     tail: bytes
     bulk: int
@@ -412,12 +476,12 @@ class Request:
 
 class _Conn:
     """A visitor let in: transport ``handle`` (None until its first request), ``address``, ``kind`` (door.KIND_*),
-    tokens of its ``transfers``."""
+    tokens of its ``transfers``, sets of ``groups`` by number."""
 
-    __slots__ = ("address", "handle", "kind", "transfers")
+    __slots__ = ("address", "groups", "handle", "kind", "transfers")
 
     def __init__(self, address, kind):
-        self.address, self.handle, self.kind, self.transfers = address, None, kind, set()
+        self.address, self.handle, self.kind, self.transfers, self.groups = address, None, kind, set(), {}
 
 
 class _Lost(Exception):
@@ -499,7 +563,7 @@ class Service:
             self.counters["garbage"] += 1
             return None
         arena = self._transport.arena
-        number, _, conn_id, request_id, uid, gid, bulk, tail_length = _request_header(arena, offset)
+        number, groups, conn_id, request_id, uid, gid, bulk, tail_length = _request_header(arena, offset)
         conn = self._conns.get(conn_id)
         if conn is None or conn_id != tag_conn or request_id > _LOW:
             self.counters["garbage"] += 1
@@ -519,6 +583,7 @@ class Service:
         request.fields = _new(op.request.type, fields(arena, start))
         request.tail = bytes(arena[end:end + tail_length]) if tail_length else b""
         request.bulk, request.fsync = bulk, fsync
+        request.groups = conn.groups.get(groups, NO_GROUPS) if groups else NO_GROUPS
         request.unread = bulk if data == "request" else 0
         return request
 
@@ -628,6 +693,12 @@ class Service:
         self._conns[conn_id] = _Conn(address, kind)
         return conn_id
 
+    def announced(self, conn_id, number, groups):
+        """GROUPS came: later requests of the visitor may be in the name of a member of ``groups``."""
+        conn = self._conns.get(conn_id)
+        if conn is not None and 0 < number <= GROUP_SETS_MAX:
+            conn.groups[number] = frozenset(groups)
+
     def _connect_back(self, conn_id, conn):
         """Connect to a visitor once it has sent something, for then its connection serves both ways; -> success."""
         try:
@@ -714,7 +785,7 @@ class Service:
             raise fail(errno.EIO) from None
         finally:
             state.meeting = None
-        state.peer = _Peer(handle, visit.conn, visit.door, loop)
+        state.peer = _Peer(self._transport, handle, visit.conn, visit.door, loop)
         if visit.door is not None:
             visit.door.setblocking(False)
             loop.add_reader(visit.door.fileno(), self._door_speaks, server, visit.door)

@@ -15,6 +15,7 @@ import errno
 from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
+from pymadfs.identity import SEARCH, allowed
 from pymadfs.layout import owner, parent
 from pymadfs.ops import ATTR, DIRINFO, INVALIDATE
 
@@ -91,7 +92,7 @@ class Directories:
             self.free(key)
         value = self._meta.kv.get(key)
         if value is None or request.uid:
-            self.parent(path, request, meta.SEARCH)
+            self.parent(path, request, SEARCH)
             if value is None:
                 raise fail(errno.ENOENT)
         return key, value
@@ -105,21 +106,21 @@ class Directories:
         """
         above = path[:path.rindex(b"/")] or b"/"
         if request.uid:
-            return self._searched(above, request.uid, request.gid, want)
+            return self._searched(above, request, want)
         return self._known.get(above) or self.load(above)
 
-    def _searched(self, path, uid, gid, want):
+    def _searched(self, path, who, want):
         """The Dir of ``path`` after the walk of a user who is not root: search permission above, ``want`` on it."""
         above, at = b"/", path.find(b"/", 1)
         while path != b"/":
             found = self._known.get(above) or self.load(above)
-            if not meta.allowed(found.mode, found.uid, found.gid, uid, gid, meta.SEARCH):
+            if not allowed(found.mode, found.uid, found.gid, who, SEARCH):
                 raise fail(errno.EACCES)
             if at < 0:
                 break
             above, at = path[:at], path.find(b"/", at + 1)
         found = self._known.get(path) or self.load(path)
-        if not meta.allowed(found.mode, found.uid, found.gid, uid, gid, want):
+        if not allowed(found.mode, found.uid, found.gid, who, want):
             raise fail(errno.EACCES)
         return found
 

@@ -8,6 +8,7 @@ import os
 import stat
 
 from pymadfs.errors import fail
+from pymadfs.identity import READ, SEARCH, WRITE, member
 from pymadfs.layout import owner, parent
 from pymadfs.ops import (
     ATTR,
@@ -20,13 +21,9 @@ from pymadfs.ops import (
     RELEASE,
     REOPEN,
     RMDIR,
-    SET_ATIME,
-    SET_ATIME_NOW,
     SET_GID,
     SET_LINK,
     SET_MODE,
-    SET_MTIME,
-    SET_MTIME_NOW,
     SET_SIZE,
     SET_UID,
     SETATTR,
@@ -34,17 +31,14 @@ from pymadfs.ops import (
     UNLINK,
 )
 
-from . import counts, data, holes, links, listing, peers, recovery, rename, xattrs
+from . import counts, credentials, data, holes, links, listing, peers, recovery, rename, xattrs
+from .attributes import attributes
 from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, sticky
 from .meta import (
     CHUNK_SIZE_MAX,
-    PATH_BYTES_MAX,
-    READ,
-    SEARCH,
     SIZE_MAX,
-    WRITE,
-    changed,
+    TARGET_BYTES_MAX,
     check_access,
     check_new_path,
     check_owner,
@@ -60,7 +54,6 @@ from .meta import (
     new_attr,
     now_ns,
     path_of,
-    stripped,
 )
 from .sizes import resized, shrunk
 
@@ -72,7 +65,7 @@ O_PATH = getattr(os, "O_PATH", 0o10000000)
 def start(server):
     """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
     unserved = [op.name for op in OPS.values() if op not in HANDLERS]
-    assert all((data, holes, links, listing, peers, rename, xattrs))  # imported for their handlers
+    assert all((credentials, data, holes, links, listing, peers, rename, xattrs))  # imported for their handlers
     assert not unserved, f"operations without a handler: {unserved}"
     server.start()
     recovery.resume(server)
@@ -90,6 +83,12 @@ def new_entry(server, path, request):
     if exists:
         raise fail(errno.EEXIST)
     return key, above
+
+
+def created_mode(mode, gid, who):
+    """The mode of a file that gets its group from a directory: no program runs as a group that its maker is not in."""
+    executable = stat.S_ISGID | stat.S_IXGRP
+    return mode & ~stat.S_ISGID if mode & executable == executable and who.uid and not member(who, gid) else mode
 
 
 def group_of(above, request):
@@ -150,7 +149,10 @@ def created(server, request, path, key):
     chunk_size = above.chunk_size or chunk_size
     now = now_ns()
     ino = server.meta.serial()
-    gid = above.gid if above.mode & stat.S_ISGID else request.gid
+    gid = request.gid
+    if above.mode & stat.S_ISGID:
+        gid = above.gid
+        mode = created_mode(mode, gid, request)
     value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 1, request.uid, gid, 0, chunk_size, 0, 0)
     server.kv.put(key, value)
     server.openings.add(request.conn, ino)
@@ -200,7 +202,7 @@ def reopened(server, request, key, value, flags):
         raise fail(errno.ENOTDIR)
     if request.uid:
         attr = ATTR.unpack(value)
-        check_access(attr, request.uid, request.gid, want)
+        check_access(attr, request, want)
         if flags & O_NOATIME:
             check_owner(attr, request.uid)
     if is_directory(value):
@@ -256,8 +258,8 @@ def symlink(server, request):
     path, target = request.tail[:request.fields.length], request.tail[request.fields.length:]
     if not target:
         raise fail(errno.ENOENT)
-    if len(target) > PATH_BYTES_MAX or b"\0" in target:
-        raise fail(errno.ENAMETOOLONG if len(target) > PATH_BYTES_MAX else errno.EINVAL)
+    if len(target) > TARGET_BYTES_MAX or b"\0" in target:
+        raise fail(errno.ENAMETOOLONG if len(target) > TARGET_BYTES_MAX else errno.EINVAL)
     key, above = new_entry(server, path, request)
     now = now_ns()
     ino, gid = server.meta.serial(), group_of(above, request)
@@ -363,39 +365,6 @@ def setattr_(server, request):
     return (updated[:ATTR_SIZE],), updated[ATTR_SIZE:]
 
 
-def attributes(request, value):
-    """The value with the mode, owner and times that a SETATTR asks for.  Raises EPERM or EACCES."""
-    _, valid, mode, uid, gid, _, atime, mtime = request.fields
-    attr = ATTR.unpack(value)
-    now = now_ns()
-    fields = {"ctime_ns": now}
-    if valid & SET_MODE:
-        check_owner(attr, request.uid)
-        mode = stat.S_IFMT(attr.mode) | mode & 0o7777
-        if request.uid and request.gid != attr.gid and not stat.S_ISDIR(mode):
-            mode &= ~stat.S_ISGID
-        fields["mode"] = mode
-    if valid & (SET_UID | SET_GID):
-        if request.uid and (request.uid != attr.uid or valid & SET_UID and uid != attr.uid
-                            or valid & SET_GID and gid not in (attr.gid, request.gid)):
-            raise fail(errno.EPERM)
-        if valid & SET_UID:
-            fields["uid"] = uid
-        if valid & SET_GID:
-            fields["gid"] = gid
-        if stat.S_ISREG(attr.mode):
-            fields["mode"] = stripped(fields.get("mode", attr.mode))
-    if valid & (SET_ATIME | SET_MTIME):
-        check_owner(attr, request.uid)
-    elif valid & (SET_ATIME_NOW | SET_MTIME_NOW) and request.uid not in (0, attr.uid):
-        check_access(attr, request.uid, request.gid, WRITE)
-    if valid & (SET_ATIME | SET_ATIME_NOW):
-        fields["atime_ns"] = now if valid & SET_ATIME_NOW else atime
-    if valid & (SET_MTIME | SET_MTIME_NOW):
-        fields["mtime_ns"] = now if valid & SET_MTIME_NOW else mtime
-    return changed(value, **fields)
-
-
 def check_resize(request, value, path):
     """truncate(2) needs write permission; a descriptor has shown it at open."""
     if not stat.S_ISREG(mode_of(value)):
@@ -403,7 +372,7 @@ def check_resize(request, value, path):
     if request.fields.size > SIZE_MAX:
         raise fail(errno.EFBIG)
     if path is not None and request.uid:
-        check_access(ATTR.unpack(value), request.uid, request.gid, WRITE)
+        check_access(ATTR.unpack(value), request, WRITE)
 
 
 async def change_directory(server, request, key, path):

@@ -15,6 +15,7 @@ import errno
 import stat
 
 from pymadfs.errors import fail
+from pymadfs.identity import SEARCH, WRITE
 from pymadfs.layout import home
 from pymadfs.ops import ATTR, COUNT, FLAG_LINKABLE, HELD, KEEP, LINK, TMPFILE
 
@@ -25,8 +26,6 @@ from .inodes import lower
 from .meta import (
     CHUNK_SIZE_MAX,
     PURGE,
-    SEARCH,
-    WRITE,
     applied_key,
     check_new_path,
     entry_key,

@@ -26,6 +26,7 @@ import time
 from zlib import crc32
 
 from pymadfs.errors import fail
+from pymadfs.identity import allowed
 from pymadfs.layout import join, owner
 from pymadfs.ops import ATTR, FLAG_BEYOND, FLAG_REMOTE, FLAG_XATTRS, INO_HOME_SHIFT, ROOT_INO, Record
 
@@ -34,13 +35,12 @@ COUNTER_BLOCK = 4096
 ORDER_BYTES = 4
 CHUNK_SIZE_MAX = 64 << 20
 NAME_BYTES_MAX = 255
-PATH_BYTES_MAX = 4095
+PATH_BYTES_MAX = 8191
+TARGET_BYTES_MAX = 4095
 SIZE_MAX = (1 << 63) - 1
 BLOCK = 512
 PAGE_SHIFT, PAGE_BLOCKS = 12, 8  # what is stored is counted in pages, as local file systems do
 CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for it
-
-READ, WRITE, SEARCH = 4, 2, 1
 
 PURGES, INTENTS, APPLIED, DEBTS = b"P", b"R", b"X", b"N"
 IDLE = b"Midle"
@@ -276,20 +276,9 @@ def stripped(mode):
 # --- permissions ----------------------------------------------------------------------------------------------------
 
 
-def allowed(mode, owner_uid, owner_gid, uid, gid, want):
-    """Whether ``uid``/``gid`` may do all of ``want`` (READ, WRITE, SEARCH) with an inode of this mode and owner."""
-    if uid == 0:
-        return not want & SEARCH or stat.S_ISDIR(mode) or bool(mode & 0o111)
-    if uid == owner_uid:
-        mode >>= 6
-    elif gid == owner_gid:
-        mode >>= 3
-    return mode & want == want
-
-
-def check_access(attr, uid, gid, want):
-    """EACCES unless ``allowed``; ``attr`` is an unpacked ATTR."""
-    if not allowed(attr.mode, attr.uid, attr.gid, uid, gid, want):
+def check_access(attr, who, want):
+    """EACCES unless ``who`` (of identity.py) may do ``want``; ``attr`` is an unpacked ATTR."""
+    if not allowed(attr.mode, attr.uid, attr.gid, who, want):
         raise fail(errno.EACCES)
 
 

@@ -14,6 +14,7 @@ import random
 from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
+from pymadfs.identity import SEARCH, WRITE, Who
 from pymadfs.layout import owner
 from pymadfs.ops import ATTR, INSTALL, RENAME
 
@@ -23,8 +24,6 @@ from .dispatch import serves
 from .inodes import drop, sticky
 from .meta import (
     INTENT,
-    SEARCH,
-    WRITE,
     applied_key,
     changed,
     check_new_path,
@@ -43,7 +42,6 @@ from .meta import (
 RENAME_NOREPLACE = 1
 BACKOFF_S = 0.001
 
-Who = namedtuple("Who", "uid gid")
 Move = namedtuple("Move", "number flags old new uid gid attr target")
 """A rename under way: what the intent record stores."""
 

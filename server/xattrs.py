@@ -16,12 +16,11 @@ import stat
 import struct
 
 from pymadfs.errors import fail
+from pymadfs.identity import READ, WRITE
 from pymadfs.ops import ATTR, FLAG_XATTRS, GETXATTR, LISTXATTR, MKNOD, REMOVEXATTR, SETXATTR
 
 from .dispatch import serves
 from .meta import (
-    READ,
-    WRITE,
     changed,
     check_access,
     has_xattrs,
@@ -105,7 +104,7 @@ def check(request, value, name, want):
             raise fail(errno.EPERM)
     if not root:
         if not name.startswith((b"security.", b"system.")):
-            check_access(attr, request.uid, request.gid, want)
+            check_access(attr, request, want)
         elif want & WRITE and name.startswith(b"security."):
             raise fail(errno.EPERM)
     # What grants capabilities to a program would have no effect here.
@@ -270,6 +269,6 @@ def check_node(request, value, flags):
     if request.uid:
         access = flags & os.O_ACCMODE
         want = (READ if access != os.O_WRONLY else 0) | (WRITE if access != os.O_RDONLY else 0)
-        check_access(ATTR.unpack(value), request.uid, request.gid, want)
+        check_access(ATTR.unpack(value), request, want)
     if kind == stat.S_IFSOCK:
         raise fail(errno.ENXIO)

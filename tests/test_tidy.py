@@ -28,7 +28,7 @@ EMBEDDED = ("abi", "client", "cluster", "config", "door", "errors", "layout", "l
             *(f"syscalls/{path.stem}" for path in (ROOT / "pymadfs/syscalls").glob("[!_]*.py")))
 NOT_EMBEDDED = {"anyio", "asyncio", "ctypes", "dataclasses", "json", "logging", "re", "socket", "subprocess",
                 "threading", "typing", "uvloop"}
-SERVER_MAY_USE = {"cluster", "config", "door", "errors", "layout", "log", "ops", "rpc", "transport"}
+SERVER_MAY_USE = {"cluster", "config", "door", "errors", "identity", "layout", "log", "ops", "rpc", "transport"}
 LAYERS = ("transport", "rpc", "client", "syscalls")  # each may use those before it
 STANDARD = {"errno", "os", "re", "struct", "zlib", "collections"}
 

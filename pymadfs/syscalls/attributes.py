@@ -7,7 +7,17 @@ import posix
 from pymadfs import abi
 from pymadfs.client import S_IFLNK, S_IFMT, S_IFREG, allowed
 from pymadfs.errors import fail
-from pymadfs.ops import SET_ATIME, SET_ATIME_NOW, SET_GID, SET_LINK, SET_MODE, SET_MTIME, SET_MTIME_NOW, SET_UID
+from pymadfs.ops import (
+    SET_ATIME,
+    SET_ATIME_NOW,
+    SET_CHOWN,
+    SET_GID,
+    SET_LINK,
+    SET_MODE,
+    SET_MTIME,
+    SET_MTIME_NOW,
+    SET_UID,
+)
 
 from . import files
 from .files import file_of, load, offset_get, opened, put
@@ -66,19 +76,40 @@ def fstatx(handle, mask, buffer):
 def faccessat(path, mode, flags):
     if mode & ~7:
         raise fail(errno.EINVAL)
-    return _access(_lookup(path, flags, abi.AT_EACCESS), mode, flags)
+    if flags & abi.AT_EACCESS:
+        return _access(_lookup(path, flags, abi.AT_EACCESS), mode)
+    before = _become_real()
+    try:
+        return _access(_lookup(path, flags, abi.AT_EACCESS), mode)
+    finally:
+        if before:
+            files.fs.rpc.identify(before.uid, before.gid, posix.getgroups())
 
 
 @call
-def faccess(handle, mode):
-    if mode & ~7:
+def faccess(handle, mode, flags):
+    if mode & ~7 or flags & ~(abi.AT_EACCESS | abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
         raise fail(errno.EINVAL)
-    return _access(files.fs.getattr(file_of(handle)), mode, 0)
+    before = None if flags & abi.AT_EACCESS else _become_real()
+    try:
+        return _access(files.fs.getattr(file_of(handle)), mode)
+    finally:
+        if before:
+            files.fs.rpc.identify(before.uid, before.gid, posix.getgroups())
 
 
-def _access(attr, mode, flags):
-    uid, gid = (posix.geteuid(), posix.getegid()) if flags & abi.AT_EACCESS else (posix.getuid(), posix.getgid())
-    if mode and not allowed(attr, uid, gid, mode):
+def _become_real():
+    """Ask with the real user and group; returns who it was before where that is somebody else."""
+    who = files.fs.rpc.who
+    uid, gid = posix.getuid(), posix.getgid()
+    if (uid, gid) == (who.uid, who.gid):
+        return None
+    files.fs.rpc.identify(uid, gid, posix.getgroups())
+    return who
+
+
+def _access(attr, mode):
+    if mode and not allowed(attr, files.fs.rpc.who, mode):
         raise fail(errno.EACCES)
     return 0
 
@@ -145,7 +176,7 @@ def _owners(uid, gid):
     """``(valid, uid, gid)``.  chown(2): "If the owner or group is specified as -1, then that ID is not changed." """
     uid, gid = uid & 0xFFFFFFFF, gid & 0xFFFFFFFF
     unchanged = 0xFFFFFFFF
-    return (SET_UID if uid != unchanged else 0) | (SET_GID if gid != unchanged else 0), uid, gid
+    return SET_CHOWN | (SET_UID if uid != unchanged else 0) | (SET_GID if gid != unchanged else 0), uid, gid
 
 
 # chown(2): "change the owner and group of a file.  lchown() is like chown(), but does not dereference symbolic links."
@@ -168,7 +199,7 @@ def fchown(handle, uid, gid):
 def _set(path, flags, valid, **values):
     """Change attributes of a path, or of the link that it names."""
     follow = not flags & abi.AT_SYMLINK_NOFOLLOW
-    files.fs.setattr(files.fs.inside(path), valid if follow or not valid else valid | SET_LINK, follow, **values)
+    files.fs.setattr(files.fs.inside(path), valid if follow else valid | SET_LINK, follow, **values)
     return 0
 
 

@@ -12,6 +12,7 @@ from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
 from pymadfs.errors import fail
 
 from . import sharing
+from .table import call
 
 load, store, slot = _shim.load, _shim.store, _shim.slot
 offset_get, offset_set, offset_cas, offset_add = _shim.offset, _shim.offset_set, _shim.offset_cas, _shim.offset_add
@@ -57,8 +58,9 @@ def start():
             raise cluster.ClusterError(
                 "MADFS_CLUSTER is not set: start the program with `madfs run`, or name the cluster file"
             )
-        description = cluster.read(settings.cluster)
-        client = rpc.Client(description, settings, uid=posix.geteuid(), gid=posix.getegid())
+        description = cluster.read(settings.cluster, _shim.cluster())
+        uid, gid = _shim.identity()
+        client = rpc.Client(description, settings, uid=uid, gid=gid, groups=posix.getgroups())
     except (cluster.ClusterError, ValueError, OSError) as error:
         _error = True
         log.log(f"the mount cannot be used: {error}")
@@ -66,6 +68,15 @@ def start():
     use(FileSystem(client, settings, settings.mount.encode("utf-8", "surrogateescape"), store))
     sharing.start(fs, cluster.shared_directory(description.secret))
     return fs
+
+
+# credentials(7): "filesystem user ID and filesystem group ID (the fsuid and fsgid) ... These IDs are used, along with
+# the supplementary group IDs, to determine permissions for accessing files".
+@call
+def identity(uid, gid):
+    """The calling thread is another user's, or in other groups, from now on."""
+    fs.rpc.identify(uid, gid, posix.getgroups())
+    return 0
 
 
 def use(file_system):

@@ -104,7 +104,7 @@ def release(handle):
 def _enter(path, attr):
     if attr.mode & S_IFMT != S_IFDIR:
         raise fail(errno.ENOTDIR)
-    if not allowed(attr, posix.geteuid(), posix.getegid(), X_OK):
+    if not allowed(attr, files.fs.rpc.who, X_OK):
         raise fail(errno.EACCES)
     _shim.set_cwd(host_name(path))
     return 0

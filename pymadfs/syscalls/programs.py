@@ -28,7 +28,7 @@ def program(path, flags, fd):
     path, attr, _ = files.fs.lookup(files.fs.inside(path), not flags & abi.AT_SYMLINK_NOFOLLOW)
     if attr.mode & S_IFMT == S_IFLNK:
         raise fail(errno.ELOOP)
-    if attr.mode & S_IFMT != S_IFREG or not allowed(attr, posix.geteuid(), posix.getegid(), X_OK):
+    if attr.mode & S_IFMT != S_IFREG or not allowed(attr, files.fs.rpc.who, X_OK):
         raise fail(errno.EACCES)
     path, attr = files.fs.open(path, posix.O_RDONLY, 0)
     file = File(attr.ino, attr.mode, path, attr.chunk_size, attr.size, posix.O_RDONLY)

@@ -77,7 +77,7 @@ def _of_file(handle, ask):
 
 def _has_none(attr):
     """Whether nothing needs to be asked: there are no attributes, and this is root, to whom nothing is forbidden."""
-    return attr is not None and not attr.flags & FLAG_XATTRS and not files.fs.rpc.uid
+    return attr is not None and not attr.flags & FLAG_XATTRS and not files.fs.rpc.who.uid
 
 
 # --- set --------------------------------------------------------------------------------------------------------------

@@ -215,6 +215,9 @@ class Inproc(Transport):
 
     # --- calling ----------------------------------------------------------------------------------------------------
 
+    def beside(self):
+        return None
+
     def knock(self, server, secret, kind, timeout_ms):
         service = self.network.find(server.number)
         if service is None:

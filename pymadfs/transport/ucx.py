@@ -40,11 +40,12 @@ SPIN_US = 50
 class Ucx(Transport):
     """One UCX worker.  Raises OSError ENODEV that says why when UCX cannot be initialised."""
 
-    def __init__(self, config):
+    def __init__(self, config, transports=None):
         self._config = config
         settings = dict(SETTINGS)
-        if config.transports:
-            settings["TLS"] = config.transports
+        transports = transports or config.transports
+        if transports:
+            settings["TLS"] = transports
         strings = [ffi.new("char[]", text.encode()) for pair in settings.items() for text in pair]
         message = ffi.new("char[]", 512)
         self._u = lib.ux_open(ffi.new("char *[]", strings), len(settings), message, 512)
@@ -74,6 +75,9 @@ class Ucx(Transport):
             raise OSError(-handle, f"no transport reaches it: {os.strerror(-handle)}; MADFS_UCX_TLS is "
                                    f"{self._config.transports!r} here")
         return handle
+
+    def beside(self):
+        return None if self._config.transports else Ucx(self._config, "tcp")
 
     def disconnect(self, peer):
         lib.ux_disconnect(self._u, peer)

@@ -63,7 +63,7 @@ def open_fd(flags, record, length, path, path_length, cloexec):
 def slot_read(handle, flags, record, length, path, path_length):
     if handle != 77:
         return -9
-    assert (length[0], path_length[0]) == (128, 4096)
+    assert (length[0], path_length[0]) == (128, 8192)
     flags[0] = 0x8001
     ctypes.memmove(record, b"r\0ecord", 7)
     length[0] = 7
@@ -95,8 +95,8 @@ class Started:
         self.library = ctypes.CDLL(path, mode=getattr(os, "RTLD_NOW", 2))
         start = self.library.madfs_runtime_start
         start.restype, start.argtypes = ctypes.POINTER(Runtime), [ctypes.POINTER(Host), ctypes.c_char_p, SIZE]
-        self.host, error = build_host(abi), ctypes.create_string_buffer(4096)
-        self.runtime = start(ctypes.byref(self.host), error, 4096)
+        self.host, error = build_host(abi), ctypes.create_string_buffer(8192)
+        self.runtime = start(ctypes.byref(self.host), error, 8192)
         self.error = error.value.decode()
         if self.runtime:
             table = self.runtime.contents
@@ -114,7 +114,7 @@ class Started:
                 arg.text, arg.length = value, len(value)
             else:
                 arg.value = value
-        self.escaped, self.index = ctypes.create_string_buffer(4096), ctypes.c_int(-1)
+        self.escaped, self.index = ctypes.create_string_buffer(8192), ctypes.c_int(-1)
         return self.runtime.contents.call(ctypes.byref(call), self.escaped, ctypes.byref(self.index))
 
     def ask(self, name, *arguments):

@@ -12,6 +12,7 @@ import stat
 
 from pymadfs import ops
 from pymadfs.errors import Restart, fail
+from pymadfs.identity import Who
 from pymadfs.layout import chunk_server, home, order, owner, parent
 
 
@@ -51,7 +52,7 @@ class Servers:
     """Has the methods of rpc.Client.  ``fail[server, op name]`` is an errno to answer with; ``log`` what was asked."""
 
     def __init__(self, servers=3, eager_max=8192):
-        self.servers, self.eager_max, self.uid, self.gid = servers, eager_max, 0, 0
+        self.servers, self.eager_max, self.who = servers, eager_max, Who(0, 0)
         self.fail, self.log, self.rounds, self.notified, self.hooks = {}, [], [], [], {}
         self.names = {b"/": Node(ops.ROOT_INO, stat.S_IFDIR | 0o1777)}
         self.inodes = {}
@@ -82,6 +83,9 @@ class Servers:
                 assert home(ino) == server
                 if ino in self.inodes:
                     self.inodes[ino].openings -= 1
+
+    def identify(self, uid, gid, groups=()):
+        self.who = Who(uid, gid, 0, frozenset(groups))
 
     def forget_after_fork(self):
         self.log.append((None, "forget_after_fork"))
@@ -142,7 +146,7 @@ class Servers:
         if self.walk(path) is not None:
             raise fail(errno.EEXIST)
         self.next += 1
-        node = Node(server << ops.INO_HOME_SHIFT | self.next, mode, self.uid, self.gid, chunk_size, target)
+        node = Node(server << ops.INO_HOME_SHIFT | self.next, mode, self.who.uid, self.who.gid, chunk_size, target)
         self.names[path] = self.inodes[node.ino] = node
         return node
 

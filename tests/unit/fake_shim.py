@@ -98,6 +98,14 @@ class Shim(types.ModuleType):
         return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
 
     @staticmethod
+    def identity():
+        return os.geteuid(), os.getegid()
+
+    @staticmethod
+    def cluster():
+        return -1
+
+    @staticmethod
     def anonymous(address, length, prot, flags):
         assert flags & mmap.MAP_ANONYMOUS and flags & 0xF == mmap.MAP_PRIVATE
         result = _libc.mmap(address, length, prot, flags, -1, 0)

@@ -7,6 +7,7 @@ import ctypes
 from server_world import World
 
 from pymadfs.errors import Restart
+from pymadfs.identity import Who
 from pymadfs.rpc import EAGER_LIMIT
 
 
@@ -16,7 +17,7 @@ class RealServers:
     def __init__(self, path, count=3):
         self.loop = asyncio.new_event_loop()
         self.world = self.loop.run_until_complete(self._make(path, count))
-        self.servers, self.uid, self.gid = count, 0, 0
+        self.servers, self.who = count, Who(0, 0)
 
     @staticmethod
     async def _make(path, count):
@@ -33,6 +34,9 @@ class RealServers:
 
     def notify(self, server, op, tail=b"", *fields):
         self.call(server, op, tail, *fields)
+
+    def identify(self, uid, gid, groups=()):
+        self.who = Who(uid, gid, 0, frozenset(groups))
 
     def close(self):
         """Stop the servers; fails when a handler raised anything but an OSError or Restart."""
@@ -58,8 +62,9 @@ class RealServers:
                 op,
                 tail if bulk else tail + data,
                 *fields,
-                uid=self.uid,
-                gid=self.gid,
+                uid=self.who.uid,
+                gid=self.who.gid,
+                groups=self.who.groups,
                 payload=data if bulk else b"",
             )
         except Restart as restart:

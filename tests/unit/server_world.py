@@ -91,8 +91,9 @@ class Rpc:
 class Call:
     """A request as rpc.Request, with what the tests hang on it: the future of its answer, and its bulk data."""
 
-    def __init__(self, op, conn, uid, gid, fields, tail, payload):
-        self.op, self.id, self.conn, self.uid, self.gid, self.fields, self.tail = op, 0, conn, uid, gid, fields, tail
+    def __init__(self, op, conn, who, fields, tail, payload):
+        self.op, self.id, self.conn, self.fields, self.tail = op, 0, conn, fields, tail
+        self.uid, self.gid, self.groups = who
         self.bulk, self.fsync, self.unread = len(payload), False, 0
         self.answer, self.payload = asyncio.get_running_loop().create_future(), payload
 
@@ -145,11 +146,11 @@ class World:
                 await server.stop()
         assert not self.defects, self.defects
 
-    async def ask(self, number, op, tail=b"", *fields, uid=0, gid=0, conn=1, payload=b""):
+    async def ask(self, number, op, tail=b"", *fields, uid=0, gid=0, groups=(), conn=1, payload=b""):
         """(reply, tail), or the exception that a client would see.  EIO when the server is dead or dies meanwhile."""
         self.log.append((number, op))
         packed = op.request.pack(*fields)
-        request = Call(op, conn, uid, gid, op.request.unpack(packed), tail, payload)
+        request = Call(op, conn, (uid, gid, groups), op.request.unpack(packed), tail, payload)
         await asyncio.sleep(0)
         server = self.servers[number]
         if server is None:

@@ -13,6 +13,7 @@ from pymadfs import listing, ops
 from pymadfs.client import DOT, DOTDOT, PLAIN, SLASH, File, FileSystem, HostPath, allowed
 from pymadfs.config import Config
 from pymadfs.filedata import MAX_PARALLEL, pieces, windows
+from pymadfs.identity import Who
 from pymadfs.layout import chunk_server, home, owner
 
 CHUNK = 64
@@ -424,7 +425,7 @@ def test_truncating_by_path_needs_permission_also_after_a_rename(fs, servers):
     path = next(path for path in (b"/p%d" % number for number in range(20)) if owner(path, 3) != owner(b"/file", 3))
     create(fs)
     fs.rename(b"/file", path)
-    servers.uid = 1000
+    servers.identify(1000, 0)
     with failure(errno.EACCES):
         fs.truncate(path, 0)
 
@@ -528,4 +529,4 @@ def test_root_is_asked_by_name(fs, servers):
 )
 def test_allowed(mode, uid, gid, mask, granted):
     attr = ops.ATTR.unpack(bytes(ops.ATTR.size))._replace(mode=mode, uid=1, gid=1)
-    assert allowed(attr, uid, gid, mask) is granted
+    assert allowed(attr, Who(uid, gid), mask) is granted

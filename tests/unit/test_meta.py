@@ -5,11 +5,12 @@ import stat
 
 import pytest
 
+from pymadfs.identity import Who, allowed
 from pymadfs.layout import home, owner
 from pymadfs.ops import ATTR, ROOT_INO
 from pymadfs.server import meta
 from pymadfs.server.kv import MemoryKV
-from pymadfs.server.meta import Meta, StoreError, allowed, entry_key, path_of
+from pymadfs.server.meta import Meta, StoreError, entry_key, path_of
 from pymadfs.server.rename import Move, pack, unpack
 
 
@@ -127,8 +128,9 @@ def test_intent_records():
     (0o007, 9, 9, 7, True),
     (0o770, 9, 9, 1, False), (0o000, 0, 0, 6, True), (0o600, 0, 0, 1, False), (0o601, 0, 0, 1, True)])
 def test_permission_bits(mode, uid, gid, want, expected):
-    assert allowed(stat.S_IFREG | mode, 5, 6, uid, gid, want) is expected
-    assert allowed(stat.S_IFDIR, 5, 6, 0, 0, 7)
+    assert allowed(stat.S_IFREG | mode, 5, 6, Who(uid, gid), want) is expected
+    assert allowed(stat.S_IFREG | mode, 5, 6, Who(uid, 7, 1, frozenset({3, gid})), want) is expected
+    assert allowed(stat.S_IFDIR, 5, 6, Who(0, 0), 7)
 
 
 def test_a_detached_inode_is_found_by_number():

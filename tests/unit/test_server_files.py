@@ -21,6 +21,7 @@ from pymadfs.ops import (
     RELEASE,
     RESERVE,
     SET_ATIME,
+    SET_ATIME_NOW,
     SET_GID,
     SET_MODE,
     SET_MTIME,
@@ -157,7 +158,8 @@ async def test_changing_attributes(world):
     attr = await world.setattr(b"/f", SET_ATIME | SET_MTIME, atime=11, mtime=12)
     assert (attr.mode, attr.atime_ns, attr.mtime_ns) == (0o100600, 11, 12) and attr.ctime_ns > 12
     refused = (("EPERM", SET_MODE, {"mode": 0o777}), ("EPERM", SET_UID, {}), ("EPERM", SET_ATIME, {}),
-               ("EACCES", SET_MTIME_NOW, {}), ("EACCES", SET_SIZE, {}))
+               ("EPERM", SET_MTIME_NOW, {}), ("EACCES", SET_ATIME_NOW | SET_MTIME_NOW, {}),
+               ("EACCES", SET_SIZE, {}))
     for expected, valid, fields in refused:
         with pytest.raises(OSError) as error:
             await world.call(SETATTR, b"/f", 0, valid, fields.get("mode", 0), 0, 0, 0, 0, 0, uid=9, gid=9)

@@ -553,7 +553,7 @@ def names(s):
     yield errors(s.open(LONG, CREAT | W)), s.mkdir(LONG), s.stat(LONG), s.stat(LONG[1:]), s.unlink(LONG), s.rmdir(LONG)
     yield errors(s.open(LONG[1:], CREAT | W)), s.stat(LONG[1:]), s.rename(LONG[1:], LONG), s.symlink("a", LONG)
     yield (
-        s.stat("x/" * 2100),
+        s.stat("x/" * 4100),
         s.symlink("y" * 4096, "long"),
         s.symlink("y" * 4095, "long"),
         s.readlink("long"),

@@ -50,7 +50,7 @@ def odd(which):
     if which == 3:
         raise OSError(5000, "not an errno")
     if which == 4:
-        raise HostPath(b"/" * 5000, 0)
+        raise HostPath(b"/" * 9000, 0)
     if which == 5:
         raise SystemExit(3)
     if which == 6:
@@ -72,7 +72,7 @@ def shim(address):
     _shim.protect(page, 4096, 1)
     results.append(_shim.load(page, 5))
     refused = []
-    for function, arguments in ((_shim.open_fd, (5, b"r" * 129, b"/", 0)), (_shim.open_fd, (5, b"", b"/" * 4096, 0)),
+    for function, arguments in ((_shim.open_fd, (5, b"r" * 129, b"/", 0)), (_shim.open_fd, (5, b"", b"/" * 8192, 0)),
                                 (_shim.open_fd, (0, b"", b"/full", 0)), (_shim.slot, (1,)), (_shim.slot, ()),
                                 (_shim.offset, (1,)), (_shim.load, (0, 4)), (_shim.store, (8, b"x")),
                                 (_shim.store, (page, "text")), (_shim.protect, (1, 4096, 1)), (_shim.offset, ("x",))):
