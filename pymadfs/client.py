@@ -10,7 +10,7 @@ import errno
 import posix
 
 from . import identity
-from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_LONGEST, RENAME_NOREPLACE
+from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_LONGEST, RENAME_EXCHANGE, RENAME_NOREPLACE
 from .errors import Restart, fail
 from .filedata import FileData
 from .layout import home, join, owner, parent
@@ -23,6 +23,7 @@ from .ops import (
     LOOKUP,
     MKDIR,
     MKNOD,
+    MOVETREE,
     OPEN,
     RELEASE,
     RENAME,
@@ -34,6 +35,7 @@ from .ops import (
     SETATTR,
     SYMLINK,
     UNLINK,
+    WHERE,
 )
 
 LINKS_MAX = 40  # symbolic links followed in one path, as in Linux
@@ -240,7 +242,18 @@ class FileSystem(FileData):
         return ATTR.unpack(self._call(home(ino), SETATTR, path, ino, *fields[1:])[0].attr)
 
     def _getattr(self, ino, hint):
-        return ATTR.unpack(self._call(home(ino), GETATTR, hint, ino)[0].attr)
+        return ATTR.unpack(self._of_inode(GETATTR, ino, hint)[0].attr)
+
+    def _of_inode(self, op, ino, path, *fields, tail=b"", send=None):
+        """Ask ``op`` of an inode's home; ``path`` is the hint behind ``tail``.  A directory that has moved since it was
+        made is asked for where it is."""
+        try:
+            return self._call(home(ino), op, tail + path, ino, *fields, send=send)
+        except OSError as error:
+            place = self.where(ino) if error.errno == errno.ENOENT else None
+            if place is None:
+                raise
+        return self._call(owner(place, self.servers), op, tail + place, ino, *fields, send=send)
 
     def lookup(self, path, follow=True, links=None):
         """``(path, attr, target)``: the path without links, its attributes, and a link's target when not followed."""
@@ -370,24 +383,60 @@ class FileSystem(FileData):
         self._named(RMDIR, path)
 
     def rename(self, old, new, flags=0):
-        """Move a name, replacing what is at ``new``; ``flags`` is 0 or RENAME_NOREPLACE."""
-        if flags & ~RENAME_NOREPLACE:
+        """Move a name, replacing what is at ``new``; ``flags`` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE.
+
+        Returns ``(old, new)`` without links when directories may have moved, else None.
+        """
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise fail(errno.EINVAL, old)
         old, old_ending = self.clean(old)
         new, new_ending = self.clean(new)
         if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
-            raise fail(errno.EBUSY, old)
-        if old_ending or new_ending:
-            _, attr, _ = self.lookup(old, follow=False)
-            if attr.mode & S_IFMT != S_IFDIR:
-                raise fail(errno.ENOTDIR, old)
+            for path in (old if old_ending > SLASH else parent(old), new if new_ending > SLASH else parent(new)):
+                self.directory(path)  # ENOENT and ENOTDIR come first
+            taken = flags & RENAME_NOREPLACE and old_ending <= SLASH and old != b"/"
+            raise fail(errno.EEXIST if taken else errno.EBUSY, old)
+        exchange = flags & RENAME_EXCHANGE
+        for path, ending in ((old, old_ending or new_ending and not exchange), (new, new_ending and exchange)):
+            if ending and self.lookup(path, follow=False)[1].mode & S_IFMT != S_IFDIR:
+                raise fail(errno.ENOTDIR, path)
+        tree = bool(exchange)
         for _ in range(RENAME_TRIES):
             try:
+                if tree:
+                    self._rename_tree(old, new, flags)
+                    return old, new
                 self._call(owner(old, self.servers), RENAME, old + new, flags, len(old))
-                return
+                return None
             except Restart:  # of one of the two: rare enough to resolve both
                 old, new = self.real_name(old), self.real_name(new)
+            except OSError as error:
+                if error.errno == errno.EXDEV and not tree:
+                    tree = True
+                elif error.errno == errno.ESTALE and not exchange:  # it was replaced by a file meanwhile
+                    tree = False
+                else:
+                    raise
         raise fail(errno.ELOOP, old)
+
+    def _rename_tree(self, old, new, flags):
+        """Rename a directory or exchange names: asked of one server, which does one at a time.  May take a while."""
+        ticket, begin = int.from_bytes(posix.urandom(8), "little"), 1
+        while True:
+            reply, _ = self._call(owner(b"/", self.servers), MOVETREE, old + new, flags, len(old), ticket, begin)
+            if reply.done:
+                return
+            begin = 0
+
+    def where(self, ino):
+        """The path of a directory that has moved since it was made; None when it has not, or is gone."""
+        try:
+            _, path = self._call(home(ino), WHERE, b"", ino)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return path
 
     def name(self, path):
         """The name ``path`` without links above it; the last component need not exist."""
@@ -416,7 +465,7 @@ class FileSystem(FileData):
     # --- attributes -------------------------------------------------------------------------------------------------
 
     def getattr(self, file):
-        """Attributes of an open file.  Directories are asked by path: their names do not change."""
+        """Attributes of an open file."""
         if file.ino == ROOT_INO:
             return self.lookup(file.path)[1]
         attr = self._getattr(file.ino, file.path)
@@ -446,7 +495,7 @@ class FileSystem(FileData):
             return self.getattr(file)
         if file.ino == ROOT_INO:
             return self.setattr(file.path, valid, True, mode, uid, gid, size, atime, mtime)
-        reply, _ = self._call(home(file.ino), SETATTR, file.path, file.ino, valid, mode, uid, gid, size, atime, mtime)
+        reply, _ = self._of_inode(SETATTR, file.ino, file.path, valid, mode, uid, gid, size, atime, mtime)
         attr = ATTR.unpack(reply.attr)
         file.size, file.cuts = attr.size, attr.cuts
         if valid & SET_SIZE and self.mapped[0]:
@@ -456,8 +505,9 @@ class FileSystem(FileData):
     def xattr(self, op, ino, path, *fields, tail=b"", send=None):
         """Ask ``op`` about extended attributes of an inode; ``path`` is the hint behind ``tail``.  Returns the reply's
         tail."""
-        server = owner(path, self.servers) if ino == ROOT_INO else home(ino)
-        return self._call(server, op, tail + path, ino, *fields, send=send)[1]
+        if ino == ROOT_INO:
+            return self._call(owner(path, self.servers), op, tail + path, ino, *fields, send=send)[1]
+        return self._of_inode(op, ino, path, *fields, tail=tail, send=send)[1]
 
     # --- record locks -----------------------------------------------------------------------------------------------
 

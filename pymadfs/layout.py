@@ -57,6 +57,11 @@ def order_key(place):
     return min(max(0, place - ORDER_FIRST) >> ORDER_LOW_BITS, 0xFFFFFFFF).to_bytes(4, "big")
 
 
+def covers(name, path):
+    """Whether ``path`` is ``name`` or lies below it."""
+    return path.startswith(name) and (len(path) == len(name) or path[len(name)] == 0x2F)
+
+
 def join(directory, name):
     """``join(b"/", b"a")`` is ``b"/a"``."""
     return (directory if directory != b"/" else b"") + b"/" + name

@@ -136,7 +136,8 @@ UNLINK = Op(6, "unlink", "", "", doc="Remove the name in the tail; its chunks ar
 RMDIR = Op(7, "rmdir", "", "", doc="Remove the empty directory in the tail.")
 # 8 was a listing by name.
 RENAME = Op(9, "rename", "flags:I length:H", "",
-            doc="Move the name `tail[:length]` to `tail[length:]`, replacing what is there (RENAME_NOREPLACE).")
+            doc="Move the name `tail[:length]` of a file or link to `tail[length:]`, replacing what is there "
+                "(RENAME_NOREPLACE). EXDEV: it is a directory's, ask MOVETREE.")
 SETATTR = Op(10, "setattr", "ino:Q valid:I mode:I uid:I gid:I size:Q atime_ns:q mtime_ns:q", _A, retry=True,
              doc="Change what `valid` names. Tail: the path when ino is 0, else the hint. A path that names a symbolic "
                  "link changes only with SET_LINK; without it, its attributes come back with its target as tail.")
@@ -214,6 +215,19 @@ READDIR = Op(50, "readdir", "after:Q limit:I", "done:B ino:Q", retry=True,
                  "in order. `ino` is the directory's own number where its entry lies, else 0. Reply's tail: DIRENT "
                  "records, `limit` bytes at most, or one.")
 
+WHERE = Op(29, "where", "ino:Q", "", retry=True,
+           doc="Where a directory that was born here is now, in the reply's tail. ENOENT: it never moved, or is gone.")
+MOVETREE = Op(30, "movetree", "flags:I length:H ticket:Q begin:B", "done:B",
+              doc="Rename the directory `tail[:length]` to `tail[length:]` (RENAME_NOREPLACE), or exchange two names "
+                  "of any kind (RENAME_EXCHANGE). Asked of the owner of the root. Not `done`: ask again with the same "
+                  "ticket and begin 0.")
+FREEZE = Op(31, "freeze", "id:Q flags:I length:H", "below:B", peer=True, retry=True,
+            doc="Park requests for what is at or below the names `tail[:length]` and `tail[length:]` until TREE's "
+                "THAW; answered when nothing is under way there, with whether something is below the second.")
+PLACE = Op(32, "place", "id:Q", "", peer=True, retry=True,
+           doc="Entries that rename `id` moves to this server, and where directories that were born here are.")
+TREE = Op(33, "tree", "id:Q step:H length:H uid:I gid:I links:i now:q", "result:I", peer=True, retry=True,
+          doc="One step of rename `id` of a directory; server/relocate.py has them.")
 GROUPS = Op(51, "groups", "number:H", "", retry=True,
             doc="Supplementary groups that `groups` = `number` means in later requests of this connection; tail: group "
                 "numbers, 4 bytes each.")
@@ -335,9 +349,10 @@ Syscall("mknod", "mknodat(at(AT_FDCWD, a0), a1, a2)", only=X86)
 Syscall("unlinkat", "unlinkat(at(a0, a1), a2)")
 Syscall("unlink", "unlinkat(at(AT_FDCWD, a0), 0)", only=X86)
 Syscall("rmdir", "unlinkat(at(AT_FDCWD, a0), AT_REMOVEDIR)", only=X86)
-Syscall("renameat2", "renameat2(at(a0, a1), at(a2, a3), a4)", note="directories: EXDEV; RENAME_EXCHANGE: EINVAL")
-Syscall("renameat", "renameat2(at(a0, a1), at(a2, a3), 0)", note="directories: EXDEV")
-Syscall("rename", "renameat2(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", only=X86, note="directories: EXDEV")
+Syscall("renameat2", "renameat2(at(a0, a1), at(a2, a3), a4)",
+        note="RENAME_NOREPLACE, RENAME_EXCHANGE; RENAME_WHITEOUT: EINVAL")
+Syscall("renameat", "renameat2(at(a0, a1), at(a2, a3), 0)")
+Syscall("rename", "renameat2(at(AT_FDCWD, a0), at(AT_FDCWD, a1), 0)", only=X86)
 Syscall("symlinkat", "symlinkat(str(a0), at(a1, a2))")
 Syscall("symlink", "symlinkat(str(a0), at(AT_FDCWD, a1))", only=X86)
 Syscall("linkat", "linkat(at(a0, a1), at(a2, a3), a4)", empty="flinkat(fd(a0), at(a2, a3), a4)", flags="a4")

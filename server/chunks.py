@@ -176,6 +176,10 @@ class Chunks:
         if piece is not None and not piece.users:
             os.close(piece.fd)
 
+    def check_room(self):
+        """Raises ENOSPC when the disk is too full for anything but removing files."""
+        self._check_space(HEADROOM_CHECK_BYTES)
+
     def _check_space(self, length):
         """Keep room for the key-value store: the disk may be full for data, but never for removing some."""
         self._unchecked += length

@@ -23,6 +23,8 @@ def owe(server, ino, change, path, now):
     ``now`` (ns).  Returns the debt's number; once it is committed, ``settle`` it."""
     number = server.meta.serial()
     server.kv.put(debt_key(number), DEBT.pack(ino, change, now) + path)
+    if not ino:
+        server.linking[number] = path
     return number
 
 
@@ -42,7 +44,10 @@ def later(server, number):
     if record is None:
         server.intents.discard(number)
         return
-    target = _home(server, DEBT.unpack(record).ino, record[DEBT.size:])
+    ino, path = DEBT.unpack(record).ino, record[DEBT.size:]
+    target = _home(server, ino, path)
+    if not ino:
+        server.linking[number] = path
     if target in server.debts:
         server.debts[target].append(number)
     else:
@@ -101,6 +106,7 @@ async def tell(server, number):
 def forgive(server, number):
     """The debt is paid, or was refused: forget it with this batch."""
     server.kv.delete(debt_key(number))
+    server.linking.pop(number, None)
     server.intents.discard(number)
 
 

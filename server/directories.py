@@ -16,7 +16,7 @@ from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
 from pymadfs.identity import SEARCH, allowed
-from pymadfs.layout import owner, parent
+from pymadfs.layout import covers, owner, parent
 from pymadfs.ops import ATTR, DIRINFO, INVALIDATE
 
 from . import meta
@@ -48,6 +48,7 @@ class Directories:
         self._held = {}  # key -> Future, or None when what holds it is stuck
         self._holders = {}  # path of a directory whose entry is here -> bits of server numbers
         self._forgetful = not store.fresh
+        self.freezes = None  # Freezes of frozen.py: what is about to begin waits for them
 
     # --- names in use -----------------------------------------------------------------------------------------------
 
@@ -62,6 +63,12 @@ class Directories:
     def hold(self, key):
         """Let others wait for ``key`` until ``let_go``."""
         self.free(key)
+        if self.freezes and self.freezes.over(meta.path_of(key)):
+            raise Wait(lambda: asyncio.sleep(0))  # then the request is parked
+        self._held[key] = asyncio.get_running_loop().create_future()
+
+    def hold_frozen(self, key):
+        """As hold, for the rename that has frozen the name."""
         self._held[key] = asyncio.get_running_loop().create_future()
 
     def let_go(self, key):
@@ -77,6 +84,10 @@ class Directories:
 
     def is_held(self, key):
         return key in self._held
+
+    def held_keys(self):
+        """``(key, whether its holder is stuck)`` of all that is held."""
+        return [(key, future is None) for key, future in self._held.items()]
 
     # --- entries ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +230,19 @@ class Directories:
         self._known.clear()
         for state in self._fetching.values():
             state[1] = True
+
+    def forget_below(self, old, new):
+        """Forget all directories at or below two paths.  An answer about one that is on its way is void."""
+        for path in [path for path in self._known if covers(old, path) or covers(new, path)]:
+            del self._known[path]
+        for path, state in self._fetching.items():
+            if covers(old, path) or covers(new, path):
+                state[1] = True
+
+    def unheld_below(self, old, new):
+        """All servers forget the directories at or below two paths: nobody needs to be told about them."""
+        for path in [path for path in self._holders if covers(old, path) or covers(new, path)]:
+            del self._holders[path]
 
     def lost(self, server):
         """The connection to ``server`` is lost: what it told may be stale from now on."""

@@ -26,9 +26,10 @@ from pymadfs.ops import TOUCH
 from .chunks import Chunks
 from .cuts import Cuts
 from .directories import Directories, Wait
+from .frozen import Freezes
 from .inodes import purge
 from .locks import Locks
-from .meta import Meta, has_times, with_times
+from .meta import Meta, debt_key, has_times, with_times
 from .openings import KEPT, Openings
 from .syncer import Syncer
 
@@ -141,6 +142,8 @@ class Server:
         self.meta = Meta(kv, self.number, self.servers, os.getuid(), os.getgid())
         self.chunks = Chunks(kv, path, config.inline_max)
         self.dirs = Directories(self.meta, self.call_peer)
+        self.freezes = self.dirs.freezes = Freezes(self)
+        self.subtrees = None  # the renames of directories that this server coordinates; see subtree.py
         rpc.lost = self.dirs.lost
         self.openings, self.locks, self.cuts = Openings(), Locks(), Cuts()
         self.read_lately = set()  # inodes whose atime is newer than their other times: see holes.py
@@ -161,6 +164,7 @@ class Server:
         self._pools = _Pool(), _Pool()
         self._removals = _Pool(line_max=None)
         self._touches, self._touching = {}, set()
+        self.linking = {}  # debt -> the directory elsewhere whose links it changes; see counts.py
         self._lazy_timer = None
         self._buffers = []
         self._background = set()
@@ -184,6 +188,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self.flush()
+        self._touches.clear()
         if self._lazy_timer:
             self._lazy_timer.cancel()
         if self.syncer:
@@ -200,10 +205,11 @@ class Server:
         self._removals.run(coroutine)
 
     def spawn(self, coroutine):
-        """Run in the background until the end."""
+        """Run in the background until the end; -> the task."""
         task = self.loop.create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     # What door.guard asks of a service.
 
@@ -225,6 +231,7 @@ class Server:
         """The connection is lost: so are its openings and locks."""
         self.rpc.forget(conn)
         self.conns.discard(conn)
+        self.freezes.lost(conn)
         for ino in self.openings.lost(conn):
             if ino in self.orphans and self.config.linger_ms and not self.unsure:
                 self.keep(ino, self.config.linger_ms)
@@ -268,9 +275,11 @@ class Server:
         """Handle what one poll gave, write the changes, answer."""
         self._serving = True
         try:
-            kv, rpc = self.kv, self.rpc
+            kv, rpc, freezes = self.kv, self.rpc, self.freezes
             for request in requests:
                 try:
+                    if freezes and freezes.park(request):
+                        continue
                     result = HANDLERS[request.op](self, request)
                     if result.__class__ is tuple:
                         if kv.pending:
@@ -302,6 +311,8 @@ class Server:
                     await step.make()
                     if request.conn not in self.conns:
                         return  # nobody waits for it any more
+                    if self.freezes and self.freezes.park(request):
+                        return
                     step = HANDLERS[request.op](self, request)
                 result = await step if iscoroutine(step) else step
             except Wait as wait:
@@ -435,6 +446,12 @@ class Server:
             self._touching.add(directory)
             self.loop.call_later(TOUCH_S, self._send_touch, directory)
 
+    def directories_touched(self):
+        """Paths of directories elsewhere whose owners have not yet been told of all changes made here."""
+        for number in [number for number in self.linking if self.kv.get(debt_key(number)) is None]:
+            del self.linking[number]  # told, or its batch was refused
+        return (*self._touching, *self.linking.values())
+
     def write_lazily_soon(self):
         if self._lazy_timer is None:
             self._lazy_timer = self.loop.call_later(LAZY_S, self._write_lazily)
@@ -447,7 +464,9 @@ class Server:
             log(f"server {self.number}: times of directories could not be stored: {error}")
 
     def _send_touch(self, directory):
-        now = self._touches.pop(directory)
+        now = self._touches.pop(directory, None)
+        if now is None:  # the server stops
+            return
         future = self.call_peer(owner(directory, self.servers), TOUCH, directory, now)
         future.add_done_callback(lambda done: self._touch_sent(directory, done))
 

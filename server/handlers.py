@@ -31,10 +31,10 @@ from pymadfs.ops import (
     UNLINK,
 )
 
-from . import counts, credentials, data, holes, links, listing, peers, recovery, rename, xattrs
+from . import counts, credentials, data, holes, links, listing, peers, recovery, relocate, rename, subtree, xattrs
 from .attributes import attributes
 from .dispatch import HANDLERS, gather, serves
-from .inodes import drop, sticky
+from .inodes import drop, forget_location, sticky
 from .meta import (
     CHUNK_SIZE_MAX,
     SIZE_MAX,
@@ -65,7 +65,8 @@ O_PATH = getattr(os, "O_PATH", 0o10000000)
 def start(server):
     """Begin to serve: the event loop runs.  What a crash left half done is taken up in the background."""
     unserved = [op.name for op in OPS.values() if op not in HANDLERS]
-    assert all((credentials, data, holes, links, listing, peers, rename, xattrs))  # imported for their handlers
+    # imported for their handlers
+    assert all((credentials, data, holes, links, listing, peers, relocate, rename, subtree, xattrs))
     assert not unserved, f"operations without a handler: {unserved}"
     server.start()
     recovery.resume(server)
@@ -303,10 +304,11 @@ async def rmdir(server, request):
         server.dirs.forget(path)
         if not await empty_everywhere(server, path):
             raise fail(errno.ENOTEMPTY)
-        server.kv.delete(key)
         xattrs.forget(server, value)
-        server.dirs.gone(path)
         now = now_ns()
+        server.kv.delete(key)
+        moved = forget_location(server, ino_of(value), now)
+        server.dirs.gone(path)
         if above.key is not None:
             counts.adjust(server, above.key, now, -1)
         else:
@@ -314,6 +316,8 @@ async def rmdir(server, request):
         server.commit()
     finally:
         server.dirs.let_go(key)
+    if moved is not None:
+        counts.later(server, moved)
     return ((), b"") if above.key is not None else await counts.settled(server, debt, ((), b""))
 
 
@@ -328,7 +332,7 @@ async def empty_everywhere(server, path):
 
 def is_empty(server, path):
     server.commit()
-    return not server.kv.scan(entries_prefix(path), b"", 1)
+    return not server.kv.scan(entries_prefix(path), b"", 1) and not server.freezes.reserves(path)
 
 
 # --- attributes -----------------------------------------------------------------------------------------------------

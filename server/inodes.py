@@ -18,6 +18,7 @@ from .meta import (
     ino_of,
     inode_key,
     is_pointer,
+    location_key,
     purge_key,
     reach_of,
     xattrs_key,
@@ -65,6 +66,8 @@ def lower(server, ino, now):
     """A detached inode of ours lost a name; with the last one it goes away."""
     value = server.kv.get(inode_key(ino))
     links = 0 if value is None else ATTR.unpack(value).nlink
+    if value is None and server.kv.get(location_key(ino)) is not None:
+        server.kv.delete(location_key(ino))  # a directory that had moved
     if links > 1:
         server.kv.put(inode_key(ino), changed(value, nlink=links - 1, ctime_ns=now))
     elif links:
@@ -86,6 +89,17 @@ def _drop_inode(server, ino, value, now):
     if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, reach_of(value), attr.chunk_size):
         server.kv.put(purge_key(ino), PURGE.pack(reach_of(value), attr.chunk_size))
         server.remove(purge(server, ino))
+
+
+def forget_location(server, ino, now):
+    """The directory ``ino`` is removed with this batch: so is what its home knows about where it is.
+
+    Returns None, or the number of a debt to settle after the commit: its home is elsewhere.
+    """
+    if home(ino) != server.number:
+        return counts.owe(server, ino, -1, b"", now)
+    lower(server, ino, now)
+    return None
 
 
 async def shrink(server, ino, size, old, chunk_size, cuts=0):

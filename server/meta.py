@@ -14,6 +14,10 @@ Keys (all integers big-endian, so that ranges come in order)::
     X server id           this rename of `server` was installed, or this debt of it was counted here
     N id                  DEBT, path: a link count elsewhere that must still change (counts.py)
     AX ino                extended attributes of an inode that lives here: xattrs.py
+    TI id                 a rename of a directory that this server coordinates (subtree.py)
+    TF id                 names that are frozen here for such a rename (frozen.py)
+    SE id key             an entry that waits for its place during an exchange (relocate.py)
+    SL ino                path of a directory that was born here and has moved
     M name                format, number, servers, counter, boots, idle
 
 An inode is embedded in the entry at its birth path while that is its only name.  A rename, a further name, or an unlink
@@ -42,7 +46,7 @@ BLOCK = 512
 PAGE_SHIFT, PAGE_BLOCKS = 12, 8  # what is stored is counted in pages, as local file systems do
 CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for it
 
-PURGES, INTENTS, APPLIED, DEBTS = b"P", b"R", b"X", b"N"
+PURGES, INTENTS, APPLIED, DEBTS, LOCATIONS = b"P", b"R", b"X", b"N", b"SL"
 IDLE = b"Midle"
 
 PURGE = Record("Purge", "size:Q chunk_size:I")
@@ -131,8 +135,12 @@ def debt_key(number):
     return b"N" + _INO.pack(number)
 
 
+def location_key(ino):
+    return LOCATIONS + _INO.pack(ino)
+
+
 def key_number(key):
-    """The integer that ends a P, R, X or N key."""
+    """The integer that ends a P, R, X, N or T key."""
     return _INO.unpack_from(key, len(key) - 8)[0]
 
 

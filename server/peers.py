@@ -51,7 +51,8 @@ def invalidate(server, request):
 def empty(server, request):
     server.dirs.forget(request.tail)
     server.commit()
-    return (not server.kv.scan(entries_prefix(request.tail), b"", 1),), b""
+    path = request.tail
+    return (not server.kv.scan(entries_prefix(path), b"", 1) and not server.freezes.reserves(path),), b""
 
 
 @serves(TOUCH)

@@ -6,9 +6,11 @@ Their records are written together with the change that makes them necessary, an
 found at start is taken up again.  A server that cannot be reached is asked again until it answers.
 """
 from . import counts
+from .frozen import resume_freezes
 from .inodes import purge
 from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, inode_key, key_number
 from .rename import resume_rename
+from .subtree import resume_trees
 
 RECORDS_MAX = 1 << 20
 
@@ -22,6 +24,8 @@ def resume(server):
         resume_rename(server, key_number(key), value)
     for key, _ in kv.scan(DEBTS, b"", RECORDS_MAX):
         counts.later(server, key_number(key))
+    resume_freezes(server)
+    resume_trees(server)
     for key, _ in kv.scan(PURGES, b"", RECORDS_MAX):
         ino = key_number(key)
         if kv.get(inode_key(ino)) is not None:

@@ -15,8 +15,9 @@ from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
 from pymadfs.identity import SEARCH, WRITE, Who
-from pymadfs.layout import owner
-from pymadfs.ops import ATTR, INSTALL, RENAME
+from pymadfs.layout import covers, home, owner
+from pymadfs.log import log
+from pymadfs.ops import ATTR, INSTALL, RENAME, SETATTR
 
 from . import counts
 from .directories import Wait
@@ -62,6 +63,8 @@ def rename(server, request):
         return (), b""
     if is_directory(value):
         raise fail(errno.EXDEV)
+    if covers(new, old):
+        raise fail(errno.EEXIST if flags & RENAME_NOREPLACE else errno.ENOTEMPTY)
     server.dirs.free(inode_key(ino_of(value)))
     if owner(new, server.servers) != server.number:
         return _across(server, request, old, new, flags, above, value)
@@ -69,11 +72,32 @@ def rename(server, request):
     if existing is not None and ino_of(existing) == ino_of(value):
         return (), b""
     now = now_ns()
-    value = _detached(server, value, now)
-    debt = _place(server, new, new_above, existing, value, now)
+    debt = _place(server, new, new_above, existing, _detached(server, value, now), now)
     server.kv.delete(key)
     server.touched(old, above, now)
-    return ((), b"") if debt is None else counts.settled(server, debt, ((), b""))
+    return _renamed(server, debt, ino_of(value)) if debt is not None or is_pointer(value) else ((), b"")
+
+
+async def _renamed(server, debt, ino):
+    server.commit()
+    stamp = server.spawn(_stamp(server, ino))  # at the same time
+    if debt is not None:
+        await counts.settle(server, debt)
+    await stamp
+    return (), b""
+
+
+async def _stamp(server, ino):
+    """The ctime of an inode that had been moved before becomes now, where it lives."""
+    if home(ino) == server.number:
+        found = server.kv.get(inode_key(ino))
+        if found is not None:
+            server.kv.put(inode_key(ino), changed(found, ctime_ns=now_ns()))
+        return
+    try:
+        await server.call_peer(home(ino), SETATTR, b"", ino, 0, 0, 0, 0, 0, 0, 0)
+    except OSError as error:  # the rename is done; of a server that is dead, nobody sees the time
+        log(f"server {server.number}: ctime of inode {ino:x} was not set: {error}")
 
 
 def _detached(server, value, now):
@@ -120,6 +144,7 @@ async def _across(server, request, old, new, flags, above, value):
         server.dirs.let_go(key)
         raise Wait(lambda: asyncio.sleep(0))
     now = now_ns()
+    known = is_pointer(value)
     value = _detached(server, value, now)
     move = Move(server.meta.serial(), flags, old, new, request.uid, request.gid, value[:ATTR.size], target_of(value))
     server.intents.add(move.number)
@@ -143,6 +168,8 @@ async def _across(server, request, old, new, flags, above, value):
         raise
     _finish(server, move)
     server.touched(old, above, now)
+    if known:
+        await _stamp(server, ino_of(value))
     return (), b""
 
 
@@ -157,8 +184,9 @@ async def _install(server, move):
             if error.errno != errno.EAGAIN:
                 raise
         # The new name is in use, perhaps by a rename that waits for our old one: of the two, the one that goes up in
-        # the order of names keeps what it holds and asks again, the other gives way and starts anew.
-        if move.old > move.new:
+        # the order of names keeps what it holds and asks again, the other gives way and starts anew.  The rename of a
+        # directory waits for all old names below it.
+        if move.old > move.new or server.freezes and server.freezes.over(move.old):
             _undo(server, move)
             raise Wait(_moment)
         await _moment()
@@ -238,6 +266,9 @@ def install(server, request):
     if server.kv.get(applied_key(origin, number)) is not None:
         return (), b""
     check_new_path(new)
+    freeze = server.freezes.over(new)
+    if freeze:
+        raise fail(errno.EIO if freeze.stuck else errno.EAGAIN)
     if server.dirs.is_held(entry_key(new)):
         raise fail(errno.EAGAIN)
     ino = ino_of(attr)

@@ -18,6 +18,7 @@ from pymadfs.ops import (
     LINK,
     LOOKUP,
     MKDIR,
+    MOVETREE,
     OPEN,
     READ,
     READDIR,
@@ -75,6 +76,10 @@ class Rpc:
         for when in ("before", "after"):
             if when == "after":
                 result = await self.world.ask(server, op, tail, *fields, conn=-1 - self.number)
+            if self.world.watch:
+                self.world.watch(self.number, server, op, when)
+                if self.world.servers[self.number] is None or self.world.servers[self.number].rpc is not self:
+                    await asyncio.Event().wait()  # a dead process does not go on
             if self.world.trap and (self.number, op, when) == self.world.trap[:3]:
                 victim, self.world.trap = self.world.trap[3], None
                 self.world.crash(victim)
@@ -109,6 +114,7 @@ class World:
         self.kvs = [make_kv() for _ in range(count)]
         self.servers = [None] * count
         self.trap = None
+        self.watch = None  # called with (server, server asked, op, "before" or "after") around each call of a server
         self.trapped = asyncio.Event()
         self.defects = []
         self.log = []
@@ -139,6 +145,9 @@ class World:
         server.chunks.close()
         server.threads.shutdown()
         self.kvs[number].close()
+        for other in filter(None, self.servers):
+            other.forget(-1 - number)
+            other.conns.add(-1 - number)
 
     async def stop(self):
         for server in self.servers:
@@ -153,7 +162,7 @@ class World:
         request = Call(op, conn, (uid, gid, groups), op.request.unpack(packed), tail, payload)
         await asyncio.sleep(0)
         server = self.servers[number]
-        if server is None:
+        if server is None or conn < 0 and self.servers[-1 - conn] is None:  # what a dead server sent is void
             raise fail(errno.EIO)
         server.serve([request])
         while True:
@@ -221,6 +230,15 @@ class World:
 
     async def link(self, ino, new, hint=b"", **user):
         await self.ask(self.owner(new), LINK, new + hint, ino, len(new), **user)
+
+    async def rename_tree(self, old, new, flags=0, **user):
+        """MOVETREE, asked until it is done."""
+        ticket, begin = int.from_bytes(os.urandom(7), "little"), 1
+        while True:
+            reply, _ = await self.ask(self.owner(b"/"), MOVETREE, old + new, flags, len(old), ticket, begin, **user)
+            if reply.done:
+                return
+            begin = 0
 
     async def setattr(self, path, valid, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0, **user):
         reply, _ = await self.call(SETATTR, path, 0, valid, mode, uid, gid, size, atime, mtime, **user)

@@ -415,7 +415,7 @@ def test_stat_and_statx_agree(servers):
         lambda: calls.fchownat(b"/madfs/file", 0, 0, 1),
         lambda: calls.utimensat(b"/madfs/file", 0, 1),
         lambda: calls.unlinkat(b"/madfs/file", 1),
-        lambda: calls.renameat2(b"/madfs/file", b"/madfs/x", 2),
+        lambda: calls.renameat2(b"/madfs/file", b"/madfs/x", 4),
     ):
         with failure(errno.EINVAL):
             call()
