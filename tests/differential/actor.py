@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that makes the calls it is told to and says what came of them: one JSON list a line, in and out.
+
+Used by test_differential.py, which runs it here under the preload and there without.  Python's standard library only.
+A call is ``[name, argument...]``; a result ``["ok", value]`` or ``["error", errno's name]``.  Bytes travel as Latin-1.
+Descriptors are named by the number that the call which opened them was given.
+"""
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+NO_FILE = 9999  # what a number stands for that was never opened, or is closed
+
+files: dict = {}
+CALLS = {}
+
+
+def call(function):
+    CALLS[function.__name__.rstrip("_")] = function
+    return function
+
+
+def fd_of(number):
+    return files.get(number, NO_FILE)
+
+
+def status(info):
+    """What can be compared of a struct stat; the size of a directory is its file system's own affair."""
+    directory = info.st_mode & 0o170000 == 0o040000
+    return {"mode": oct(info.st_mode), "ino": info.st_ino, "nlink": info.st_nlink, "uid": info.st_uid,
+            "gid": info.st_gid, "size": None if directory else info.st_size, "atime": info.st_atime_ns,
+            "mtime": info.st_mtime_ns, "ctime": info.st_ctime_ns, "rdev": info.st_rdev}
+
+
+def text(data):
+    return data.decode("latin-1")
+
+
+@call
+def open_(number, path, flags, mode):
+    close(number) if number in files else None
+    files[number] = os.open(path, flags, mode)
+
+
+@call
+def close(number):
+    os.close(files.pop(number, NO_FILE))
+
+
+@call
+def dup2(number, other):
+    """``other`` becomes another descriptor of the same opening."""
+    copy = os.dup(fd_of(number))
+    if other in files:
+        os.close(files[other])
+    files[other] = copy
+
+
+@call
+def read(number, count):
+    return text(os.read(fd_of(number), count))
+
+
+@call
+def write(number, data):
+    return os.write(fd_of(number), data.encode("latin-1"))
+
+
+@call
+def pread(number, count, offset):
+    return text(os.pread(fd_of(number), count, offset))
+
+
+@call
+def pwrite(number, data, offset):
+    return os.pwrite(fd_of(number), data.encode("latin-1"), offset)
+
+
+@call
+def lseek(number, offset, whence):
+    return os.lseek(fd_of(number), offset, whence)
+
+
+@call
+def ftruncate(number, size):
+    os.ftruncate(fd_of(number), size)
+
+
+@call
+def truncate(path, size):
+    os.truncate(path, size)
+
+
+@call
+def fallocate(number, mode, offset, length):
+    if libc.fallocate(fd_of(number), mode, offset, length):
+        raise OSError(ctypes.get_errno(), "")
+
+
+@call
+def fsync(number):
+    os.fsync(fd_of(number))
+
+
+@call
+def copy(number, other, count, source, target):
+    return os.copy_file_range(fd_of(number), fd_of(other), count, source, target)
+
+
+@call
+def stat(path):
+    return status(os.stat(path))
+
+
+@call
+def lstat(path):
+    return status(os.lstat(path))
+
+
+@call
+def fstat(number):
+    return status(os.fstat(fd_of(number)))
+
+
+@call
+def access(path, mode):
+    libc.access(os.fsencode(path), mode) and raise_errno()
+
+
+def raise_errno():
+    raise OSError(ctypes.get_errno(), "")
+
+
+@call
+def mkdir(path, mode):
+    os.mkdir(path, mode)
+
+
+@call
+def rmdir(path):
+    os.rmdir(path)
+
+
+@call
+def unlink(path):
+    os.unlink(path)
+
+
+@call
+def rename(old, new, flags):
+    if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags):
+        raise_errno()
+
+
+@call
+def link(old, new, follow):
+    os.link(old, new, follow_symlinks=follow)
+
+
+@call
+def link_open(number, new):
+    """Give an open file a name (what O_TMPFILE is for)."""
+    os.link(f"/proc/self/fd/{fd_of(number)}", new, follow_symlinks=True)
+
+
+@call
+def symlink(target, path):
+    os.symlink(target, path)
+
+
+@call
+def readlink(path):
+    return os.readlink(path)
+
+
+@call
+def mknod(path, mode):
+    os.mknod(path, mode)
+
+
+@call
+def chmod(path, mode):
+    os.chmod(path, mode)
+
+
+@call
+def fchmod(number, mode):
+    os.fchmod(fd_of(number), mode)
+
+
+@call
+def chown(path, uid, gid, follow):
+    os.chown(path, uid, gid, follow_symlinks=follow)
+
+
+@call
+def utime(path, atime, mtime, follow):
+    os.utime(path, ns=(atime, mtime), follow_symlinks=follow)
+
+
+@call
+def list_(path):
+    with os.scandir(path) as entries:
+        return sorted([entry.name, entry.inode(), "d" if entry.is_dir(follow_symlinks=False) else
+                       "l" if entry.is_symlink() else "f"] for entry in entries)
+
+
+@call
+def chdir(path):
+    os.chdir(path)
+
+
+@call
+def fchdir(number):
+    os.fchdir(fd_of(number))
+
+
+@call
+def getcwd():
+    return os.getcwd()
+
+
+@call
+def umask(mask):
+    return os.umask(mask)
+
+
+@call
+def setxattr(path, name, value, flags):
+    os.setxattr(path, name, value.encode(), flags)
+
+
+@call
+def getxattr(path, name):
+    return text(os.getxattr(path, name))
+
+
+@call
+def listxattr(path):
+    return sorted(name for name in os.listxattr(path) if name.startswith("user."))
+
+
+@call
+def removexattr(path, name):
+    os.removexattr(path, name)
+
+
+@call
+def flock(number, operation):
+    fcntl.flock(fd_of(number), operation | fcntl.LOCK_NB)
+
+
+@call
+def lockf(number, operation, length, start):
+    fcntl.lockf(fd_of(number), operation | (fcntl.LOCK_NB if operation != fcntl.LOCK_UN else 0), length, start)
+
+
+@call
+def flags(number):
+    return fcntl.fcntl(fd_of(number), fcntl.F_GETFL)
+
+
+@call
+def begin(top, uid):
+    """A new example: nothing open, in the directory ``top``."""
+    for number in list(files):
+        close(number)
+    os.umask(0o022)
+    os.chdir(top)
+    if uid and os.geteuid() != uid:
+        os.listdir(top)  # all servers are known before it is another user's turn
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+
+
+def main():
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        try:
+            result = ["ok", CALLS[name](*arguments)]
+        except OSError as error:
+            result = ["error", errno.errorcode.get(error.errno, str(error.errno))]
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
