@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
+from collections import Counter
 
-from . import __version__, doctor, keeper, launch, trace
+from . import __version__, doctor, fsck, keeper, launch, rpc, trace
 from .config import SETTINGS
 from .launch import CommandError, LaunchError
 
@@ -59,6 +61,13 @@ def parser():
     add_cluster_option(status)
     status.add_argument("--json", action="store_true", help="one JSON object per server and line")
     status.set_defaults(function=command_status, parser=status)
+
+    check = commands.add_parser("fsck", help="check that all that the servers have makes one file system",
+                                allow_abbrev=False)
+    add_cluster_option(check)
+    check.add_argument("--store", metavar="DIR", help="check the store DIR, which no server uses now")
+    check.add_argument("--repair", action="store_true", help="mend what is wrong; no program may use the file system")
+    check.set_defaults(function=command_fsck, parser=check)
     return top
 
 
@@ -266,6 +275,55 @@ def command_status(options):
                "pid": server.pid, "store": server.store, **(answer or {})}
         print(json.dumps(row) if options.json else status_line(row))
     return 0 if all(answer is not None for answer in answers) else 1
+
+
+def command_fsck(options):
+    """0: nothing is wrong; 1: it was mended; 4: something is wrong; 8: it could not be checked."""
+    if options.store and options.cluster:
+        raise LaunchError("--store is checked by servers of its own: leave out --cluster")
+    with contextlib.ExitStack() as stack:
+        if options.store:
+            if not os.path.isdir(os.path.join(options.store, "server-0")):
+                raise LaunchError(f"{options.store} is not a store of servers: name the directory given to --store")
+            running = stack.enter_context(launch.start(launch.configuration().mount, store=options.store))
+            path = running.cluster
+        else:
+            path = options.cluster or launch.default_cluster(os.environ)
+        cluster = launch.read_cluster(path)
+        client = rpc.Client(cluster, launch.configuration(), uid=os.geteuid(), gid=os.getegid())
+        stack.callback(client.close)
+        try:
+            return run_fsck(client, cluster, options.repair)
+        except OSError as error:
+            keeper.say(f"madfs fsck: the servers could not be asked: {error.strerror or error}; see `madfs status`")
+            return fsck.TROUBLE
+
+
+def run_fsck(client, cluster, repair):
+    """Check, and mend if ``repair``; prints what is wrong and returns the exit status."""
+    if repair and any((answer or {}).get("connections", 0) > len(cluster.servers)
+                      for answer in launch.statistics(cluster)):
+        raise LaunchError("programs use the file system: end them, or leave out --repair")
+    mended, wrong = 0, None
+    for _ in range(fsck.LOOKS):
+        census, wrong = fsck.check(client, lambda text: keeper.say(f"madfs fsck: {text}"))
+        if not repair or not wrong:
+            break
+        done = fsck.mend(client, wrong)
+        mended += len(done)
+        for text in done:
+            print(f"mended: {text}")
+        if not done:
+            break
+    for problem in wrong:
+        print(f"wrong: {problem.text}")
+    for what, number in sorted(census.waiting.items()):
+        print(f"under way: {counted(number, what)}")
+    kinds = Counter(stat.S_ISDIR(entry.mode) for entry in census.entries.values())
+    print(f"{kinds[True]} {'directory' if kinds[True] == 1 else 'directories'}, "
+          f"{counted(kinds[False], 'other name')} on {counted(len(cluster.servers), 'server')}: "
+          f"{counted(len(wrong), 'problem') if wrong else 'nothing is wrong'}")
+    return fsck.WRONG if wrong else fsck.MENDED if mended else fsck.CLEAN
 
 
 def status_line(row):

@@ -244,6 +244,18 @@ REMOVEXATTR = Op(47, "removexattr", "ino:Q name:H", "",
 MKNOD = Op(48, "mknod", "mode:I rdev:I", _A,
            doc="Make the FIFO, device node or socket in the tail; `rdev` is as the kernel encodes it in 32 bits.")
 
+INVENTORY = Op(56, "inventory", "", "cursor:H", retry=True,
+               doc="One page of what this server has in its store, for fsck: its keys, then its chunk files. Tail: the "
+                   "cursor of the previous page or nothing. Reply's tail: the next cursor (`cursor` bytes, none at the "
+                   "end), then ITEM records.")
+ITEM = Record("Item", "key:H value:H flags:B")  # then the key, and for entries and inodes the start of the value
+ITEM_OPEN = 1  # the inode is open, or may be
+ITEM_FILE = b"f"  # takes the place of the C in the key that a chunk file should have
+MEND = Op(57, "mend", "action:B ino:Q number:Q", "done:B",
+          doc="Put one thing right that fsck found; only for root and the servers' user. `done` is 0 when it is not so "
+              "any more. Tail: a path.")
+MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN = range(1, 7)
+
 # --- what the shim answers ------------------------------------------------------------------------------------------
 
 

@@ -319,6 +319,17 @@ class Chunks:
                     continue
         return total
 
+    def files(self, directory):
+        """``(inode, chunk)`` of the chunk files in directory 0 to 255, in order."""
+        try:
+            fd = os.open(f"data/{directory:02x}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(tuple(int(part, 16) for part in name.split(".")) for name in os.listdir(fd))
+        finally:
+            os.close(fd)
+
     # --- durability -------------------------------------------------------------------------------------------------
 
     def _mark_dirty(self, ino, chunk):

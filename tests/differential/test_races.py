@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support import MADFS
+from support import MADFS, call
 
 from pymadfs import cli, cluster
 
@@ -71,7 +71,9 @@ def race(environment, processes, steps, seed, *allowed, meanwhile=lambda: None):
             racer.kill()
             racer.communicate()
     check = python(["-c", INVARIANTS], top, environment=environment)
-    return wrong + check.communicate(timeout=RACE_S)[0]
+    wrong += check.communicate(timeout=RACE_S)[0]
+    done = call([*MADFS, "fsck", "--cluster", environment["MADFS_CLUSTER"]], timeout=RACE_S)
+    return wrong if done.returncode == 0 else wrong + done.stdout + done.stderr
 
 
 @pytest.fixture
