@@ -280,6 +280,12 @@ class FileData:
         """When the file was cut off meanwhile, some servers stored their part before and some after.  Those that were
         before the latest cut that any answer tells of are asked again, until all were after it: so the write as a whole
         comes after the truncation, or before.  The home first: it answers when the cut was made everywhere."""
+        cuts = file.cuts
+        for result in results:
+            if isinstance(result, BaseException) or result[0][1] != cuts:
+                break
+        else:  # as nearly always
+            return
         while True:
             numbers = [0 if isinstance(result, BaseException) else result[0].cuts for result in results]
             latest = max(numbers)
