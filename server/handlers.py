@@ -34,15 +34,15 @@ from pymadfs.ops import (
 from . import (  # all for their handlers
     counts,
     credentials,  # noqa: F401
-    data,
+    data,  # noqa: F401
     holes,  # noqa: F401
     inventory,  # noqa: F401
     links,  # noqa: F401
     listing,  # noqa: F401
-    peers,
+    peers,  # noqa: F401
     recovery,
     relocate,  # noqa: F401
-    rename,
+    rename,  # noqa: F401
     subtree,  # noqa: F401
     xattrs,
 )
