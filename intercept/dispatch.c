@@ -35,6 +35,7 @@ static const uint16_t creators[] = {
 uint8_t madfs_classes[MADFS_CLASSES];
 
 static bool makes_descriptor[MADFS_ROWS];
+static bool names_path[MADFS_ROWS];  // the kernel may come to a link that leads to us
 
 // Calls that are ours only when their first argument is, so that the entry code can let them go without asking.
 static bool is_fd_call(long number) {
@@ -43,7 +44,14 @@ static bool is_fd_call(long number) {
                                : row->route == ROUTE_FD;
 }
 
+static void find_paths(void) {
+  for (long i = 0; i < MADFS_ROWS; i++)
+    for (unsigned p = 0; madfs_rows[i].kind == ROW_CALL && p < madfs_rows[i].count; p++)
+      names_path[i] |= madfs_rows[i].parameter[p].kind == PARAMETER_AT;
+}
+
 void madfs_classes_fill(void) {
+  find_paths();
   for (unsigned i = 0; i < sizeof creators / sizeof *creators; i++) {
     makes_descriptor[creators[i]] = true;
     madfs_classes[creators[i]] = CLASS_ASK;
@@ -169,22 +177,37 @@ static bool open_escaped(struct madfs_thread *t) {
   return true;
 }
 
-// The path led out of the mount: the original call with the path it came to.
+enum { CROSSINGS_MAX = 40 };  // of the mount's border, by links there and back
+
+static bool cross(struct madfs_frame *f);
+
+// The path led out of the mount: the original call with the path it came to, which may lead back.
 static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *row,
                                  const struct madfs_parameter *parameters, int which, int paths) {
   if (paths > 1) return answer(f, -EXDEV);
   if (which < 0 || which >= row->count || parameters[which].kind != PARAMETER_AT) return answer(f, -EIO);
+  struct madfs_thread *t = madfs_local.thread;
   const struct madfs_parameter *p = &parameters[which];
   long a[6];
   for (int i = 0; i < 6; i++) a[i] = (long)f->argument[i];
-  a[(int)p->argument] = (long)madfs_local.thread->escaped;
+  a[(int)p->argument] = (long)t->escaped;
   if (p->directory >= 0) a[(int)p->directory] = AT_FDCWD;
-  if (row->call == CALL_openat && strlen(madfs_local.thread->escaped) < ESCAPED_MAX) {
-    madfs_local.thread->later = open_escaped;
-    madfs_local.thread->later_frame = f;
-    return MADFS_DONE;
+  bool opens = row->call == CALL_openat && strlen(t->escaped) < ESCAPED_MAX;
+  long result = opens ? RAW(SYS_faccessat, AT_FDCWD, t->escaped, F_OK)
+                      : arch_syscall(f->number, a[0], a[1], a[2], a[3], a[4], a[5]);
+  if (result == -ENOENT && madfs_links_suspect(AT_FDCWD, t->escaped)) {
+    if (++t->crossings > CROSSINGS_MAX) return answer(f, -ELOOP);
+    struct madfs_frame back = *f;
+    for (int i = 0; i < 6; i++) back.argument[i] = (unsigned long)a[i];
+    if (cross(&back)) {
+      if (t->later_frame == &back) t->later_frame = f;
+      return answer(f, back.number);
+    }
   }
-  return answer(f, arch_syscall(f->number, a[0], a[1], a[2], a[3], a[4], a[5]));
+  if (!opens) return answer(f, result);
+  t->later = open_escaped;
+  t->later_frame = f;
+  return MADFS_DONE;
 }
 
 static bool has_empty_path(const struct madfs_frame *f, const struct madfs_row *row) {
@@ -377,7 +400,38 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
 static long on_hook_stack(void *value) {
   struct madfs_frame *f = value;
   if (!madfs_local.thread->registered) madfs_thread_register(madfs_local.thread);
+  madfs_local.thread->crossings = 0;
   return answer_row(f, &madfs_rows[f->number]);
+}
+
+// The call once more, with the paths that links of the host's lead to; false when none of them does.
+static bool cross(struct madfs_frame *f) {
+  struct madfs_thread *t = madfs_local.thread;
+  const struct madfs_row *row = &madfs_rows[f->number];
+  const struct madfs_frame original = *f;
+  bool last = follows(f, row), ours = false;
+  size_t length;
+  unsigned which = 0;
+  for (unsigned i = 0; i < row->count; i++) {
+    const struct madfs_parameter *p = &row->parameter[i];
+    if (p->kind != PARAMETER_AT) continue;
+    char *given = t->given[0], *out = t->through[which++];
+    if (madfs_user_text(given, MADFS_PATH_MAX, (const char *)f->argument[(int)p->argument]) < 0) continue;
+    if (madfs_links_follow(directory_of(f, p), given, last, out, &length) != PATH_OURS) continue;
+    ours = true;
+    f->argument[(int)p->argument] = (unsigned long)out;
+    if (p->directory >= 0) f->argument[(int)p->directory] = (unsigned long)AT_FDCWD;
+  }
+  if (!ours || answer_row(f, row) == MADFS_PASS) f->number = -ENOENT;
+  memcpy(f->argument, original.argument, sizeof f->argument);
+  return ours;
+}
+
+static long through_links(void *value) {
+  if (!madfs_local.thread->registered) madfs_thread_register(madfs_local.thread);
+  madfs_local.thread->crossings = 0;
+  cross(value);
+  return MADFS_DONE;
 }
 
 // --- the way there --------------------------------------------------------------------------------------------------
@@ -395,7 +449,7 @@ static void count(long number, enum madfs_verdict verdict, long result) {
                                                    : TRACE_EMULATED);
 }
 
-__attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *f) {
+static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)) {
   uint64_t before;
   long number = f->number;
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
@@ -406,15 +460,19 @@ __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *
     t->frame = f;
     t->number = f->number;
     t->signals = before;
-    verdict = (enum madfs_verdict)arch_on_stack(t, on_hook_stack, f);
+    verdict = (enum madfs_verdict)arch_on_stack(t, work, f);
     madfs_local.inside &= ~1;
   } else {
     f->number = -ENOMEM;
   }
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
-  if (t && t->later_frame == f && !t->later(t)) return forward(f);
+  if (t && t->later_frame == f && !t->later(t)) return forward_to(f, work);
   if (MADFS_UNLIKELY(madfs_tracing())) count(number, verdict, f->number);
   return verdict;
+}
+
+__attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *f) {
+  return forward_to(f, on_hook_stack);
 }
 
 static bool concerns(const struct madfs_frame *f, const struct madfs_row *row) {
@@ -442,10 +500,23 @@ __attribute__((noinline)) static enum madfs_verdict filter_kernel(const struct m
   return MADFS_PASS;
 }
 
+// The kernel's, unless it says ENOENT because a link of the host's leads into the mount.
+__attribute__((noinline)) static enum madfs_verdict let_pass(struct madfs_frame *f, const struct madfs_row *row) {
+  const unsigned long *a = f->argument;
+  long result = arch_syscall(f->number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+  bool suspect = false;
+  for (unsigned i = 0; result == -ENOENT && i < row->count; i++) {
+    const struct madfs_parameter *p = &row->parameter[i];
+    suspect |= p->kind == PARAMETER_AT && madfs_links_suspect(directory_of(f, p), (const char *)a[(int)p->argument]);
+  }
+  return suspect ? forward_to(f, through_links) : answer(f, result);
+}
+
 __attribute__((noinline)) static enum madfs_verdict filter_names(struct madfs_frame *f, const struct madfs_row *row) {
   if (row->kind == ROW_SHIM) return row->shim->concerns(f) ? forward(f) : MADFS_PASS;
   if (f->number == SYS_mmap) return mmap_concerns(f) ? forward(f) : MADFS_PASS;
-  return concerns(f, row) ? forward(f) : MADFS_PASS;
+  enum madfs_verdict verdict = concerns(f, row) ? forward(f) : MADFS_PASS;
+  return verdict == MADFS_PASS && names_path[f->number] ? let_pass(f, row) : verdict;
 }
 
 __attribute__((noinline)) static enum madfs_verdict filter_inside(struct madfs_frame *f) {

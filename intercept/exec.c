@@ -277,6 +277,12 @@ static long resolve(struct program *p) {
 static long resolve_script(struct program *p) {
   size_t length;
   if (*p->path == 0 || locate(p, &length) != PATH_HOST) return -ENOENT;
+  char *through = madfs_local.thread->through[0];
+  if (madfs_links_follow(p->directory, p->path, !(p->flags & AT_SYMLINK_NOFOLLOW), through, &length) == PATH_OURS) {
+    p->directory = AT_FDCWD;
+    p->path = through;
+    return resolve(p);
+  }
   long fd = RAW(SYS_openat, p->directory, p->path, O_RDONLY | O_CLOEXEC, 0);
   if (madfs_failed(fd)) return -ENOENT;
   long result = follow_script(p, (int)fd, p->path);

@@ -131,7 +131,8 @@ static struct height rise(void) {
   if (h.limit.rlim_cur >= INTERNAL_FROM + INTERNAL_ROOM) return h;
   if (h.limit.rlim_cur < INTERNAL_FROM) h.from = (int)h.limit.rlim_cur;
   struct rlimit higher = {(rlim_t)h.from + INTERNAL_ROOM, h.limit.rlim_max};
-  h.raised = h.limit.rlim_max >= higher.rlim_cur && !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
+  if (higher.rlim_max < higher.rlim_cur) higher.rlim_max = higher.rlim_cur;  // root may
+  h.raised = !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
   if (!h.raised) h.from = h.limit.rlim_cur > 2 * HIGH_ROOM ? (int)h.limit.rlim_cur - HIGH_ROOM : h.from / 2;
   return h;
 }
@@ -166,7 +167,7 @@ void madfs_fds_meet(int fd) {
 
 long madfs_fds_hide(long fd) {
   if (madfs_failed(fd)) return fd;
-  fd = move_up((int)fd, (RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC) != 0);
+  fd = move_up((int)fd, true);  // no program to be executed has a use for it
   learn((int)fd, KNOWN_INTERNAL);
   return fd;
 }

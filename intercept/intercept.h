@@ -118,6 +118,8 @@ struct madfs_thread {
   char given[2][MADFS_PATH_MAX];    // texts of the application's
   char path[2][MADFS_PATH_MAX];
   char escaped[MADFS_PATH_MAX];
+  char through[2][MADFS_PATH_MAX];  // where links of the host's led
+  unsigned crossings;               // of the mount's border in this call, by links that lead out and back
   char scratch[MADFS_PATH_MAX];
   char cwd[MADFS_PATH_MAX];
 };
@@ -279,6 +281,11 @@ int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX],
 bool madfs_path_cwd(const char *path);      // "/proc/self/cwd", when that is in the mount
 bool madfs_path_program(const char *path);  // "/proc/self/exe", when the program lies on the mount
 int madfs_path_magic(const char *path);  // "/proc/self/fd/N", "/dev/fd/N", "/dev/stdin", ...: N when it is ours, or -1
+
+// links.c: after the kernel has said ENOENT.  Quick: whether a link may be the reason; REQUIRES for the other: on the
+// hook stack.  PATH_OURS with the path in `out`, PATH_HOST or -errno; `last`: a link at the end is followed, too.
+bool madfs_links_suspect(int directory, const char *path);
+int madfs_links_follow(int directory, const char *path, bool last, char out[MADFS_PATH_MAX], size_t *length);
 
 bool madfs_cwd_virtual(void);
 size_t madfs_cwd_get(char out[MADFS_PATH_MAX]);  // its length; 0 when the working directory is the kernel's

@@ -9,15 +9,13 @@ built-in ones.  What CPython itself freezes (io, abc, codecs, ...) needs no ment
 REQUIRES: run by the Python version that the library embeds.
 """
 import importlib.util
-import inspect
 import marshal
 import os
 import sys
-from collections import namedtuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-STDLIB = ("encodings", "encodings.aliases", "encodings.utf_8", "keyword", "struct")
+STDLIB = ("encodings", "encodings.utf_8", "struct")
 
 # Modules of the standard library that are mostly abstract base classes the client has no use for; making those takes a
 # tenth of the whole start.  What the client uses of them:
@@ -28,11 +26,35 @@ environ = {key.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrog
            for key, value in environ.items()}
 """,
     "collections": """
-import sys as _sys
 from _collections import OrderedDict, _tuplegetter, defaultdict, deque
-from keyword import iskeyword as _iskeyword
 
-""" + inspect.getsource(namedtuple),
+def namedtuple(typename, field_names, *, defaults=()):
+    # The library's compiles a text for each: a tenth of a millisecond.
+    names = tuple(field_names.replace(",", " ").split() if isinstance(field_names, str) else field_names)
+    by_default = dict(zip(names[len(names) - len(defaults):], defaults))
+
+    def __new__(cls, *values, **named):
+        if len(values) < len(names):
+            values += tuple(named.pop(name) if name in named else by_default[name] for name in names[len(values):])
+        if named or len(values) > len(names):
+            raise TypeError(f"{typename} takes {', '.join(names)}")
+        return tuple.__new__(cls, values)
+
+    def _replace(self, **named):
+        return self._make(named.pop(name, value) for name, value in zip(names, self))
+
+    def _asdict(self):
+        return dict(zip(names, self))
+
+    def __repr__(self):
+        return f"{typename}({', '.join(f'{name}={value!r}' for name, value in zip(names, self))})"
+
+    contents = {"__slots__": (), "_fields": names, "__new__": __new__, "_replace": _replace, "_asdict": _asdict,
+                "__repr__": __repr__, "_make": classmethod(lambda cls, values: tuple.__new__(cls, values))}
+    contents.update((name, _tuplegetter(number, "")) for number, name in enumerate(names))
+    return type(typename, (tuple,), contents)
+""",
+    "encodings.aliases": "aliases = {'utf8': 'utf_8', 'ascii': 'utf_8', 'us_ascii': 'utf_8'}\n",
 }
 
 CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadfs.config", "pymadfs.door",
