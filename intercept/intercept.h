@@ -194,6 +194,20 @@ void madfs_sites_note(const uint8_t *build_id, uint64_t offset, const struct mad
                       const struct madfs_plan *plans, unsigned count);
 void madfs_sites_write(const char *path);  // REQUIRES: madfs_sites_open(true)
 
+// --- debugger.c: breakpoints that stand in the text before it is rewritten --------------------------------------------
+
+enum { MADFS_BREAKPOINTS = 64 };
+
+struct madfs_breakpoint {
+  uint8_t *at, byte;
+};
+
+// Puts the file's own bytes back; how many breakpoints there were.
+unsigned madfs_debugger_lift(const uint8_t *text, size_t length, unsigned long offset, const char *path,
+                             struct madfs_breakpoint *found);
+void madfs_debugger_restore(const uint8_t *text, size_t length, int protection, const struct madfs_breakpoint *found,
+                            unsigned count);
+
 // --- patch.c --------------------------------------------------------------------------------------------------------
 
 // Rewrites the planned sites of one mapping.  Number of sites rewritten: all or none.

@@ -275,6 +275,15 @@ static bool find_crossings(const struct image *image, struct madfs_code *code, s
   return c.found;
 }
 
+// What a debugger will write to again: as if something jumped into it, and behind it.
+static void spare_breakpoints(const struct madfs_code *code, struct madfs_plan *plan) {
+  for (unsigned i = 0; i < code->breakpoints_count; i++)
+    for (int n = 0; n < 2; n++) {
+      long bit = code->breakpoints[i].at + n - plan->site + ARCH_WINDOW;
+      if (bit >= 0 && bit < 64) plan->targets |= 1UL << bit;
+    }
+}
+
 static void survey(const struct image *image, struct madfs_code *code, struct madfs_plan *plans, unsigned count,
                    bool again) {
   for (unsigned i = 0, n; i < count; i += n) {
@@ -286,6 +295,7 @@ static void survey(const struct image *image, struct madfs_code *code, struct ma
     }
     while (i + n < count && plans[i + n].site < code->end) n++;
     if (!again) arch_survey(code, &plans[i], n);
+    for (unsigned k = i; k < i + n; k++) spare_breakpoints(code, &plans[k]);
     arch_choose(code, &plans[i], n);
   }
 }
@@ -338,10 +348,14 @@ static bool rewrite(struct image *image, const uint8_t *text, size_t length, uns
   struct madfs_plan *plans = (struct madfs_plan *)got;
   unsigned idle = 0;
   bool named = image_build_id(image, build_id);
+  struct madfs_breakpoint breakpoints[MADFS_BREAKPOINTS];
   int known = named ? madfs_sites_find(build_id, offset, &code, plans, PLANS_MAX, &idle) : -1;
+  if (known < 0 && image->mapped) code.breakpoints_count = madfs_debugger_lift(text, length, offset, name, breakpoints);
+  code.breakpoints = breakpoints;
   unsigned count = known >= 0 ? (unsigned)known : search(image, &code, plans);
   if (named && known < 0) madfs_sites_note(build_id, offset, &code, plans, count);
   unsigned patched = madfs_patch(&code, plans, count, protection);
+  madfs_debugger_restore(text, length, protection, breakpoints, code.breakpoints_count);
   tally(plans, count, idle, patched, name);
   RAW(SYS_munmap, got, room);
   return true;

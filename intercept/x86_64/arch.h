@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #define ARCH_ELF_MACHINE EM_X86_64
+#define ARCH_BREAKPOINT 0xcc  // the first byte of what a debugger writes
 #define ARCH_POINTER_MAX 0x7ffffffff000UL  // end of the addresses a program can have
 
 #define ARCH_IS_PIPE(number) ((number) == SYS_pipe)
@@ -156,6 +157,8 @@ struct madfs_code {
   const void *(*table)(const struct madfs_code *, const uint8_t *address,
                        size_t *room);  // read-only data of the object
   const void *image;
+  const struct madfs_breakpoint *breakpoints;  // of a debugger, lifted while the code is looked at
+  unsigned breakpoints_count;
 };
 
 enum arch_tier {

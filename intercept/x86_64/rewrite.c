@@ -10,6 +10,8 @@
 //
 // An instruction may only move when nothing jumps into the middle of what is overwritten; arch_survey() and
 // arch_crossings() find who would.
+#include <sys/mman.h>
+
 #include <limits.h>
 
 #include "../intercept.h"
@@ -157,6 +159,9 @@ bool arch_is_rewritten(const uint8_t *site, const uint8_t *text) {
     if (site[-(int)before] != 0xe9) continue;
     memcpy(&distance, site - before + 1, 4);
     const uint8_t *stub = site - before + JUMP_BYTES + distance;
+    // The bytes may be no jump, and a debugger stops at every fault, also where one is expected.
+    unsigned long page = (unsigned long)stub & ~4095UL;
+    if (madfs_failed(RAW(SYS_msync, page, (unsigned long)stub + SEARCHED + 8 - page, MS_ASYNC))) continue;
     for (unsigned i = 0; i < SEARCHED; i++)
       if (arch_peek(stub + i) == (uint64_t)madfs_classes) return true;
   }
@@ -308,7 +313,7 @@ bool arch_unpack(uint64_t word, const struct madfs_code *code, struct madfs_plan
   at += SYSCALL_BYTES;
   for (unsigned i = 0; i < displaced; at += plan->next[i++].length) {
     arch_decode(at, (size_t)(code->text_end - at), &plan->next[i]);
-    if (plan->next[i].kind == ARCH_INVALID) return false;
+    if (plan->next[i].kind == ARCH_INVALID || *at == ARCH_BREAKPOINT) return false;
   }
   plan->pad = (struct arch_pad){site + SHORT_BYTES + (int8_t)(word >> 48), JUMP_BYTES};
   settle(plan, tier, 0, (unsigned)before, displaced);

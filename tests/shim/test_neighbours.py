@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Others that reach into a process: allocators, sanitizers, debuggers, filters.  docs/neighbours.md lists them."""
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import call
+
+from pymadfs.launch import LIBRARY
+
+SYSTEM = Path("/usr/lib/x86_64-linux-gnu")
+
+# Four threads that write, look and read on the mount.
+WORKER = """
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static void *work(void *number) {
+  char name[64], back[9], *text = malloc(100);
+  struct stat file;
+  snprintf(name, sizeof name, "/madfs/nb-%d-%ld", (int)getpid(), (long)number);
+  int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644);
+  strcpy(text, "text");
+  if (write(fd, text, 5) != 5) return (void *)1;
+  if (fstat(fd, &file) || file.st_size != 5) return (void *)2;
+  if (pread(fd, back, 5, 0) != 5 || strcmp(back, "text")) return (void *)3;
+  free(text);
+  return close(fd) || unlink(name) ? (void *)4 : 0;
+}
+int main(void) {
+  pthread_t thread[4];
+  void *result;
+  for (long i = 0; i < 4; i++) pthread_create(&thread[i], 0, work, (void *)i);
+  for (int i = 0; i < 4; i++)
+    if (pthread_join(thread[i], &result) || result) return printf("bad %ld\\n", (long)result), 1;
+  return puts("ok") < 0;
+}
+"""
+
+# Reads more than its buffer holds.
+OVERFLOW = """
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(void) {
+  size_t room = 10, size = 16;
+  char *small = malloc(room);
+  int fd = open("/madfs/overflow", O_RDWR | O_CREAT | O_TRUNC, 0600);
+  if (write(fd, "0123456789abcdef", size) != 16) return 1;
+  return pread(fd, small, size, 0) == 16 ? small[0] : 2;
+}
+"""
+
+MAKER = """
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int main(void) {
+  int a = mkdir("/madfs/gdb", 0755), b = chdir("/madfs/gdb"), c = mkdir("inner", 0755), d = rmdir("inner");
+  printf("%d %d %d %d %d\\n", a, b, c, d, rmdir("/madfs/gdb"));
+  return 0;
+}
+"""
+
+# Allows what docs/neighbours.md lists, and ends the process for everything else.
+FILTER = """
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static const int allowed[] = {@LIST@, SYS_exit_group, SYS_unlink, SYS_newfstatat};
+int main(int count, char **words) {
+  enum { N = sizeof allowed / sizeof *allowed };
+  struct sock_filter code[2 * N + 2] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr))};
+  for (int i = 0; i < N; i++) {
+    code[1 + 2 * i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], 0, 1);
+    code[2 + 2 * i] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  }
+  code[2 * N + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+  struct sock_fprog program = {2 * N + 2, code};
+  struct stat file;
+  char *data = calloc(1, 300000);
+  if (close(open("/madfs/filtered", O_RDWR | O_CREAT, 0600))) return 3;
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return 4;
+  if (count > 1) syscall(SYS_getppid);
+  for (int i = 0; i < 20; i++) {
+    int fd = open("/madfs/filtered", O_RDWR | O_CREAT | O_TRUNC, 0600);
+    if (write(fd, data, 300000) != 300000 || pread(fd, data, 300000, 0) != 300000 || fsync(fd) || close(fd)) return 5;
+    if (stat("/madfs/filtered", &file) || file.st_size != 300000 || unlink("/madfs/filtered")) return 6;
+  }
+  return puts("ok") < 0;
+}
+"""
+
+
+def needs(tool, package=None):
+    """Path of ``tool``; skips with the name of the package that has it."""
+    path = shutil.which(tool)
+    if not path:
+        pytest.skip(f"there is no {tool}: package {package or tool}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Compiles ``text`` with more ``flags``; skips when the compiler has no such sanitizer."""
+    def built(text, *flags):
+        directory = tmp_path_factory.mktemp("neighbour")
+        (directory / "program.c").write_text(text)
+        command = ["gcc", "-g", "-O1", *flags, "-o", directory / "program", directory / "program.c", "-lpthread"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "cannot find" in done.stderr:
+            pytest.skip(f"gcc has no library for {' '.join(flags)}: package libgcc-12-dev")
+        assert done.returncode == 0, done.stderr
+        return directory / "program"
+
+    return built
+
+
+def good(done, output="ok\n"):
+    assert (done.stdout, done.returncode) == (output, 0), done.stderr
+
+
+# --- allocators -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(("library", "package"), [("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4"),
+                                                  ("libjemalloc.so.2", "libjemalloc2")])
+def test_allocators(on_mount, built, library, package, order):
+    path = SYSTEM / library
+    if not path.exists():
+        pytest.skip(f"there is no {library}: package {package}")
+    preload = f"{path}:{LIBRARY}" if order == "before" else f"{LIBRARY}:{path}"
+    good(on_mount(built(WORKER), environment={"LD_PRELOAD": preload}))
+    code = ("import os; open('/madfs/alloc', 'w').write('x' * 100000); print(os.path.getsize('/madfs/alloc')); "
+            f"print({library.partition('.')[0]!r} in open('/proc/self/maps').read())")
+    good(on_mount("bash", "-c", f'python3 -c "{code}"', environment={"LD_PRELOAD": preload}), "100000\nTrue\n")
+
+
+# --- how a program is built -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [["-fsanitize=address"], ["-fsanitize=thread"], ["-fsanitize=undefined"],
+                                   ["-fsanitize=leak"], ["-no-pie"], ["-s"], ["-O3", "-fcf-protection=full"],
+                                   ["-Wl,-z,now,-z,relro"], ["-Wl,-z,lazy"], ["-pg"]], ids=" ".join)
+def test_programs(on_mount, built, tmp_path, flags):
+    program = built(WORKER, *flags)
+    good(on_mount(program, cwd=tmp_path))
+    good(on_mount("bash", "-c", f"env -i {program}", cwd=tmp_path))
+
+
+def test_address_sanitizer_finds_what_a_call_of_ours_would_overwrite(on_mount, built):
+    done = on_mount(built(OVERFLOW, "-fsanitize=address"))
+    assert done.returncode == 1 and "heap-buffer-overflow" in done.stderr
+
+
+def test_address_sanitizer_preloaded_by_the_user(on_mount):
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True,
+                             check=True).stdout.strip()
+    if not Path(runtime).exists():
+        pytest.skip("there is no libasan: package libasan8")
+    preload = f"{LIBRARY}:{Path(runtime).resolve()}"
+    code = "open('/madfs/asan', 'w').write('x' * 5); print(open('/madfs/asan').read())"
+    variables = {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
+    good(on_mount("/usr/bin/python3", "-c", code, environment=variables), "xxxxx\n")
+
+
+# --- debuggers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gdb(on_mount, tmp_path):
+    """Runs gdb's commands on a program; what it printed."""
+    path = needs("gdb")
+
+    def gdb(program, *commands, arguments=()):
+        script = tmp_path / "commands"
+        script.write_text("\n".join(["set confirm off", "set startup-with-shell off", "set debuginfod enabled off",
+                                     "set breakpoint pending on", *commands]))
+        done = on_mount(path, "-nx", "-q", "-batch", "-x", script, "--args", program, *arguments)
+        assert "SIGSEGV" not in done.stdout and "SIGTRAP" not in done.stdout, done.stdout
+        return done.stdout
+
+    return gdb
+
+
+def test_gdb_runs_and_breaks(gdb, built):
+    said = gdb(built(WORKER, "-O0"), "break main", "break work", "run", "next", "continue", "delete", "continue")
+    assert "Breakpoint 1, main" in said and "work (number=" in said and "\nok\n" in said
+    assert "exited normally" in said
+
+
+def test_gdb_breaks_in_libc(gdb, built):
+    """Where the shim would like to put its jumps; removed in between, too."""
+    names = ["mkdir", "chdir", "rmdir", "write", "open64", "read", "close", "stat64"]
+    breaks = [line for number, name in enumerate(names, 1)
+              for line in (f"break {name}", f"commands {number}", "silent", "continue", "end")]
+    said = gdb(built(MAKER, "-O0"), *breaks, "run", "delete", "run", "break mkdir", "run", "delete", "continue")
+    assert said.count("0 0 0 0 0\n") == 3, said
+    assert said.count("exited normally") == 3
+
+
+def test_gdb_sees_through_a_call(gdb, built):
+    said = gdb(built(WORKER, "-O0"), "break madfs_runtime_call", "run", "backtrace", "kill")
+    frames = re.findall(r"^#\d+ +(?:0x\w+ in )?(\w+) ", said, re.MULTILINE)
+    assert frames[0] == "madfs_runtime_call" and "madfs_entry" in frames
+    assert frames.index("work") > frames.index("madfs_entry"), said
+
+
+def test_gdb_steps_through_a_rewritten_call(gdb, built):
+    said = gdb(built(MAKER, "-O0"), "break main", "run", "tbreak mkdir", "continue", *["stepi"] * 40, "backtrace 20",
+               "delete", "continue")
+    assert "0 0 0 0 0\n" in said and "exited normally" in said
+    assert re.search(r"in main \(\)", said), said
+
+
+def test_gdb_attaches(on_mount):
+    path = needs("gdb")
+    code = f"""
+import os, subprocess
+open('/madfs/attached', 'w').write('text')
+done = subprocess.run([{path!r}, '-nx', '-q', '-batch', '-iex', 'set debuginfod enabled off', '-ex', 'bt 5', '-ex',
+                       'detach', '-p', str(os.getpid())], capture_output=True, text=True)
+print(open('/madfs/attached').read(), 'detached]' in done.stdout, '#0' in done.stdout)
+if 'ptrace' in done.stderr: print(done.stderr)
+"""
+    done = on_mount("/usr/bin/python3", "-c", code)
+    if "Operation not permitted" in done.stdout:
+        pytest.skip("tracing is not allowed here")
+    good(done, "text True True\n")
+
+
+def test_strace(on_mount, built, tmp_path):
+    log = tmp_path / "log"
+    good(on_mount(needs("strace"), "-f", "-o", log, built(WORKER)))
+    assert "exited with 0" in log.read_text()
+
+
+def test_perf(on_mount, built, tmp_path):
+    done = on_mount(needs("perf", "linux-perf"), "stat", "-o", tmp_path / "log", "-e", "task-clock", built(WORKER))
+    if done.returncode and "ok" not in done.stdout:
+        pytest.skip(f"perf does not work here: {done.stderr.strip().splitlines()[-1:]}")
+    good(done)
+
+
+def test_valgrind(on_mount, built, tmp_path):
+    good(on_mount(needs("valgrind"), "-q", f"--log-file={tmp_path}/log", built(WORKER)))
+
+
+# --- filters --------------------------------------------------------------------------------------------------------
+
+
+def listed():
+    """The calls that docs/neighbours.md says a filter must allow, to open files as well."""
+    page = (Path(__file__).parents[2] / "docs" / "neighbours.md").read_text()
+    names = " ".join(re.findall(r"`([^`]*)`", page[page.index("A filter that is installed"):])).split()
+    assert {"read", "rt_sigprocmask", "openat", "epoll_wait"} <= set(names)
+    return names
+
+
+def test_filter_that_allows_what_is_listed(on_mount, built):
+    program = built(FILTER.replace("@LIST@", ", ".join(f"SYS_{name}" for name in listed())))
+    good(on_mount(program))
+    assert on_mount(program, "more").returncode == -31, "the filter does filter: getppid"
+
+
+def test_filter_without_them_ends_the_process(on_mount, built):
+    program = built(FILTER.replace("@LIST@", "SYS_read, SYS_write"))
+    assert on_mount(program).returncode == -31
+
+
+# --- the doctor knows -----------------------------------------------------------------------------------------------
+
+
+def test_static_pie_is_no_neighbour(built):
+    from pymadfs import doctor
+
+    program = built("int main(void) { return 0; }", "-static-pie")
+    assert "static" in doctor.warning([str(program)])
+    assert call([program]).returncode == 0
