@@ -201,7 +201,7 @@ def gdb(on_mount, tmp_path):
 
 def test_gdb_runs_and_breaks(gdb, built):
     said = gdb(built(WORKER, "-O0"), "break main", "break work", "run", "next", "continue", "delete", "continue")
-    assert "Breakpoint 1, main" in said and "work (number=" in said and "\nok\n" in said
+    assert "Breakpoint 1, main" in said and "work (number=" in said and "ok\n" in said
     assert "exited normally" in said
 
 
