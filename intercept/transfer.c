@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls that take two descriptors, or an address or list with names in it: copies from one file to another, sockets
-// with a path, asynchronous requests.
+// with a path.
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/aio_abi.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -245,33 +244,3 @@ static enum madfs_verdict connect_work(struct madfs_frame *f) { return address_w
 
 const struct madfs_shim madfs_shim_bind = {address_concerns, bind_work};
 const struct madfs_shim madfs_shim_connect = {address_concerns, connect_work};
-
-// --- asynchronous requests ------------------------------------------------------------------------------------------
-
-// How many requests of the list come before the first one for a file of ours.
-static long requests_before(struct madfs_frame *f) {
-  struct iocb *const *list = (struct iocb *const *)f->argument[2];
-  long count = (long)f->argument[1];
-  for (long i = 0; i < count; i++) {
-    const struct iocb *request = (const struct iocb *)arch_peek(&list[i]);
-    if (!arch_touch((const char *)&list[i], false) || !arch_touch((const char *)request, false)) return count;
-    if (madfs_fd_concerns((int)(arch_peek(&request->aio_lio_opcode) >> 32))) return i;
-  }
-  return count;
-}
-
-static bool submit_concerns(struct madfs_frame *f) {
-  return atomic_load(&madfs_fds_top) >= 0 && requests_before(f) < (long)f->argument[1];
-}
-
-static enum madfs_verdict submit_work(struct madfs_frame *f) {
-  long count = requests_before(f);
-  return answer(f, count ? RAW(SYS_io_submit, f->argument[0], count, f->argument[2]) : -EINVAL);
-}
-
-const struct madfs_shim madfs_shim_io_submit = {submit_concerns, submit_work};
-
-static bool ring_concerns(struct madfs_frame *f) { return (void)f, true; }
-static enum madfs_verdict ring_work(struct madfs_frame *f) { return answer(f, -ENOSYS); }
-
-const struct madfs_shim madfs_shim_io_uring_setup = {ring_concerns, ring_work};

@@ -152,6 +152,9 @@ def examine(argv, mount, environment=None):
                                 "examine the original that is copied there"))
     elif not named:
         findings.append(Finding(ERROR, argv[0], "is no executable file and not in PATH", "name the program"))
+    if os.path.basename(argv[0]) == "valgrind":
+        findings.append(Finding(NOTE, argv[0], "will report about the client's Python, too",
+                                "look for reports that begin in the program"))
     for path, certain in named:
         if why := blocked(path):
             findings.append(Finding(ERROR if certain else WARNING, path, *why))

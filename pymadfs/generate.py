@@ -125,6 +125,8 @@ def render_page():
         by = "the kernel" if syscall.kernel else "the shim" if syscall.shim or syscall.refuse else f"`{syscall.target}`"
         note = cell(syscall.kernel or syscall.note) if syscall.kernel or syscall.note != "complete" else ""
         lines.append(f"| {name} | {means} | {by} | {level(syscall)} | {note} |")
+    lines += ["", "All other calls carry neither a path nor a descriptor that could be ours, or make a new descriptor "
+              "of the kernel's:", "", ", ".join(f"`{name}`" for name in sorted(ops.NO_NAMES)) + "."]
     lines += ["", "## Operations on the wire", "",
               f"Protocol {ops.PROTOCOL}.  A request is the record `Request`, the operation's fields, then a tail of "
               "bytes; a reply",

@@ -432,7 +432,7 @@ Syscall("pidfd_getfd", "pidfd_getfd(a0, a1, a2)", shim=True, note="from a proces
 Syscall("bind", "bind(a0, a1, a2)", shim=True, note="a socket at a path in the mount: EOPNOTSUPP")
 Syscall("connect", "connect(a0, a1, a2)", shim=True, note="a socket at a path in the mount: ECONNREFUSED")
 Syscall("io_submit", "io_submit(a0, a1, a2)", shim=True,
-        note="requests for a file of ours: EINVAL, and callers fall back to read and write")
+        note="requests for a file of ours are done before the call returns; those that fail are errors of the call")
 Syscall("io_uring_setup", "io_uring_setup(a0, a1)", shim=True,
         note="ENOSYS: what is asked through a ring passes by the shim; callers fall back to system calls")
 for _name in ("finit_module", "kexec_file_load"):
