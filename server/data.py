@@ -165,7 +165,7 @@ def _extended(server, request, end):
     ino = fields.ino
     hint = request.tail[:fields.hint] if request.op is WRITE else request.tail
     key, value = server.meta.find(ino, hint)
-    value = without_privileges(written(value, fields.begin, end, now_ns()), request.uid)
+    value = without_privileges(written(value, fields.begin, end, now_ns()), request)
     if fields.cuts > cuts_of(value):  # begun before this server died, and known to others
         value = changed(value, cuts=fields.cuts)
     server.kv.put(key, value)
@@ -190,7 +190,7 @@ def reserve(server, request):
     offset = size_of(value)
     if offset + length > SIZE_MAX:
         raise fail(errno.EFBIG)
-    server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request.uid))
+    server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request))
     server.read_lately.discard(ino)
     return (offset, cuts_of(value)), b""
 

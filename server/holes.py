@@ -184,7 +184,7 @@ async def _fallocate(server, request):
             size = size if mode & KEEP_SIZE else max(size, end)
             now = now_ns()
             flags = attr.flags if not mode & KEEP_SIZE else ATTR.unpack(value).flags
-            value = without_privileges(changed(value, mtime_ns=now, ctime_ns=now, flags=flags), request.uid)
+            value = without_privileges(changed(value, mtime_ns=now, ctime_ns=now, flags=flags), request)
         value = changed(value, size=size, blocks=max(0, ATTR.unpack(value).blocks + grown))
         server.kv.put(key, value)
         server.read_lately.discard(ino)

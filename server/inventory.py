@@ -26,6 +26,7 @@ from .meta import (
     new_attr,
     now_ns,
     purge_key,
+    reach_of,
 )
 
 PAGE_KEYS = 256
@@ -152,6 +153,6 @@ def orphan(server, ino, number, path):
         return False
     attr = ATTR.unpack(value)
     server.kv.put(inode_key(ino), changed(value, nlink=0))
-    server.kv.put(purge_key(ino), PURGE.pack(attr.size, attr.chunk_size))
+    server.kv.put(purge_key(ino), PURGE.pack(reach_of(value), attr.chunk_size))
     server.remove(purge(server, ino))
     return True

@@ -268,12 +268,16 @@ def changed(value, **fields):
     return ATTR.pack(*ATTR.unpack(value)._replace(**fields)) + value[ATTR.size:]
 
 
-def without_privileges(value, uid):
-    """A write by anybody but root takes setuid and an effective setgid away."""
-    mode = mode_of(value)
-    if not mode & 0o6000 or uid == 0:
+def without_privileges(value, request):
+    """A change of the bytes by anybody but root takes setuid and an effective setgid away; by somebody who is not of
+    the file's group, any setgid."""
+    if not mode_of(value) & 0o6000 or request.uid == 0:
         return value
-    return changed(value, mode=stripped(ATTR.unpack(value).mode))
+    attr = ATTR.unpack(value)
+    mode = stripped(attr.mode)
+    if attr.gid != request.gid and attr.gid not in request.groups:
+        mode &= ~stat.S_ISGID
+    return changed(value, mode=mode)
 
 
 def stripped(mode):

@@ -25,7 +25,7 @@ def resized(server, request, value, size):
         server.chunks.cut_inline(ino, size)
         cuts = next_cut(server, value)
     server.read_lately.discard(ino)
-    return without_privileges(with_size(value, size, now_ns(), cuts=cuts), request.uid)
+    return without_privileges(with_size(value, size, now_ns(), cuts=cuts), request)
 
 
 def next_cut(server, value):
@@ -44,7 +44,7 @@ async def shrunk(server, request, ino, hint, size, change=None):
     try:
         await server.cuts.drained(ino)
         key, value = await cut_to(server, ino, hint, size)
-        value = without_privileges(change(request, value) if change else value, request.uid)
+        value = without_privileges(change(request, value) if change else value, request)
         server.kv.put(key, value)
         server.commit()
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse files, sizes, allocation, appending, times and limits: a Python program does on the mount what it does on a
 local directory."""
+import os
 import sys
 
 import pytest
@@ -175,6 +176,17 @@ print(os.listdir("d"), wait_for("d", 1000))
 big = os.open("big", RW); os.pwrite(big, b"z" * 600 * K, 600 * K); stamp("big", 1000)
 os.pread(big, 100, 700 * K); print(wait_for("big", 1000))
 """,
+    "privileges": """
+for number, action in enumerate((
+    lambda fd: os.write(fd, b"x"), lambda fd: os.write(fd, b""), lambda fd: os.ftruncate(fd, 1),
+    lambda fd: c("fallocate64", fd, 0, 0, 9), lambda fd: c("fallocate64", fd, 3, 0, 1),
+    lambda fd: os.pwrite(fd, b"x" * M, 600 * K), lambda fd: os.read(fd, 1))):
+    for mode in (0o6755, 0o6745, 0o2644):
+        fd = os.open("f%d%o" % (number, mode), RW, 0o666); os.write(fd, b"ab")
+        os.fchown(fd, 65534, 65534); os.fchmod(fd, mode)
+        if os.fork() == 0: os.setegid(100); os.setgroups([]); os.seteuid(1000); action(fd); os._exit(0)
+        os.wait(); print(number, oct(mode), oct(os.fstat(fd).st_mode))
+""",
     "copying": """
 fd = os.open("f", RW); os.ftruncate(fd, 4 * M); os.pwrite(fd, b"data" * 2000, 2 * M - 4000); g = os.open("g", RW)
 print(os.copy_file_range(fd, g, 3 * M, 0, 0), os.pread(g, 99 * M, 0) == os.pread(fd, 3 * M, 0), os.fstat(g).st_size)
@@ -203,6 +215,8 @@ for flag in (os.O_SYNC, os.O_DSYNC):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_same_on_the_mount(runner, name, tmp_path):
+    if name == "privileges" and os.getuid():
+        pytest.skip("only root can become others")
     script = tmp_path / "script.py"
     script.write_text(HEAD + SCRIPTS[name])
     local, ours = runner.both(f"{sys.executable} {script}")

@@ -81,8 +81,11 @@ def test_records():
     assert ATTR.unpack(meta.with_times(value, 99)) == ATTR.unpack(value)._replace(mtime_ns=99, ctime_ns=99)
     assert meta.with_times(value, 99)[ATTR.size:] == b"tail" == meta.target_of(value)
     assert (meta.ino_of(value), meta.mode_of(value), meta.size_of(value)) == (5, stat.S_IFREG | 0o6755, 0)
-    assert ATTR.unpack(meta.without_privileges(value, 9)).mode == stat.S_IFREG | 0o755
-    assert meta.without_privileges(value, 0) is value
+    for user, mode in (((9, 2), 0o755), ((9, 9), 0o755), ((0, 0), 0o6755)):
+        assert ATTR.unpack(meta.without_privileges(value, Who(*user))).mode == stat.S_IFREG | mode
+    locking = meta.changed(value, mode=stat.S_IFREG | 0o2745)
+    for user, mode in (((9, 2), 0o2745), ((9, 9, 1, {2}), 0o2745), ((9, 9, 1, {3}), 0o745)):
+        assert ATTR.unpack(meta.without_privileges(locking, Who(*user))).mode == stat.S_IFREG | mode
     assert meta.stripped(0o106744) == 0o102744  # without group execution setgid means locking
     pointer = meta.pointer(5, stat.S_IFLNK | 0o777)
     assert meta.is_pointer(pointer) and meta.is_symlink(pointer) and not meta.is_directory(pointer)
