@@ -29,9 +29,11 @@ from pymadfs.client import S_IFREG, File
 from .sharing import NAMES
 
 BLOCK = 64 << 10  # what is filled at a time
-WINDOW = 64  # blocks that are read, or compared, in one go
+WINDOW = 64  # blocks that are read in one go
+COMPARED = 4  # blocks that are compared in one go: both copies fit into the processor's cache
 JOIN = 64  # changes that are less than this many bytes apart travel as one
 RUNS_MAX = 64  # changes that travel together
+SWEPT_MAX = 16  # images looked at when one is made
 SIZE_MAX = 1 << 60  # bytes of a file with an image
 FLAGS_AT, BASE_AT = 8192, 1 << 46
 
@@ -111,8 +113,8 @@ class Image:
     def _flags(self, first, last):
         return filled(posix.pread(self.state, last - first, FLAGS_AT + first), last - first)
 
-    def _runs(self, wanted, offset, end):
-        """``(offset, length)`` of what is filled (1) or not (0) of a range, within blocks of WINDOW."""
+    def _runs(self, wanted, offset, end, most=WINDOW):
+        """``(offset, length)`` of what is filled (1) or not (0) of a range, at most ``most`` blocks each."""
         end = min(end, self.size)
         if offset >= end:
             return
@@ -121,7 +123,7 @@ class Image:
         at = flags.find(wanted)
         while at >= 0:
             stop = at + 1
-            while stop < len(flags) and flags[stop] == wanted and stop - at < WINDOW:
+            while stop < len(flags) and flags[stop] == wanted and stop - at < most:
                 stop += 1
             begin = max(offset, (first + at) * BLOCK)
             yield begin, min(end, (first + stop) * BLOCK) - begin
@@ -168,7 +170,7 @@ class Image:
         if not self.based:
             return
         changes, amount = [], 0
-        for begin, length in self._runs(1, offset, end):
+        for begin, length in self._runs(1, offset, end, COMPARED):
             now = posix.pread(self.data, length, begin)
             base = filled(posix.pread(self.state, length, BASE_AT + begin), length)
             if now == base[: len(now)]:
@@ -287,18 +289,20 @@ class Images:
         self.known = {}  # inode number -> Image
         self.counting = allocate_lock()  # of Image.pending
         self.live = live
+        self.locks = set()  # descriptors of _lock()
 
     # --- making and removing ----------------------------------------------------------------------------------------
 
     def _lock(self):
         """A descriptor that keeps others from making and removing images, until _unlock()."""
         fd = posix.open(self.directory + b"/live", NAMES)
+        self.locks.add(fd)
         fcntl.flock(fd, fcntl.LOCK_EX)
         return fd
 
-    @staticmethod
-    def _unlock(fd):
+    def _unlock(self, fd):
         fcntl.flock(fd, fcntl.LOCK_UN)  # a child may have a copy of the descriptor
+        self.locks.discard(fd)
         posix.close(fd)
 
     def _open(self, ino, flags=0):
@@ -340,6 +344,16 @@ class Images:
                     if error.errno not in (errno.ENOENT, errno.ESTALE):  # it was removed meanwhile
                         raise
         self._remove(image)
+
+    def _sweep(self):
+        """Recover some of what killed processes left, so that it does not stay in memory.  REQUIRES: _lock()."""
+        names = [name for name in posix.listdir(self.directory) if name.isdigit() and int(name) not in self.known]
+        for name in names[:SWEPT_MAX]:
+            image = self._open(int(name))
+            if image:
+                if self._orphan(image):
+                    self._recover(image)
+                image.close()
 
     def find(self, ino):
         """The image of a file when somebody on this node maps it, else None."""
@@ -402,6 +416,8 @@ class Images:
             image.close()
             image = None
         if image is None:
+            if self.live[0]:
+                self._sweep()
             self.live[0] += 1
             image = self._open(file.ino, posix.O_CREAT | posix.O_EXCL)
         image.hold = posix.open(b"%s/%d" % (self.directory, file.ino), NAMES)
@@ -459,6 +475,8 @@ class Images:
     def after_fork_child(self):
         """Locks that other threads of the parent hold are nobody's here."""
         self.counting = allocate_lock()
+        while self.locks:
+            posix.close(self.locks.pop())
         for image in self.known.values():
             image.guard = allocate_lock()
             image.pending = 0

@@ -87,7 +87,8 @@ def _copied(file, address, length, prot, flags, offset):
     try:
         posix.ftruncate(fd, size)
         if size > offset:
-            filling = _shim.map(0, size - offset, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_SHARED, fd, offset)
+            flags_of_filling = abi.MAP_SHARED | abi.MAP_POPULATE  # one fault instead of one a page
+            filling = _shim.map(0, size - offset, abi.PROT_READ | abi.PROT_WRITE, flags_of_filling, fd, offset)
             try:
                 files.fs.read(file, offset, ((filling, size - offset),))
             finally:
