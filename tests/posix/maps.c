@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mappings of files: `maps NAME` does what the function of that name does, in the working directory, and prints what a
+// Mappings of files: `maps NAME [ROUNDS]` does what the function of that name does, in the working directory, and prints what a
 // program can see of it.  test_maps.py compares the mount with a local directory.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -513,6 +514,60 @@ static void sparse(void) {
   xsay("private", at, size);
 }
 
+// --- races ----------------------------------------------------------------------------------------------------------
+
+// Mapping, storing, writing and unmapping by several threads of several processes, each of which owns some bytes of each
+// page and finds in them what it put there last.
+enum { PROCESSES = 3, THREADS = 2, PAGES = 40 };
+static int rounds = 12;
+
+static void *racer(void *number) {
+  long self = (long)number;
+  unsigned char stored[PAGES] = {0}, written[PAGES] = {0}, byte;
+  for (int round = 1; round <= rounds; round++) {
+    int fd = open("f", O_RDWR), first = (int)(self * 7 + round * 3) % (PAGES / 2), pages = 1 + (round * 5) % (PAGES / 2);
+    char *at = mmap(NULL, (size_t)(pages * PAGE), RW, MAP_SHARED, fd, first * PAGE);
+    if (at == MAP_FAILED) return "mmap";
+    for (int page = 0; page < pages; page++) {
+      char *own = at + page * PAGE + self * 8;
+      if ((unsigned char)own[0] != stored[first + page]) return "what was stored";
+      if ((unsigned char)own[4] != written[first + page]) return "what was written";
+      own[0] = (char)(stored[first + page] = (unsigned char)round);
+      if (page % 4) continue;
+      byte = written[first + page] = (unsigned char)(round + 100);
+      if (pwrite(fd, &byte, 1, (first + page) * PAGE + self * 8 + 4) != 1) return "pwrite";
+      if ((unsigned char)own[4] != byte) return "written and not seen";
+      if (pread(fd, &byte, 1, (first + page) * PAGE + self * 8) != 1 || byte != (unsigned char)round) return "pread";
+    }
+    if (round % 3 == 0 && msync(at, (size_t)(pages * PAGE), MS_SYNC)) return "msync";
+    if (round % 5) close(fd);
+    munmap(at, (size_t)(pages * PAGE));
+    if (round % 5 == 0) close(fd);
+  }
+  return NULL;
+}
+
+static void race(void) {
+  int fd = open("f", O_RDWR | O_CREAT | O_TRUNC, 0644);
+  ftruncate(fd, PAGES * PAGE);
+  close(fd);
+  fflush(stdout);
+  for (long p = 0; p < PROCESSES; p++) {
+    if (fork()) continue;
+    pthread_t threads[THREADS];
+    for (long i = 0; i < THREADS; i++) pthread_create(&threads[i], NULL, racer, (void *)(p * THREADS + i));
+    for (long i = 0; i < THREADS; i++) {
+      void *wrong;
+      pthread_join(threads[i], &wrong);
+      if (wrong) printf("%ld.%ld: %s\n", p, i, (char *)wrong);
+    }
+    fflush(stdout);
+    _exit(0);
+  }
+  for (int p = 0; p < PROCESSES; p++) wait_for(-1);
+  content("f");
+}
+
 static const struct {
   const char *name;
   void (*run)(void);
@@ -521,6 +576,7 @@ static const struct {
     {"msync", errors_of_msync}, {"moving", moving},           {"cutting", cutting},   {"protection", protection},
     {"advice", advice},         {"closed", closed},           {"children", children}, {"ends", ends},
     {"killed", killed},         {"many", many},               {"sparse", sparse},
+    {"race", race},
 };
 
 int main(int count, char **arguments) {
@@ -528,11 +584,12 @@ int main(int count, char **arguments) {
   sigaction(SIGBUS, &action, NULL);
   sigaction(SIGSEGV, &action, NULL);
   setvbuf(stdout, NULL, _IOFBF, 1 << 16);
+  if (count > 2) rounds = atoi(arguments[2]);
   for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
     if (count > 1 && strcmp(arguments[1], tests[i].name) == 0) {
       tests[i].run();
       return 0;
     }
-  fprintf(stderr, "usage: maps NAME\n");
+  fprintf(stderr, "usage: maps NAME [ROUNDS]\n");
   return 2;
 }

@@ -17,7 +17,7 @@ NAMES = re.findall(r'{"(\w+)", \w+}', SOURCE.read_text())
 @pytest.fixture(scope="session")
 def maps(tmp_path_factory):
     path = tmp_path_factory.mktemp("maps") / "maps"
-    subprocess.run(["gcc", "-std=gnu11", "-O1", "-w", "-o", path, SOURCE], check=True, timeout=TIMEOUT_S)
+    subprocess.run(["gcc", "-std=gnu11", "-O1", "-w", "-o", path, SOURCE, "-lpthread"], check=True, timeout=TIMEOUT_S)
     return path
 
 
@@ -29,6 +29,13 @@ def test_all_of_them_are_found():
 @pytest.mark.parametrize("name", NAMES)
 def test_maps(runner, maps, name):
     assert runner.same(f"{maps} {name} && echo done").endswith(b"done\n")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, rounds", [("race", 100), ("ends", 1), ("killed", 1), ("children", 1)])
+def test_a_hundred_times(runner, maps, name, rounds):
+    for _ in range(100):
+        assert runner.same(f"{maps} {name} {rounds} && echo done", timeout=120).endswith(b"done\n")
 
 
 def test_nothing_stays_in_memory(runner, maps):

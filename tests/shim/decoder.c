@@ -45,7 +45,8 @@ DOOR size_t door_rewrite(uint8_t *code, size_t start, size_t end, size_t size, u
     if (plans[i].tier < ARCH_IN_PLACE || plans[i].tier > ARCH_SHORT) continue;
     plans[i].stub = stubs + i * stubs_apart;
     stub_sizes[i] = (uint8_t)arch_stub_write(&plans[i], plans[i].stub, &records[i]);
-    arch_site_write(&plans[i]);
+    if (stub_sizes[i]) arch_site_write(&plans[i]);
+    else tiers[i] = ARCH_LEFT;
   }
   return count;
 }

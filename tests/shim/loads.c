@@ -258,6 +258,22 @@ static void no_room(const char *path) {
   if (!ran) fail("never loaded", 0);
 }
 
+// No room for stubs within 2 GiB: the text works and its calls go to the kernel.
+static void no_gap(const char *path) {
+  const size_t around = 5UL << 30;
+  struct text text = text_of(path);
+  char *all = mmap(NULL, around, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (all == MAP_FAILED) fail("5 GiB of addresses", -1);
+  char *image = mmap(all + around / 2, text.whole, PROT_READ, MAP_PRIVATE | MAP_FIXED, text.fd, 0);
+  if (mprotect(image + text.at, text.size, PROT_READ | PROT_EXEC)) fail("mprotect", -1);
+  long fd = at(image + text.at + text.function)("/madfs/no_gap");
+  if (fd != -2) fail("no gap", fd);
+  munmap(all + around / 2 + (1 << 20), 64 << 20);  // now there is one
+  mprotect(image + text.at, text.size, PROT_READ);
+  mprotect(image + text.at, text.size, PROT_READ | PROT_EXEC);
+  check("a gap", at(image + text.at + text.function)("/madfs/no_gap"));
+}
+
 static const struct {
   const char *name;
   void (*run)(const char *);
@@ -265,6 +281,7 @@ static const struct {
     {"plain", plain},   {"namespace", namespace_}, {"again", again}, {"threads", threads},     {"protect", protect},
     {"part", part},     {"shared", shared},        {"jit", jit},     {"relocated", relocated},
     {"constructor", constructor}, {"no_room", no_room},
+    {"no_gap", no_gap},
 };
 
 int main(int count, char **arguments) {

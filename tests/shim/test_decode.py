@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The length decoder against capstone, on real code."""
+import bisect
 import ctypes
-import glob
 import mmap
+import os
 import platform
+import random
+import site
 import struct
 import time
 
@@ -16,8 +19,8 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the deco
 
 PT_LOAD, PT_GNU_EH_FRAME, EXECUTABLE = 1, 0x6474E550, 1
 LIBC = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
-OTHERS = sorted(glob.glob("/usr/lib/x86_64-linux-gnu/lib*.so*"))
-SECONDS = 15  # for all of OTHERS
+FOLDERS = ["/usr/lib", "/usr/local/lib", "/opt", *site.getsitepackages(), os.path.dirname(os.__file__), "/usr/bin"]
+SECONDS = 15  # for a sample of what is in FOLDERS
 BASE = 0x1000000  # so that every branch target is printed in hexadecimal
 
 
@@ -59,7 +62,9 @@ def compare(door, disassembler, code):
     ours = decode(door, code)
     theirs = list(disassembler.disasm_lite(bytes(code), BASE))
     at = 0
-    for (length, kind), (_, size, name, operands) in zip(ours, theirs):
+    for n, ((length, kind), (_, size, name, operands)) in enumerate(zip(ours, theirs)):
+        if name.split()[-1] in ("ud0", "ud1"):  # of which capstone does not see the operands: go on behind them
+            return n + 1 + compare(door, disassembler, code[at + length:])
         assert length == size, f"{code[at:at + 15].hex(' ')} is {name} {operands} of {size} bytes, not of {length}"
         found = f"{code[at:at + 15].hex(' ')} is {name} {operands}, not {KINDS[kind]}"
         assert KINDS[kind] == kind_of(name, operands), found
@@ -100,18 +105,57 @@ def test_all_of_the_c_library(door, disassembler, path):
     assert compared > 20_000
 
 
-def test_functions_with_sites_of_other_libraries(door, disassembler):
+def objects():
+    """Paths of the libraries and programs of this machine, each file once, in an order that mixes them."""
+    found = {}
+    for folder in FOLDERS:
+        for directory, _, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(directory, name)
+                if (".so" in name or directory.endswith("/bin")) and os.path.isfile(path) and os.access(path, os.R_OK):
+                    info = os.stat(path)
+                    if info.st_size > 64:
+                        found.setdefault((info.st_dev, info.st_ino), path)
+    paths = sorted(found.values())
+    random.Random(1).shuffle(paths)
+    return paths
+
+
+def compare_neighbourhoods(door, disassembler, path):
+    """Number of instructions compared in those functions of an object that have the bytes of a system call."""
+    compared = 0
+    with open(path, "rb") as file:
+        if file.read(4) != b"\x7fELF":
+            return compared
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
+            at, found = image.find(b"\x0f\x05"), []
+            if at >= 0:
+                found = sorted(functions(image))
+            starts, last = [start for start, _ in found], None
+            while at >= 0 and found:
+                n = bisect.bisect_right(starts, at) - 1
+                if n >= 0 and at < found[n][1] and n != last:
+                    compared += compare(door, disassembler, image[found[n][0]:found[n][1]])
+                    last = n
+                at = image.find(b"\x0f\x05", at + 1)
+    return compared
+
+
+def test_functions_with_sites_of_some_objects(door, disassembler):
     until, compared = time.monotonic() + SECONDS, 0
-    for path in OTHERS:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            if image.find(b"\x0f\x05") < 0:
-                continue
-            for start, end in functions(image):
-                if image.find(b"\x0f\x05", start, end) >= 0:
-                    compared += compare(door, disassembler, image[start:end])
+    for path in objects():
+        compared += compare_neighbourhoods(door, disassembler, path)
         if time.monotonic() > until:
             break
     assert compared > 1_000
+
+
+@pytest.mark.long
+def test_functions_with_sites_of_all_objects(door, disassembler):
+    compared = {path: compare_neighbourhoods(door, disassembler, path) for path in objects()}
+    assert sum(map(bool, compared.values())) > 100
+    print(f"{sum(compared.values())} instructions of {sum(map(bool, compared.values()))} objects, "
+          f"of {len(compared)}")
 
 
 @pytest.mark.parametrize("code", [
@@ -126,8 +170,6 @@ def test_forms_that_are_rare(door, disassembler, code):
 
 
 def test_random_bytes_do_no_harm(door):
-    import random
-
     source = random.Random(1)
     for _ in range(2000):
         code = source.randbytes(source.randrange(1, 40))

@@ -24,6 +24,7 @@ LIBRARIES = {
     "shared": PLAIN,
     "jit": PLAIN,
     "no_room": PLAIN,
+    "no_gap": PLAIN,
     "relocated": ("-fPIC", "-DTEXT_RELOCATION", "-Wl,-z,notext"),
     "constructor": ("-fPIC", "-DCONSTRUCTOR"),
 }
@@ -67,6 +68,15 @@ def library(directory, name, flags):
 def test_loads(run, loads, tmp_path, name):
     done = run(loads, name, library(tmp_path, name, LIBRARIES[name]), environment={"MADFS_STRICT": "0"})
     assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["threads", "again", "namespace", "relocated"])
+def test_a_hundred_times(run, loads, tmp_path, name):
+    path = library(tmp_path, name, LIBRARIES[name])
+    for _ in range(100):
+        done = run(loads, name, path)
+        assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -77,3 +77,21 @@ def test_pattern(door, tmp_path, name):
 def is_executed(code, at):
     """Whether the byte is within the four of a jump's distance."""
     return any(code[start] == 0xE9 for start in range(max(0, at - 4), at))
+
+
+def test_operand_out_of_reach_of_the_stub(door):
+    """lea -0x70000000(%rip), %rsi cannot be said from a stub that is 1.5 GiB further up."""
+    far = 0x60000000
+    area = mmap.mmap(-1, far + ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    code = b"\x48\x8d\x35" + (-0x70000000).to_bytes(4, "little", signed=True) + b"\x0f\x05\xc3"
+    area[:len(code)] = code
+    memory = (ctypes.c_uint8 * len(area)).from_buffer(area)
+    base = ctypes.addressof(memory)
+    records, tiers, sizes = (ctypes.c_void_p * 192)(), (ctypes.c_uint8 * 64)(), (ctypes.c_uint8 * 64)()
+    for number in range(512):
+        door.door_class(number, 1)
+    count = door.door_rewrite(
+        ctypes.c_void_p(base), ctypes.c_size_t(0), ctypes.c_size_t(len(code)), ctypes.c_size_t(len(code)),
+        ctypes.c_void_p(base + far), ctypes.c_size_t(STUBS_APART), records, tiers, sizes)
+    assert count == 1 and TIERS[tiers[0]] == "LEFT"
+    assert bytes(memory[:len(code)]) == code, "what cannot be rewritten stays as it is"
