@@ -21,6 +21,7 @@ PT_LOAD, PT_GNU_EH_FRAME, EXECUTABLE = 1, 0x6474E550, 1
 LIBC = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
 FOLDERS = ["/usr/lib", "/usr/local/lib", "/opt", *site.getsitepackages(), os.path.dirname(os.__file__), "/usr/bin"]
 SECONDS = 15  # for a sample of what is in FOLDERS
+SOME, LENGTH_MAX = 2000, 15  # instructions disassembled at once, bytes of one
 BASE = 0x1000000  # so that every branch target is printed in hexadecimal
 
 
@@ -59,20 +60,30 @@ def decode(door, code):
 
 def compare(door, disassembler, code):
     """Number of instructions that were compared; both stop where either finds none."""
-    ours = decode(door, code)
-    theirs = list(disassembler.disasm_lite(bytes(code), BASE))
-    at = 0
-    for n, ((length, kind), (_, size, name, operands)) in enumerate(zip(ours, theirs)):
-        if name.split()[-1] in ("ud0", "ud1"):  # of which capstone does not see the operands: go on behind them
-            return n + 1 + compare(door, disassembler, code[at + length:])
+    ours, at, n = decode(door, code), 0, 0
+    while n < len(ours):
+        count, length, again = compare_some(ours[n:n + SOME], disassembler, code[at:at + SOME * LENGTH_MAX])
+        n, at = n + count, at + length
+        if not again:
+            return n
+    return n
+
+
+def compare_some(ours, disassembler, code):
+    """``(instructions compared, their length, whether there is more to compare)``."""
+    theirs, at, n = list(disassembler.disasm_lite(bytes(code), BASE)), 0, 0
+    for (length, kind), (_, size, name, operands) in zip(ours, theirs):
+        n += 1
+        if name.split()[-1] in ("ud0", "ud1"):  # of which capstone does not see the operands
+            return n, at + length, True
         assert length == size, f"{code[at:at + 15].hex(' ')} is {name} {operands} of {size} bytes, not of {length}"
         found = f"{code[at:at + 15].hex(' ')} is {name} {operands}, not {KINDS[kind]}"
         assert KINDS[kind] == kind_of(name, operands), found
         at += size
-    if len(ours) < len(theirs):
+    if len(ours) < min(len(theirs), SOME):
         _, size, name, _ = theirs[len(ours)]
         assert unwanted(name, code[at:]), f"{code[at:at + size].hex(' ')} is {name} to capstone, and nothing to us"
-    return min(len(ours), len(theirs))
+    return n, at, n == SOME
 
 
 def unwanted(name, code):
