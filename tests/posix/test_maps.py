@@ -22,8 +22,7 @@ def maps(tmp_path_factory):
 
 
 def test_all_of_them_are_found():
-    assert len(NAMES) == SOURCE.read_text().count("static void ") - len(("caught", "say", "result", "xsay", "content",
-                                                                          "try", "wait_for"))
+    assert len(NAMES) == len(re.findall(r"static void \w+\(void\) {", SOURCE.read_text())) > 10
 
 
 @pytest.mark.parametrize("name", NAMES)
