@@ -355,6 +355,7 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
   madfs_maps_sync();
   long result = madfs_user_text(t->given[0], MADFS_GIVEN_MAX, (const char *)a[0]);
   if (result >= 0) result = t->exec_again ? resolve_script(p) : resolve(p);
+  if (result >= 0) madfs_fds_exec();
   if (result >= 0) result = execute(f, p);
   if (result < 0) {
     f->number = result;

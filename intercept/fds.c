@@ -613,6 +613,43 @@ static void dropped(int slot) {
   if (!madfs_in_vfork() && !held(slot) && ended(slot)) slot_free(slot);
 }
 
+static void leave(int slot) {
+  struct madfs_call call = {.number = CALL_leave, .count = 1};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+  int ignored;
+  madfs_runtime_call(&call, &ignored);
+}
+
+// The process becomes another program, which goes on with the descriptors that stay open.
+void madfs_fds_exec(void) {
+  int top = atomic_load(&madfs_fds_top);
+  if (!madfs_runtime_loaded() || madfs_in_vfork()) return;
+  for (int fd = 0; fd <= top; fd++) {
+    int slot = madfs_fd_slot(fd);
+    if (slot >= 0 && !(RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC)) leave(slot);
+  }
+}
+
+// The process ends: others may go on with what it has open.  Only when its own descriptors are closed one can tell.
+void madfs_fds_exit(void) {
+  static uint64_t seen[SLOTS / 64];
+  int top = atomic_load(&madfs_fds_top);
+  bool any = false;
+  for (int fd = 0; fd <= top; fd++) {
+    int slot = madfs_fd_slot(fd);
+    if (slot < 0 || only_ours(slot)) continue;
+    learn(fd, KNOWN_NO);
+    RAW(SYS_close, fd);
+    seen[slot / 64] |= 1UL << slot % 64;
+    any = true;
+  }
+  for (int slot = 0; any && slot < SLOTS; slot++) {
+    if (!(seen[slot / 64] >> slot % 64 & 1)) continue;
+    if (held(slot)) leave(slot);
+    else dropped(slot);
+  }
+}
+
 // --- close, dup, fcntl ----------------------------------------------------------------------------------------------
 
 static enum madfs_verdict answer(struct madfs_frame *f, long result) {

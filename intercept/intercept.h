@@ -261,6 +261,8 @@ void madfs_fds_fork_begins(void);                   // before a child is made; u
 void madfs_fds_fork_ended(void);
 long madfs_fds_borrow(int slot, int cloexec);   // a descriptor of a slot that another process holds
 void madfs_fds_adopt(const char *state);        // MADFS_STATE of the program that executed this one
+void madfs_fds_exec(void);
+void madfs_fds_exit(void);
 bool madfs_fds_state(char *text, size_t size);  // MADFS_STATE for a program to be executed
 void madfs_fds_meet(int fd);                    // a descriptor that came from another process
 long madfs_fds_hide(long fd);                   // moves a descriptor of the runtime out of the way; its new number

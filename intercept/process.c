@@ -186,6 +186,7 @@ static bool exit_concerns(struct madfs_frame *f) { return (void)f, madfs_runtime
 
 static enum madfs_verdict exit_work(struct madfs_frame *f) {
   (void)f;
+  madfs_fds_exit();
   madfs_runtime_exiting();
   return MADFS_PASS;
 }

@@ -542,6 +542,7 @@ EXTRA_CALLS = {
     "map_grow": "map_grow(a0, a1, a2, a3)",  # mremap() shows more of the file
     "map_sync_all": "map_sync_all(a0, a1, a2, a3)",  # before the program becomes another one
     "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
+    "leave": "leave(fd(a0))",  # other processes may go on with an open file that this one does not use any more
     "release": "release(fd(a0))",  # the last descriptor of an open file went away
 }
 

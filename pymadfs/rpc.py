@@ -19,6 +19,7 @@ import os
 import struct
 import time
 
+from . import cluster as clusters
 from . import door, ops
 from .errors import Restart, fail, from_status, to_status
 from .identity import NO_GROUPS, Who
@@ -370,7 +371,7 @@ class Client:
         if self._transport is None:
             self._transport = self._new_transport(self.config)
         try:
-            peer = self._visit(server, self._transport)
+            peer = self._knock(server)
         except OSError as error:
             if error.errno == errno.ETIMEDOUT:
                 self._blamed[server] = time.monotonic() + BLAME_S
@@ -381,6 +382,26 @@ class Client:
         self._peers[server] = peer
         self._mourned.discard(server)
         return peer
+
+    def _knock(self, server):
+        """Where the cluster file says, or where it says by now: servers started anew listen elsewhere."""
+        known = self.cluster
+        try:
+            return self._visit(server, self._transport)
+        except OSError:
+            self._read_again()
+            if (self.cluster.servers, self.cluster.secret) == (known.servers, known.secret):
+                raise
+        return self._visit(server, self._transport)
+
+    def _read_again(self):
+        if self.cluster.path is not None:
+            try:
+                found = clusters.read(self.cluster.path)
+            except clusters.ClusterError:
+                return
+            if len(found.servers) == self.servers:
+                self.cluster = found
 
     def _visit(self, server, transport):
         """Meet a server by ``transport``, or by the one beside it where that is another user's memory to share."""

@@ -197,6 +197,7 @@ class Server:
         await asyncio.sleep(0)  # the last round's answers
         if not self.openings.total and not self.orphans:
             self.meta.ended_idle()
+            self.flush()
         self.kv.close()
         self.chunks.close()
 

@@ -168,6 +168,7 @@ def tmpfile(server, request):
     if not 0 < chunk_size <= CHUNK_SIZE_MAX:
         raise fail(errno.EINVAL)
     above = server.dirs.parent(request.tail, request, WRITE | SEARCH)
+    chunk_size = above.chunk_size or chunk_size
     now = now_ns()
     ino = server.meta.serial()
     gid = above.gid if above.mode & stat.S_ISGID else request.gid

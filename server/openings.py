@@ -19,10 +19,11 @@ class Openings:
         self.total[ino] = self.total.get(ino, 0) + 1
 
     def release(self, conn, ino):
-        """One opening of ``conn`` ended.  True when it was the last one of all; what was never opened is ignored."""
+        """One opening of ``conn`` ended, or one that was kept for it.  True when it was the last one of all; what was
+        never opened is ignored."""
         held = self._by_conn.get(conn)
         if not held or ino not in held:
-            return False
+            return conn is not KEPT and self.release(KEPT, ino)
         held[ino] -= 1
         if not held[ino]:
             del held[ino]

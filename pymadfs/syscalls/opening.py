@@ -6,7 +6,7 @@ import posix
 
 import _shim
 from pymadfs import abi, links
-from pymadfs.client import S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, X_OK, allowed
+from pymadfs.client import S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, X_OK, File, allowed
 from pymadfs.errors import fail
 
 from . import files, nodes
@@ -90,14 +90,28 @@ def release(handle):
             flags, record, _ = slot(handle)
         except OSError:
             return 0
-        ino, _, _, mode, image, _ = RECORD.unpack(record)
-        counted = image == files.this_image  # else this process never asked for it
+        ino, _, _, mode, _, _ = RECORD.unpack(record)  # perhaps another process's, which left it to the last one
     else:
-        ino, mode, flags, counted = file.ino, file.mode, file.flags, True
+        ino, mode, flags = file.ino, file.mode, file.flags
     if ino in locked:
         unlock(ino)
-    if counted and mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
+    if mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
         files.fs.ended(ino)
+    return 0
+
+
+@call
+def leave(handle):
+    """This process ends or becomes another program, and others may go on with the open file: servers keep it for them
+    until they are heard of."""
+    file = open_files.get(handle)
+    if file is None:
+        flags, record, path = slot(handle)
+        ino, size, chunk_size, mode, image, _ = RECORD.unpack(record)
+        if image != files.this_image:
+            return 0  # this process never used it
+        file = File(ino, mode, files.fs.inside(path), chunk_size, size, flags)
+    links.leave(files.fs, (file,))
     return 0
 
 

@@ -106,7 +106,7 @@ fd = os.open("d", T | os.O_WRONLY | os.O_EXCL)
 attempt(os.write, fd, b"x"); attempt(os.read, fd, 1); attempt(os.link, f"/proc/self/fd/{fd}", "d/named", src_dir_fd=0)
 os.close(fd); os.rmdir("d")
 with tempfile.TemporaryFile(dir=".") as t:
-    t.write(b"z" * 100000); t.seek(0); print(len(t.read()), os.listdir("."))
+    t.write(b"z" * 100000); t.seek(0); print(len(t.read()), sorted(os.listdir(".")))
 with tempfile.NamedTemporaryFile(dir=".") as t: t.write(b"q")
 print(sorted(os.listdir(".")))
 """,
@@ -138,7 +138,7 @@ print(os.fstat(fd).st_nlink, linkat(fd, b"", CWD, b"again", EMPTY), os.read(fd, 
 """,
     "unlinked": """
 import os, subprocess, sys
-def show(fd): s = os.fstat(fd); print(s.st_nlink, s.st_size, os.pread(fd, 20, 0))
+def show(fd): s = os.fstat(fd); print(s.st_nlink, s.st_size, os.pread(fd, 20, 0), flush=True)
 fd = os.open("f", os.O_CREAT | os.O_RDWR); os.write(fd, b"0123456789"); os.unlink("f"); show(fd)
 os.pwrite(fd, b"x" * 3, 4); show(fd); os.ftruncate(fd, 5); show(fd); os.fchmod(fd, 0o600)
 os.ftruncate(fd, 2000000); show(fd)
@@ -150,18 +150,18 @@ if not pid:
     show(fd); show(other); os.write(fd, b"child"); os._exit(0)
 os.waitpid(pid, 0); show(fd)
 print(subprocess.run(["cat"], stdin=other, capture_output=True).stdout)
-r, w = os.pipe()
+r, w = os.pipe(); done, ended = os.pipe()
 if not os.fork():  # the one who opened ends before its child looks
     last = os.open("f", os.O_RDONLY); os.unlink("f")
     if not os.fork():
         os.read(r, 1); show(last); os._exit(0)
     os._exit(0)
-os.wait(); os.write(w, b"!"); os.close(r); os.close(w)
-import time
-while True:  # the grandchild's end is not ours to wait for: it wrote when this says so
-    try: os.waitpid(-1, 0)
-    except ChildProcessError: break
+os.wait(); os.write(w, b"!"); os.close(ended); os.read(done, 1)  # its end is seen at the end of the pipe
 os.close(fd); os.close(other); print(os.listdir("."))
+if not os.fork():  # a program that inherits what has no name any more
+    last = os.open("h", os.O_CREAT | os.O_RDWR); os.write(last, b"heirloom"); os.lseek(last, 0, 0); os.unlink("h")
+    os.dup2(last, 0); os.execvp("sh", ["sh", "-c", "sleep 0.1; cat; ls"])
+os.wait()
 """,
 }
 

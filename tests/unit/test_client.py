@@ -9,7 +9,7 @@ import stat
 import pytest
 from fake_servers import Servers
 
-from pymadfs import listing, ops
+from pymadfs import links, listing, ops
 from pymadfs.client import DOT, DOTDOT, PLAIN, SLASH, File, FileSystem, HostPath, allowed
 from pymadfs.config import Config
 from pymadfs.filedata import MAX_PARALLEL, pieces, windows
@@ -530,3 +530,34 @@ def test_root_is_asked_by_name(fs, servers):
 def test_allowed(mode, uid, gid, mask, granted):
     attr = ops.ATTR.unpack(bytes(ops.ATTR.size))._replace(mode=mode, uid=1, gid=1)
     assert allowed(attr, Who(uid, gid), mask) is granted
+
+
+def test_requests_of_links(servers, fs):
+    """A link is a look-up and one request, one more when the old name only points; an unlink is one."""
+    create(fs, b"/one")
+    asked(servers)
+    links.link(fs, b"/one", b"/two")
+    assert asked(servers) == ["lookup", "link"]
+    servers.log.clear()
+    fs.unlink(b"/two")
+    assert asked(servers) == ["unlink"]
+    other = next(b"/n%d" % i for i in range(99) if owner(b"/n%d" % i, 3) != owner(b"/one", 3))
+    links.link(fs, b"/one", other)
+    asked(servers)
+    links.link(fs, other, b"/three")
+    assert asked(servers) == ["lookup", "getattr", "link"]
+    servers.log.clear()
+    path, attr = links.tmpfile(fs, b"/", os.O_TMPFILE | os.O_RDWR, 0o600)
+    assert asked(servers) == ["tmpfile"] and attr.nlink == 0 and path.startswith(b"/#")
+    links.link_inode(fs, attr, path, b"/four")
+    assert asked(servers) == ["link"]
+
+
+def test_open_files_are_told_to_a_server_that_was_met_again(servers, fs):
+    opened = [create(fs, b"/f%d" % i) for i in range(20)]
+    for server in range(3):
+        servers.log.clear()
+        links.report(fs, opened, server)
+        mine = [file for file in opened if home(file.ino) == server]
+        assert asked(servers) == ["held"] * bool(mine)
+        assert all(servers.inodes[file.ino].openings == 2 for file in mine)

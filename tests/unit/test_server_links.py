@@ -4,11 +4,12 @@ import asyncio
 import errno
 import os
 import stat
+from typing import ClassVar
 
 import pytest
 from server_world import CHUNK, World, code, run
 
-from pymadfs.ops import ATTR, COUNT, FLAG_REMOTE, LINK, OPEN, SET_MODE
+from pymadfs.ops import ATTR, COUNT, FLAG_REMOTE, HELD, KEEP, LINK, OPEN, SET_MODE, TMPFILE
 from pymadfs.server import links
 
 NAMES = [(birth, other) for birth in range(3) for other in range(3)]
@@ -311,3 +312,138 @@ async def test_requests(world):
         asked = [op.name for _, op in world.log if op in (LINK, COUNT)]
         assert asked == (["link"] if birth == other else ["link", "count", "count"])
         await world.unlink(old)
+
+
+# --- inodes without a name, and who has them open -------------------------------------------------------------------
+
+
+def tmpfile(world, number, exclusive=False, **user):
+    return world.call(TMPFILE, world.path_on(number), exclusive, 0o600, CHUNK, **user)
+
+
+@run
+async def test_files_without_a_name(world):
+    for number in range(3):
+        for exclusive in (False, True):
+            attr = ATTR.unpack((await tmpfile(world, number, exclusive))[0].attr)
+            assert (attr.ino >> 44, attr.nlink) == (number, 0)
+            await world.write(attr, b"", 0, b"x" * CHUNK * 4)
+            new = world.path_on((number + 1) % 3)
+            if exclusive:
+                assert await refused(world.link(attr.ino, new)) == "ENOENT"
+            else:
+                await world.link(attr.ino, new)
+                await world.release(attr.ino)
+                assert (await world.stat(new)).nlink == 1 and not world.keys(b"P")
+                keep = await world.create(new, keep=True)
+                await world.ask(number, HELD, keep.ino.to_bytes(8, "little"))
+                await world.unlink(new)
+                assert await refused(world.link(attr.ino, new)) == "ENOENT"  # only the first name comes from nothing
+            await world.release(attr.ino)
+            await world.quiet()
+            assert not left(world) and not world.files_of_chunks()
+    await world.mkdir(b"/d", 0o755)
+    assert await refused(world.call(TMPFILE, b"/d/x", 0, 0o600, CHUNK, uid=7, gid=7)) == "EACCES"
+    assert await refused(world.call(TMPFILE, b"/none/x", 0, 0o600, CHUNK)) == "ENOENT"
+
+
+class Patient(World):
+    settings: ClassVar[dict] = {"MADFS_GRACE_MS": "60000", "MADFS_LINGER_MS": "60000"}
+
+
+def patiently(test):
+    """As run, with servers that wait for openings until the test lets them."""
+    def wrapper(tmp_path):
+        async def main():
+            world = Patient(tmp_path)
+            try:
+                await asyncio.wait_for(test(world), 20)
+            finally:
+                await world.stop()
+        asyncio.run(main())
+    wrapper.__name__ = test.__name__
+    return wrapper
+
+
+async def restart(world):
+    for number in range(3):
+        world.crash(number)
+        world.start(number)
+    await world.quiet()
+
+
+@patiently
+async def test_a_restarted_server_waits_for_openings(world):
+    path = world.path_on(0)
+    attr = await world.create(path, keep=True)
+    await world.write(attr, path, 0, b"x" * CHUNK * 3)
+    await world.unlink(path)
+    named = await world.create(path)
+    await world.write(named, path, 0, b"y" * CHUNK * 3)
+    await restart(world)
+    await world.unlink(path)  # nobody is known to have it open, but somebody may
+    assert await world.read(attr.ino, 0, 3) == b"xxx" and await world.read(named.ino, 0, 3) == b"yyy"
+    assert (await world.getattr(attr.ino)).nlink == (await world.getattr(named.ino)).nlink == 0
+    await world.ask(0, HELD, attr.ino.to_bytes(8, "little"))
+    world.servers[0]._waited()
+    await world.quiet()
+    assert await refused(world.getattr(named.ino)) == "ENOENT"
+    assert await world.read(attr.ino, 0, 3) == b"xxx"
+    await world.release(attr.ino)
+    await world.quiet()
+    assert not left(world) and not world.files_of_chunks()
+    again = await world.create(path)
+    await world.unlink(path)  # the time is over: gone at once
+    assert await refused(world.getattr(again.ino)) == "ENOENT"
+
+
+@patiently
+async def test_a_server_that_ended_idle_does_not_wait(world):
+    path = world.path_on(0)
+    await world.create(path)
+    for number in range(3):
+        kv = world.kvs[number]
+        await world.servers[number].stop()
+        assert kv.items[b"Midle"] == b""
+        world.start(number)
+    assert not any(server.unsure for server in world.servers)
+    await restart(world)  # a crash after it
+    assert all(server.unsure for server in world.servers)
+
+
+@patiently
+async def test_a_lost_client_is_waited_for(world):
+    """Its connection may have broken, or a child of it has the file, too."""
+    path = world.path_on(0)
+    attr = await world.create(path, keep=True, conn=5)
+    await world.unlink(path)
+    server = world.servers[0]
+    server.forget(5)
+    assert (await world.getattr(attr.ino)).nlink == 0
+    await world.ask(0, HELD, attr.ino.to_bytes(8, "little"), conn=6)
+    assert server.openings.total == {attr.ino: 1}
+    await world.release(attr.ino, conn=6)
+    await world.quiet()
+    assert not left(world)
+
+
+@patiently
+async def test_openings_are_kept_for_who_inherits_them(world):
+    path = world.path_on(0)
+    attr = await world.create(path, keep=True, conn=5)
+    await world.ask(0, KEEP, attr.ino.to_bytes(8, "little"), conn=5)
+    server = world.servers[0]
+    server.forget(5)
+    await world.unlink(path)
+    assert (await world.getattr(attr.ino)).nlink == 0
+    await world.ask(0, HELD, attr.ino.to_bytes(8, "little"), conn=6)
+    server.forget(6)
+    assert server.openings.total == {attr.ino: 1}  # kept once more: the client was lost
+    server._kept(attr.ino)
+    await world.quiet()
+    assert not left(world)
+    other = await world.create(path, keep=True, conn=7)
+    await world.ask(0, KEEP, other.ino.to_bytes(8, "little"), conn=7)
+    server.forget(7)
+    await world.release(other.ino, conn=8)  # closed by one who inherited it and never used it
+    assert not server.openings.total
