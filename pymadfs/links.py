@@ -61,7 +61,7 @@ def refuse(fs, new):
 def may_link(attr, who):
     """Whether ``who`` may make further names of an inode."""
     global _protected
-    if who.uid in (0, attr.uid):
+    if not who.uid or who.uid == attr.uid:
         return True
     if _protected is None:
         try:

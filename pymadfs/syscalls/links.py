@@ -40,7 +40,7 @@ def flinkat(handle, new, flags):
         _check_new(new)
         raise fail(errno.EXDEV)
     file = file_of(handle)
-    return _link(files.fs.getattr(file) if files.fs.rpc.uid else file, file.path, new)
+    return _link(files.fs.getattr(file) if files.fs.rpc.who.uid else file, file.path, new)
 
 
 def _link(attr, path, new):
