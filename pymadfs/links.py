@@ -8,7 +8,7 @@ file system's methods do.
 import errno
 import posix
 
-from .client import LINKS_MAX, R_OK, S_IFDIR, S_IFMT, S_IFREG, W_OK, allowed
+from .client import LINKS_MAX, R_OK, S_IFDIR, S_IFMT, S_IFREG, W_OK, X_OK, allowed
 from .errors import Restart, fail
 from .layout import home, join, owner, parent
 from .ops import ATTR, HELD, KEEP, LINK, TMPFILE
@@ -30,8 +30,11 @@ def link_inode(fs, attr, hint, new):
         fs.lookup(new, follow=False)  # ENOENT
         raise fail(errno.EEXIST, new)
     directory = attr.mode & S_IFMT == S_IFDIR
-    if directory or not may_link(attr, fs.rpc.who):
-        refuse(fs, new)
+    permitted = may_link(attr, fs.rpc.who)
+    if directory or not permitted:
+        above = refuse(fs, new)
+        if permitted and not allowed(above, fs.rpc.who, W_OK | X_OK):
+            raise fail(errno.EACCES, new)
         raise fail(errno.EPERM, hint)
     for _ in range(LINKS_MAX + 1):
         try:
@@ -43,7 +46,8 @@ def link_inode(fs, attr, hint, new):
 
 
 def refuse(fs, new):
-    """What Linux finds before it refuses to make a name at ``new`` for another reason: raises that, or returns."""
+    """What Linux finds before it refuses to make a name at ``new`` for another reason: raises that, or returns the
+    attributes of the directory above."""
     try:
         fs.lookup(new, follow=False)
     except OSError as error:
@@ -51,7 +55,10 @@ def refuse(fs, new):
             raise
     else:
         raise fail(errno.EEXIST, new)
-    fs.directory(parent(fs.clean(new)[0]))
+    above = fs.lookup(parent(fs.clean(new)[0]))[1]
+    if above.mode & S_IFMT != S_IFDIR:
+        raise fail(errno.ENOTDIR, new)
+    return above
 
 
 # proc(5): "/proc/sys/fs/protected_hardlinks: When the value in this file is 1, a hard link can be created to the target

@@ -561,3 +561,14 @@ def test_open_files_are_told_to_a_server_that_was_met_again(servers, fs):
         mine = [file for file in opened if home(file.ino) == server]
         assert asked(servers) == ["held"] * bool(mine)
         assert all(servers.inodes[file.ino].openings == 2 for file in mine)
+
+
+@pytest.mark.parametrize("path, expected", [(b"/d/new", "EACCES"), (b"/new", "EPERM"), (b"/file", "EEXIST"),
+                                            (b"/none/new", "ENOENT"), (b"/file/new", "ENOTDIR")])
+def test_what_is_wrong_with_a_further_name_of_a_directory(servers, fs, path, expected):
+    servers.who = Who(7, 7)
+    create(fs)
+    fs.mkdir(b"/d", 0o555)
+    with pytest.raises(OSError) as error:
+        links.link(fs, b"/d", path)
+    assert errno.errorcode[error.value.errno] == expected
