@@ -130,11 +130,23 @@ class Image:
             at = flags.find(wanted, stop)
 
     def fill(self, fs, offset, end):
-        """Read from the servers what is missing of a range."""
+        """Read from the servers what is missing of a range.  Holes are not read: a file may be larger than memory."""
         offset -= offset % BLOCK
+        data = -1  # nothing is known to lie before it
         for begin, length in list(self._runs(0, offset, -(-end // BLOCK) * BLOCK)):
-            self._store(begin, self._fetch(fs, begin, length), fresh=True)
+            if data < begin and length > BLOCK:
+                data = self._next_data(fs, begin)
+            if data < begin + length:
+                self._store(begin, self._fetch(fs, begin, length), fresh=True)
             posix.pwrite(self.state, b"\1" * -(-length // BLOCK), FLAGS_AT + begin // BLOCK)
+
+    def _next_data(self, fs, offset):
+        try:
+            return fs.seek(self.file, offset, False)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # the rest is a hole
+                return SIZE_MAX
+            raise
 
     def _fetch(self, fs, offset, length):
         """What the servers have there; zeros behind the end."""
@@ -169,8 +181,12 @@ class Image:
         """Carry to the servers what was stored in a range.  What lies behind the file's end is lost, as in Linux."""
         if not self.based:
             return
-        changes, amount = [], 0
+        changes, amount, there = [], 0, -1
         for begin, length in self._runs(1, offset, end, COMPARED):
+            if there < begin:
+                there = min(self._memory(self.data, begin), self._memory(self.state, BASE_AT + begin) - BASE_AT)
+            if there >= begin + length:
+                continue  # nobody touched it
             now = posix.pread(self.data, length, begin)
             base = filled(posix.pread(self.state, length, BASE_AT + begin), length)
             if now == base[: len(now)]:
@@ -183,6 +199,16 @@ class Image:
                     changes, amount = [], 0
         if changes:
             self._send(fs, changes)
+
+    @staticmethod
+    def _memory(fd, offset):
+        """Where a file of memory has some, at or after ``offset``."""
+        try:
+            return posix.lseek(fd, offset, abi.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return BASE_AT + SIZE_MAX
+            raise
 
     def _send(self, fs, changes):
         size = fs.getattr(self.file).size

@@ -568,6 +568,23 @@ static void race(void) {
   content("f");
 }
 
+// Holes are neither read nor compared: this is larger than what could be within the time of a test.
+static void holes(void) {
+  const long size = 16L << 30, at = 7L << 30;
+  int fd = open("f", O_RDWR | O_CREAT | O_TRUNC, 0644);
+  char bytes[8] = "";
+  ftruncate(fd, size);
+  pwrite(fd, "middle", 6, at);
+  char *all = map(fd, size, RW, MAP_SHARED, 0);
+  printf("%.6s %d %d\n", all + at, look(all), look(all + size - 1));
+  memcpy(all + (3L << 30), "stored", 6);
+  result("msync", msync(all, (size_t)size, MS_SYNC));
+  munmap(all, (size_t)size);
+  pread(fd, bytes, 6, 3L << 30);
+  puts(bytes);
+  unlink("f");
+}
+
 static const struct {
   const char *name;
   void (*run)(void);
@@ -576,7 +593,7 @@ static const struct {
     {"msync", errors_of_msync}, {"moving", moving},           {"cutting", cutting},   {"protection", protection},
     {"advice", advice},         {"closed", closed},           {"children", children}, {"ends", ends},
     {"killed", killed},         {"many", many},               {"sparse", sparse},
-    {"race", race},
+    {"race", race},             {"holes", holes},
 };
 
 int main(int count, char **arguments) {
