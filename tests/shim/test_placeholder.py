@@ -48,7 +48,7 @@ SAME = [
     "utimensat $0 x 0 0", "fchdir $0", "getdents $0 buf:99 99", "getdents64 $0 buf:99 99", "execveat $0 x 0 0 0",
     "fchownat $0 x 0 0 0",
     "statx $0 x 0 0 buf:256", "mknodat $0 x 0100644 0",
-    "preadv2 $0 buf:16 1 -2 0 0",
+    "preadv2 $0 buf:16 1 -2 0 0", "preadv2 $0 buf:16 1 0 0 0x8000", "pwritev2 $0 buf:16 1 0 0 0x8000",
     "lseek $0 0 77", "lseek $0 -1 0", "ftruncate $0 -1", "fallocate $0 0x7000 0 1", "pread64 $0 buf:9 9 -1",
     "pwrite64 $0 str:x 1 -1", "readv $0 buf:16 -1", "writev $0 buf:16 2000", "read $0 bad 0",
     "sendfile $0 $2 0 9",
@@ -61,8 +61,6 @@ OTHERWISE = {
     "vmsplice $0 word:0 0 0": ("EBADF", None),
     "linkat $0 x $0 y 0": (("EPERM", "ENOTDIR"), "ENOTDIR"),
     "name_to_handle_at $0 x buf:8 buf:8 0": ("EOPNOTSUPP", "ENOTDIR"),  # no handles of anything
-    "preadv2 $0 buf:16 1 0 0 0x8000": ("EOPNOTSUPP", None),  # flags that the kernel does not know, either, ...
-    "pwritev2 $0 buf:16 1 0 0 0x8000": ("EOPNOTSUPP", None),  # ... but looks at only when there is something to do
     "copy_file_range $0 0 $1 0 9 0": (0, None),  # between two file systems: not EXDEV, it is done
     "copy_file_range $2 0 $0 0 9 0": (0, None),
     "cachestat $0 buf:16 buf:40 0": ("EOPNOTSUPP", None),  # no page cache to tell of
