@@ -396,9 +396,20 @@ class FileSystem(FileData):
                 self.directory(path)  # ENOENT and ENOTDIR come first
             taken = flags & RENAME_NOREPLACE and old_ending <= SLASH and old != b"/"
             raise fail(errno.EEXIST if taken else errno.EBUSY, old)
+        try:
+            return self._rename(old, old_ending, new, new_ending, flags)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):  # Linux finds out about the ways to both names first
+                for path in (old, new):
+                    self.directory(parent(path))
+            raise
+
+    def _rename(self, old, old_ending, new, new_ending, flags):
         exchange = flags & RENAME_EXCHANGE
         for path, ending in ((old, old_ending or new_ending and not exchange), (new, new_ending and exchange)):
             if ending and self.lookup(path, follow=False)[1].mode & S_IFMT != S_IFDIR:
+                if flags & RENAME_NOREPLACE and self._exists(new):
+                    raise fail(errno.EEXIST, new)
                 raise fail(errno.ENOTDIR, path)
         tree = bool(exchange)
         for _ in range(RENAME_TRIES):
@@ -418,6 +429,15 @@ class FileSystem(FileData):
                 else:
                     raise
         raise fail(errno.ELOOP, old)
+
+    def _exists(self, path):
+        try:
+            self.lookup(path, follow=False)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
 
     def _rename_tree(self, old, new, flags):
         """Rename a directory or exchange names: asked of one server, which does one at a time.  May take a while."""

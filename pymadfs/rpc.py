@@ -118,6 +118,7 @@ class Client:
         self._eager_max = min(config.eager_max, EAGER_LIMIT)
         self._timeout_us = config.timeout_ms * 1000
         self._transport = self._second = None
+        self._user, self._stranger = uid, False
         if transport is not None:
             self._transport = transport
         else:
@@ -129,6 +130,7 @@ class Client:
 
     def _reset(self):
         self._peers = [None] * self.servers
+        self._left = []  # of a stranger: connections made before it became one
         self._blamed = {}  # server -> time until which it is not asked again
         self._mourned = set()  # servers whose death is in the log already
         self._slots = []
@@ -228,7 +230,7 @@ class Client:
 
     def forget_after_fork(self):
         """In the child: the parent's connections are not ours; make new ones at the next call."""
-        for peer in self._peers:
+        for peer in self._peers + self._left:
             if peer is not None and peer.door is not None:
                 peer.door.close()  # else the server would take the child's copy for the parent's life
         if self._second is not None:
@@ -242,6 +244,10 @@ class Client:
         for server, peer in enumerate(self._peers):
             if peer is not None:
                 self._drop(server, peer)
+        for peer in self._left:
+            peer.transport.disconnect(peer.handle)
+            if peer.door is not None:
+                peer.door.close()
         for transport in (self._transport, self._second):
             if transport is not None:
                 transport.close()
@@ -251,10 +257,28 @@ class Client:
 
     def identify(self, uid, gid, groups=()):
         """The calling thread's requests are made in this name from now on."""
+        if uid not in (0, self._user):
+            self._become_a_stranger()
         who = self._who(uid, gid, groups)
         if who != self.who:
             self.__class__ = _OfManyThreads
             self.names[_thread.get_ident()] = who
+
+    def _become_a_stranger(self):
+        """A thread may not open memory of the servers any more: go on by the transport that shares none.
+
+        UCX opens some whenever it needs more, in the middle of a send; one that fails there blocks the server's queue
+        for good.  What is under way ends where it began, and there the servers go on counting what was opened."""
+        with self._lock:
+            if self._stranger or self._transport is None:
+                self._stranger = True
+                return
+            self._second = self._second or self._transport.beside()
+            self._stranger = self._second is not None
+            for server, peer in enumerate(self._peers):
+                if self._stranger and peer is not None and peer.transport is not self._second:
+                    self._left.append(peer)
+                    self._peers[server] = None
 
     def _who(self, uid, gid, groups):
         groups = frozenset(groups) - {gid} if uid else NO_GROUPS
@@ -385,14 +409,16 @@ class Client:
 
     def _knock(self, server):
         """Where the cluster file says, or where it says by now: servers started anew listen elsewhere."""
-        known = self.cluster
+        known, transport = self.cluster, self._transport
+        if self._stranger:
+            transport = self._second = self._second or transport.beside() or transport
         try:
-            return self._visit(server, self._transport)
+            return self._visit(server, transport)
         except OSError:
             self._read_again()
             if (self.cluster.servers, self.cluster.secret) == (known.servers, known.secret):
                 raise
-        return self._visit(server, self._transport)
+        return self._visit(server, transport)
 
     def _read_again(self):
         if self.cluster.path is not None:

@@ -275,7 +275,6 @@ def begin(top, uid):
     os.umask(0o022)
     os.chdir(top)
     if uid and os.geteuid() != uid:
-        os.listdir(top)  # all servers are known before it is another user's turn
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
