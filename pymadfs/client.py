@@ -147,7 +147,7 @@ class FileSystem(FileData):
         ``links``, a list of one number, counts the links followed for one path: ELOOP when they are too many.
         """
         if len(path) > NAME_MAX and (len(path) > PATH_LONGEST or max(map(len, path.split(b"/"))) > NAME_MAX):
-            raise fail(errno.ENAMETOOLONG, path)
+            self._too_long(path)
         if path.find(b"/.") < 0 and path.find(b"//") < 0 and (path[-1:] != b"/" or path == b"/"):
             return path, PLAIN
         names, ending = [], PLAIN
@@ -174,6 +174,14 @@ class FileSystem(FileData):
         if ending == PLAIN and path[-1:] == b"/" and names:
             ending = SLASH
         return b"/" + b"/".join(names), ending
+
+    def _too_long(self, path):
+        """Raise ENAMETOOLONG, or what is found on the way to the first name that is too long."""
+        names = path.split(b"/")
+        first = next((index for index, name in enumerate(names) if len(name) > NAME_MAX), 0)
+        if first > 1 and len(path) <= PATH_LONGEST:
+            self.directory(b"/".join(names[:first]))
+        raise fail(errno.ENAMETOOLONG, path)
 
     def _above(self, parts, links):
         """The path ``parts`` starts in the directory that holds the mount: on the host, or back in the mount."""
@@ -286,14 +294,19 @@ class FileSystem(FileData):
 
     def open(self, path, flags, mode):
         """Open or create; ``mode`` without the umask's bits.  Returns ``(path, attr)``; the opening is counted."""
+        if flags & posix.O_CREAT and flags & posix.O_DIRECTORY:
+            raise fail(errno.EINVAL, path)
+        if flags & posix.O_CREAT and path[-1:] == b"/" and path.strip(b"/"):
+            name = path.rstrip(b"/")
+            if not name.endswith((b"/.", b"/..")):
+                self.directory(parent(name))
+                raise fail(errno.EISDIR, path)
         path, ending = self.clean(path)
         if ending > SLASH and flags & posix.O_CREAT:
             self.directory(path)  # ENOENT and ENOTDIR come first
             raise fail(errno.EEXIST if flags & posix.O_EXCL else errno.EISDIR, path)
         if ending:
             flags = self._directory_flags(flags)
-        if flags & posix.O_CREAT and flags & posix.O_DIRECTORY:
-            raise fail(errno.EINVAL, path)
         exclusive = flags & posix.O_CREAT and flags & posix.O_EXCL
         follow = not (exclusive or flags & posix.O_NOFOLLOW)
         path, attr, target = self._resolve(
@@ -346,8 +359,7 @@ class FileSystem(FileData):
         """Make an empty regular file, a FIFO, a device node or a socket; EEXIST when the name exists."""
         path, ending = self.clean(path)
         if ending:
-            self.lookup(path, follow=False)  # ENOENT
-            raise fail(errno.EEXIST, path)
+            self._taken(path, ending)
         if mode & S_IFMT not in (0, S_IFREG):
             self._named(MKNOD, path, (mode, rdev))
             return
@@ -358,9 +370,16 @@ class FileSystem(FileData):
         """Make the link ``path`` that points to ``target``."""
         path, ending = self.clean(path)
         if ending:
-            self.lookup(path, follow=False)  # ENOENT
-            raise fail(errno.EEXIST, path)
+            self._taken(path, ending)
         self._named(SYMLINK, path, suffix=target, sized=True)
+
+    def _taken(self, path, ending):
+        """Raise why nothing but a directory can be made at ``path``, which ends in a slash or dots."""
+        if ending > SLASH:
+            self.directory(path)
+        else:
+            self.lookup(path, follow=False)  # ENOENT
+        raise fail(errno.EEXIST, path)
 
     def unlink(self, path):
         """Remove the name of a file or link."""

@@ -9,19 +9,20 @@ from server_world import World
 from pymadfs.errors import Restart
 from pymadfs.identity import Who
 from pymadfs.rpc import EAGER_LIMIT
+from pymadfs.server.kv import MemoryKV
 
 
 class RealServers:
-    """``count`` servers with their stores below ``path``."""
+    """``count`` servers with their stores below ``path``; ``make_kv()`` makes the key-value store of each."""
 
-    def __init__(self, path, count=3):
+    def __init__(self, path, count=3, make_kv=MemoryKV):
         self.loop = asyncio.new_event_loop()
-        self.world = self.loop.run_until_complete(self._make(path, count))
+        self.world = self.loop.run_until_complete(self._make(path, count, make_kv))
         self.servers, self.who = count, Who(0, 0)
 
     @staticmethod
-    async def _make(path, count):
-        return World(path, count)
+    async def _make(path, count, make_kv):
+        return World(path, count, make_kv)
 
     def call(self, server, op, tail=b"", *fields, send=None, recv=None):
         return self.loop.run_until_complete(self._ask(server, op, tail, fields, send, recv))
