@@ -112,6 +112,7 @@ struct madfs_thread {
   int exec_directory, exec_memory;
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
+  bool cancels_at_once;  // the thread's cancellation was asynchronous before it came in
   int cluster, cluster_owner;       // identity.c: 1 + a descriptor, of the child of vfork that opened it
   const struct madfs_frame *frame;  // the call that is being answered
   long number;                      // and which it is
@@ -352,6 +353,8 @@ void madfs_runtime_fork_begins(void);
 void madfs_runtime_fork_ends(bool child);
 // Result of a canonical call; starts the runtime when it does not run yet.  REQUIRES: on the hook stack.
 long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument);
+// Cancels the thread when that was asked for meanwhile.  REQUIRES: on the application's stack, with its signals.
+void madfs_runtime_left(struct madfs_thread *t);
 void madfs_runtime_exiting(void);
 void madfs_thread_register(struct madfs_thread *t);
 void madfs_thread_key(void);

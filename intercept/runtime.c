@@ -205,10 +205,31 @@ struct job {
 
 static long perform(void *value) {
   struct job *job = value;
-  int saved = errno;
+  int saved = errno, state, type;
+  // Nothing in the runtime may be cancelled.  With the asynchronous type, libc's own calls there leave the type alone:
+  // putting it back they would wait for the signal of a cancellation, and that waits for the end of this call.
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+  pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &type);
   long result = job->table->call(job->call, madfs_local.thread->escaped, &job->escaped);
+  // With the deferred type, what has come does not unwind from here: it waits for madfs_runtime_left().
+  pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, NULL);
+  pthread_setcancelstate(state, NULL);
+  madfs_local.thread->cancels_at_once |= type == PTHREAD_CANCEL_ASYNCHRONOUS;
   errno = saved;
   return result;
+}
+
+static long cancel_at_once(void *unused) {
+  int saved = errno;
+  pthread_testcancel();
+  pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+  errno = saved;
+  return (long)unused;
+}
+
+void madfs_runtime_left(struct madfs_thread *t) {
+  t->cancels_at_once = false;
+  arch_preserve(cancel_at_once, NULL);
 }
 
 // Before the first call after something like setuid: who this thread is now.  A child of vfork has the thread-local

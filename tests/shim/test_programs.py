@@ -206,7 +206,8 @@ def test_needs_no_vector_register_and_little_of_libc(libraries):
     text = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
     used = {line.split()[-1].partition("@")[0] for line in text.splitlines() if " U " in line}
     assert used <= {"__environ", "environ", "__errno_location", "__register_atfork", "dlerror", "dlopen", "dlsym",
-                    "fork", "pthread_key_create", "pthread_setspecific"}
+                    "fork", "pthread_key_create", "pthread_setcancelstate", "pthread_setcanceltype",
+                    "pthread_testcancel", "pthread_setspecific"}
 
 
 def test_environment_of_the_runtime_has_no_ucx_settings_of_the_user(run, tmp_path):
