@@ -789,7 +789,8 @@ static int signals_pending(const struct madfs_thread *t) {
   uint64_t pending = 0;
   RAW(SYS_rt_sigpending, &pending, sizeof pending);
   pending &= ~t->signals;
-  int meaning = pending ? SIGNAL_RESTARTS : SIGNAL_WAITS_NOT;
+  // A thread that is to be cancelled at once is told so by no signal while it is in here: it goes out and looks.
+  int meaning = pending || t->cancels_at_once ? SIGNAL_RESTARTS : SIGNAL_WAITS_NOT;
   for (int signal = 1; pending; signal++, pending >>= 1) {
     struct {
       unsigned long handler, flags, restorer;
