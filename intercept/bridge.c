@@ -549,6 +549,21 @@ static PyObject *shim_set_cwd(PyObject *module, arguments_t args, Py_ssize_t cou
     Py_RETURN_NONE;
 }
 
+/* moved(old, new, exchange) */
+static PyObject *shim_moved(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    char *old, *new_;
+    Py_ssize_t old_length, new_length;
+    int64_t exchange;
+
+    (void)module;
+    if (!expect("moved", count, 3) || PyBytes_AsStringAndSize(args[0], &old, &old_length) < 0 ||
+        PyBytes_AsStringAndSize(args[1], &new_, &new_length) < 0 || !integers(args + 2, 1, &exchange))
+        return NULL;
+    host->moved(old, (size_t)old_length, new_, (size_t)new_length, exchange != 0);
+    Py_RETURN_NONE;
+}
+
 /* umask() -> mode bits */
 static PyObject *shim_umask(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -646,6 +661,7 @@ static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count
 static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
+    FUNCTION(moved),
     FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write),
     FUNCTION(flush), {NULL, NULL, 0, NULL},
 };

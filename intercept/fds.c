@@ -5,7 +5,7 @@
 // tree share, with 2^40 + slot as its kernel file offset.  The kernel carries it through dup, fork, exec and
 // SCM_RIGHTS.
 //
-//   T := header, slots       header := magic, version, hint, one bit per slot
+//   T := header, moves, slots       header := magic, version, hint, one bit per slot      moves: moves.c
 //   slot := generation, state, flags, lengths, offset, record, path     (paths that do not fit lie behind the slots)
 //
 // A lock on byte `slot` of T, held by the placeholder's open file description, says that some process still has it:
@@ -29,8 +29,8 @@ enum {
   SLOTS = 1 << 16,
   RECORD_MAX = 128,
   SLOT_BYTES = 512,
-  PATH_INLINE = SLOT_BYTES - 32 - RECORD_MAX,
-  HEADER_BYTES = 64 << 10,
+  PATH_INLINE = SLOT_BYTES - 40 - RECORD_MAX,
+  HEADER_BYTES = (64 << 10) + MADFS_MOVES_BYTES,
   KNOWN = 1 << 16,  // descriptors the cache can tell about
   HIGH_MAX = 1024,  // where spare placeholders go: below this and below the limit
   HIGH_ROOM = 128,
@@ -51,6 +51,7 @@ struct slot {
   _Atomic uint32_t generation, state, flags;
   uint16_t record_length, path_length;
   _Atomic int64_t offset;
+  _Atomic uint64_t version;  // of the path: odd while it changes
   _Atomic uint64_t owner;  // process that sets it up
   uint8_t record[RECORD_MAX];
   char path[PATH_INLINE];
@@ -64,9 +65,9 @@ struct header {
   _Atomic uint64_t used[SLOTS / 64];
   _Atomic uint64_t said[SAID / 64];  // what was said once, by a sum of it
 };
-_Static_assert(sizeof(struct header) <= HEADER_BYTES, "the header has its own pages");
+_Static_assert(sizeof(struct header) <= HEADER_BYTES - MADFS_MOVES_BYTES, "the header has its own pages");
 
-enum { TABLE_VERSION = 2 };
+enum { TABLE_VERSION = 3 };
 #define TABLE_BYTES (HEADER_BYTES + (size_t)SLOTS * SLOT_BYTES)
 #define PATHS_AT ((long)TABLE_BYTES)  // file offset of the long paths: MADFS_PATH_MAX each
 
@@ -303,7 +304,7 @@ void madfs_slot_set_flags(int slot, uint32_t flags) {
   atomic_store(&table.slots[slot].flags, flags | (atomic_load(&table.slots[slot].flags) & SLOT_SHARED));
 }
 
-static size_t path_read(int slot, char *path) {
+static size_t path_read_once(int slot, char *path) {
   struct slot *s = &table.slots[slot];
   size_t length = s->path_length < MADFS_PATH_MAX ? s->path_length : MADFS_PATH_MAX - 1;
   if (length < PATH_INLINE) memcpy(path, s->path, length);
@@ -314,7 +315,52 @@ static size_t path_read(int slot, char *path) {
   return length;
 }
 
+static size_t path_read(int slot, char *path) {
+  struct slot *s = &table.slots[slot];
+  for (int i = 0;; i++) {
+    uint64_t version = atomic_load(&s->version);
+    size_t length = path_read_once(slot, path);
+    atomic_thread_fence(memory_order_acquire);
+    // Who changes it may have been killed: wait for as long as changing takes.
+    if ((!(version & 1) && atomic_load(&s->version) == version) || i == 10000) return length;
+    arch_pause();
+  }
+}
+
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]) { return path_read(slot, path); }
+
+int madfs_slot_next(int slot) {
+  while (++slot < SLOTS) {
+    uint64_t used = atomic_load(&table.header->used[slot / 64]) >> slot % 64;
+    if (!used) slot |= 63;
+    else if (used & 1 && atomic_load(&table.slots[slot].state) == SLOT_LIVE) return slot;
+  }
+  return -1;
+}
+
+static long path_write(int slot, const char *path, size_t length) {
+  struct slot *s = &table.slots[slot];
+  s->path_length = (uint16_t)length;
+  if (length < PATH_INLINE) {
+    memcpy(s->path, path, length);
+    s->path[length] = 0;
+    return 0;
+  }
+  long n = RAW(SYS_pwrite64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX);
+  return n == (long)length ? 0 : madfs_failed(n) ? n : -EIO;
+}
+
+void madfs_slot_rename(int slot, const char *path, size_t length) {
+  struct slot *s = &table.slots[slot];
+  uint64_t version = atomic_load(&s->version);
+  if (version & 1 || !atomic_compare_exchange_strong(&s->version, &version, version + 1)) return;
+  path_write(slot, path, length);
+  atomic_store(&s->version, version + 2);
+}
+
+struct madfs_moves *madfs_fds_moves(void) {
+  return atomic_load(&table.fd) < 0 ? NULL : (struct madfs_moves *)((char *)table.header + (64 << 10));
+}
 
 long madfs_slot_seek(int slot, long offset, int whence) {
   struct slot *s = &table.slots[slot];
@@ -335,14 +381,8 @@ static long slot_fill(int slot, uint32_t flags, const void *record, size_t recor
   atomic_store(&s->offset, 0);
   memcpy(s->record, record, record_length);
   s->record_length = (uint16_t)record_length;
-  s->path_length = (uint16_t)length;
-  if (length < PATH_INLINE) {
-    memcpy(s->path, path, length);
-    s->path[length] = 0;
-    return 0;
-  }
-  long n = RAW(SYS_pwrite64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX);
-  return n == (long)length ? 0 : madfs_failed(n) ? n : -EIO;
+  atomic_store(&s->version, 0);
+  return path_write(slot, path, length);
 }
 
 // A descriptor for the slot, tagged and locked.

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MADFS_HOST_ABI 3
+#define MADFS_HOST_ABI 4
 #define MADFS_GIVEN_MAX 4096  // a path as programs may give it, with its end: PATH_MAX
 #define MADFS_PATH_MAX 8192   // an absolute path: where a program is, and what it gives
 
@@ -61,6 +61,8 @@ struct madfs_host {
   // The thread's user and group as far as files are concerned.
   void (*identity)(unsigned *user, unsigned *group);
   int (*cluster)(void);  // the cluster file, kept open for who may no longer open it; or -1
+  // A directory was renamed, or two names exchanged: open files and working directories below go along.
+  void (*moved)(const char *old, size_t old_length, const char *new_, size_t new_length, int exchange);
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

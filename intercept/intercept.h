@@ -244,6 +244,9 @@ int madfs_fd_slot(int fd);       // its slot, FD_HOST or FD_INTERNAL
 uint64_t madfs_fd_handle(int slot);
 uint32_t madfs_slot_flags(int slot);
 void madfs_slot_set_flags(int slot, uint32_t flags);
+int madfs_slot_next(int slot);  // the next one in use, or -1
+void madfs_slot_rename(int slot, const char *path, size_t length);
+struct madfs_moves *madfs_fds_moves(void);  // in the table; NULL without one
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
 long madfs_slot_seek(int slot, long offset, int whence);      // SEEK_SET and SEEK_CUR
 
@@ -303,6 +306,12 @@ int madfs_path_magic(const char *path);  // "/proc/self/fd/N", "/dev/fd/N", "/de
 // hook stack.  PATH_OURS with the path in `out`, PATH_HOST or -errno; `last`: a link at the end is followed, too.
 bool madfs_links_suspect(int directory, const char *path);
 int madfs_links_follow(int directory, const char *path, bool last, char out[MADFS_PATH_MAX], size_t *length);
+
+// moves.c: directories that were renamed.  madfs_moves_follow changes a path by the renames number `from` to `to`.
+#define MADFS_MOVES_BYTES (256 << 10)
+uint64_t madfs_moves_count(void);
+void madfs_moves_follow(uint64_t from, uint64_t to, char path[MADFS_PATH_MAX], size_t *length);
+void madfs_moves_add(const char *old, size_t old_length, const char *new_, size_t new_length, int exchange);
 
 bool madfs_cwd_virtual(void);
 size_t madfs_cwd_get(char out[MADFS_PATH_MAX]);  // its length; 0 when the working directory is the kernel's

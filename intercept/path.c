@@ -289,6 +289,7 @@ int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX],
 static struct {
   _Atomic unsigned version;
   _Atomic size_t length;  // 0: the working directory is the kernel's
+  _Atomic uint64_t moves;  // renames that it has followed
   char path[MADFS_PATH_MAX];
   struct madfs_lock lock;
 } cwd;
@@ -304,8 +305,22 @@ bool madfs_cwd_virtual(void) {
   return t ? t->cwd_length != 0 : atomic_load_explicit(&cwd.length, memory_order_relaxed) != 0;
 }
 
+// Directories above were renamed.
+static void cwd_follow(void) {
+  uint64_t count = madfs_moves_count();
+  madfs_lock(&cwd.lock);
+  size_t length = atomic_load(&cwd.length);
+  atomic_fetch_add(&cwd.version, 1);
+  if (length) madfs_moves_follow(atomic_load(&cwd.moves), count, cwd.path, &length);
+  atomic_store(&cwd.length, length);
+  atomic_store(&cwd.moves, count);
+  atomic_fetch_add(&cwd.version, 1);
+  madfs_unlock(&cwd.lock);
+}
+
 size_t madfs_cwd_get(char out[MADFS_PATH_MAX]) {
   const struct madfs_thread *t = own_cwd();
+  if (!t && atomic_load(&cwd.length) && atomic_load(&cwd.moves) != madfs_moves_count()) cwd_follow();
   if (t) {
     memcpy(out, t->cwd, t->cwd_length + 1);
     return t->cwd_length;
@@ -333,7 +348,9 @@ static void cwd_store(const char *path, size_t length) {
   madfs_lock(&cwd.lock);
   atomic_fetch_add(&cwd.version, 1);
   memcpy(cwd.path, path, length);
+  cwd.path[length] = 0;
   atomic_store(&cwd.length, length);
+  atomic_store(&cwd.moves, madfs_moves_count());
   atomic_fetch_add(&cwd.version, 1);
   madfs_unlock(&cwd.lock);
 }
@@ -358,6 +375,7 @@ static void park(void) {
 void madfs_cwd_set(const char *path, size_t length) {
   if (!length || length >= MADFS_PATH_MAX) return;
   if (!madfs_cwd_virtual()) park();
+  if (!madfs_in_vfork()) madfs_fds_need();  // children that rename it tell so there
   cwd_store(path, length);
 }
 

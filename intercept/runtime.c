@@ -48,6 +48,7 @@ static const struct madfs_host host = {
     .offset_cas = madfs_fds_offset_cas,
     .offset_add = madfs_fds_offset_add,
     .set_cwd = madfs_cwd_set,
+    .moved = madfs_moves_add,
     .umask = madfs_umask,
     .inside = set_inside,
     .copy = copy,

@@ -425,6 +425,9 @@ class FileSystem(FileData):
 
     def _rename(self, old, old_ending, new, new_ending, flags):
         exchange = flags & RENAME_EXCHANGE
+        if exchange and (old_ending or new_ending):
+            for path in (old, new):
+                self.lookup(path, follow=False)  # ENOENT comes first
         for path, ending in ((old, old_ending or new_ending and not exchange), (new, new_ending and exchange)):
             if ending and self.lookup(path, follow=False)[1].mode & S_IFMT != S_IFDIR:
                 if flags & RENAME_NOREPLACE and self._exists(new):

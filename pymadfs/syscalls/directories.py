@@ -36,13 +36,23 @@ def _list(handle, buffer, size, pack):
         place = offset_get(handle)
         window = file.listing
         if not place or window is None or not window.covers(place):
-            window = file.listing = listing.read(files.fs, file.path, file.ino, place)
+            window = file.listing = _window(handle, file, place)
         data, end = _records(window, place, size, pack)
         if not data:
             return 0
         put(buffer, data)
         if offset_cas(handle, place, end):  # else another thread or process was faster
             return len(data)
+
+
+def _window(handle, file, place):
+    try:
+        return listing.read(files.fs, file.path, file.ino, place)
+    except OSError as error:
+        path = file.path
+        if error.errno != errno.ENOENT or files.follow(handle, file) == path:
+            raise
+    return listing.read(files.fs, file.path, file.ino, place)
 
 
 def _records(window, place, size, pack):

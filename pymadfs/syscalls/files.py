@@ -10,6 +10,7 @@ import _shim
 from pymadfs import abi, links
 from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
 from pymadfs.errors import fail
+from pymadfs.layout import covers
 
 from . import sharing
 from .table import call
@@ -170,6 +171,23 @@ def descriptor(path, attr, flags):
         if attr.mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
             fs.ended(attr.ino)
         raise
+
+
+def moved(old, new, exchange):
+    """Directories have moved: what is open below them goes along, and working directories."""
+    _shim.moved(host_name(old), host_name(new), exchange)
+    for file in list(open_files.values()):
+        if covers(old, file.path):
+            file.path = new + file.path[len(old) :]
+        elif exchange and covers(new, file.path):
+            file.path = old + file.path[len(new) :]
+
+
+def follow(handle, file):
+    """The open directory ``file`` of a handle may have been renamed, by this process tree or by others; its path."""
+    path = fs.inside(slot(handle)[2])
+    file.path = path if path != file.path else fs.where(file.ino) or path
+    return file.path
 
 
 def put(address, data):

@@ -59,7 +59,9 @@ def renameat2(old, new, flags):
         raise HostPath(old)
     try:
         if not outside:
-            files.fs.rename(names[0][1], names[1][1], flags)
+            moved = files.fs.rename(names[0][1], names[1][1], flags)
+            if moved:
+                files.moved(moved[0], moved[1], flags & abi.RENAME_EXCHANGE)
             return 0
         files.fs.name(names[0][1])
     except HostPath as host:

@@ -135,4 +135,5 @@ def chdir_path(path):
 @call
 def chdir_fd(handle):
     file = file_of(handle)
+    file.path = files.fs.inside(slot(handle)[2])  # a process of this tree may have renamed it
     return _enter(file.path, files.fs.getattr(file))

@@ -79,7 +79,7 @@ def copy(out, given, size):
     return 1
 
 
-def build_host(abi=3):
+def build_host(abi=4):
     return Host(abi, b"test", OPEN(open_fd), SLOT(slot_read), GET(lambda handle: 1 << 40 if handle == 10 else -9),
                 SET(lambda *a: seen.append(["offset_set", *a])), CAS(lambda handle, old, new: old == 1),
                 ADD(lambda handle, n: 100),
@@ -91,7 +91,7 @@ def build_host(abi=3):
 class Started:
     """The runtime at ``path``, started."""
 
-    def __init__(self, path, abi=3):
+    def __init__(self, path, abi=4):
         self.library = ctypes.CDLL(path, mode=getattr(os, "RTLD_NOW", 2))
         start = self.library.madfs_runtime_start
         start.restype, start.argtypes = ctypes.POINTER(Runtime), [ctypes.POINTER(Host), ctypes.c_char_p, SIZE]
@@ -207,7 +207,7 @@ def check_hygiene(runtime):
 
 def main():
     before = traces()
-    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 3)
+    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 4)
     if not runtime.runtime:
         print(json.dumps({"error": runtime.error}))
         return

@@ -28,6 +28,7 @@ class Shim(types.ModuleType):
         self.descriptors = {}  # fd -> handle
         self.mask = 0o022
         self.cwd = None
+        self.moves = []
         self.descriptors_max = 1 << 16
         self.protected = []
         self.mappings = []
@@ -89,6 +90,9 @@ class Shim(types.ModuleType):
 
     def set_cwd(self, path):
         self.cwd = path
+
+    def moved(self, old, new, exchange):
+        self.moves.append((old, new, exchange))
 
     def umask(self):
         return self.mask
