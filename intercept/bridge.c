@@ -632,6 +632,18 @@ static PyObject *shim_protect(PyObject *module, arguments_t args, Py_ssize_t cou
     Py_RETURN_NONE;
 }
 
+/* keep(descriptor) */
+static PyObject *shim_keep(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t fd;
+
+    (void)module;
+    if (!expect("keep", count, 1) || !integers(args, 1, &fd))
+        return NULL;
+    host->keep((int)fd);
+    Py_RETURN_NONE;
+}
+
 /* write(text) and flush(): sys.stderr is this module. */
 static PyObject *shim_write(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -663,7 +675,7 @@ static PyMethodDef shim_functions[] = {
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
     FUNCTION(moved),
     FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write),
-    FUNCTION(flush), {NULL, NULL, 0, NULL},
+    FUNCTION(flush), FUNCTION(keep), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
     PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL,

@@ -114,7 +114,7 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
   if (!mount) add(b, "MADFS_MOUNT=", madfs_settings.mount, NULL);
   if (!version && madfs_settings.in_version) add(b, "MADFS_VERSION=", madfs_version, NULL);
   if (!trace && *madfs_settings.trace) add(b, "MADFS_TRACE=", madfs_settings.trace, NULL);
-  char state[64];
+  char state[512];
   if (madfs_fds_state(state, sizeof state)) add(b, state, NULL, NULL);
   if (!other && madfs_identity_state(state, sizeof state)) add(b, state, NULL, NULL);
   if (madfs_cwd_get(t->scratch)) add(b, "MADFS_CWD=", t->scratch, NULL);

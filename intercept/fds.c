@@ -44,6 +44,8 @@ enum { SLOT_FREE, SLOT_SETUP, SLOT_LIVE, SLOT_CLOSING };
 enum { KNOWN_NO = 0, KNOWN_INTERNAL = UINT32_MAX };  // else slot + 1
 
 #define SLOT_SHARED 0x80000000U  // among the flags: another process took a copy
+#define SLOT_LOCKED 0x40000000U  // it was locked: its end is the end of its locks
+#define SLOT_OWN (SLOT_SHARED | SLOT_LOCKED)
 #define TAG (1L << 40)
 #define MAGIC 0x454c42415446444dUL  // "MDFTABLE"
 
@@ -173,7 +175,12 @@ long madfs_fds_hide(long fd) {
   return fd;
 }
 
-void madfs_fds_forget(int fd) { learn(fd, KNOWN_NO); }
+void madfs_fds_forget(int fd) {
+  learn(fd, KNOWN_NO);
+  madfs_locks_forget(fd);
+}
+
+void madfs_fds_internal(int fd) { learn(fd, KNOWN_INTERNAL); }
 
 // --- the table ------------------------------------------------------------------------------------------------------
 
@@ -298,11 +305,15 @@ static struct slot *of_handle(uint64_t handle) {
   return madfs_fd_handle((int)slot) == handle ? &table.slots[slot] : NULL;
 }
 
-uint32_t madfs_slot_flags(int slot) { return atomic_load(&table.slots[slot].flags) & ~SLOT_SHARED; }
+uint32_t madfs_slot_flags(int slot) { return atomic_load(&table.slots[slot].flags) & ~SLOT_OWN; }
 
 void madfs_slot_set_flags(int slot, uint32_t flags) {
-  atomic_store(&table.slots[slot].flags, flags | (atomic_load(&table.slots[slot].flags) & SLOT_SHARED));
+  atomic_store(&table.slots[slot].flags, flags | (atomic_load(&table.slots[slot].flags) & SLOT_OWN));
 }
+
+void madfs_slot_lock(int slot) { atomic_fetch_or(&table.slots[slot].flags, SLOT_LOCKED); }
+
+bool madfs_slot_locked(int slot) { return atomic_load(&table.slots[slot].flags) & SLOT_LOCKED; }
 
 static size_t path_read_once(int slot, char *path) {
   struct slot *s = &table.slots[slot];
@@ -610,7 +621,7 @@ int madfs_fds_slot_read(uint64_t handle, uint32_t *flags, void *record, size_t *
                         size_t *path_length) {
   struct slot *s = of_handle(handle);
   if (!s) return -EBADF;
-  *flags = atomic_load(&s->flags) & ~SLOT_SHARED;
+  *flags = atomic_load(&s->flags) & ~SLOT_OWN;
   *record_length = s->record_length;
   memcpy(record, s->record, s->record_length < RECORD_MAX ? s->record_length : RECORD_MAX);
   *path_length = path_read((int)(s - table.slots), path);
@@ -641,6 +652,7 @@ int64_t madfs_fds_offset_add(uint64_t handle, int64_t n) {
 static bool ended(int slot) {
   uint32_t live = SLOT_LIVE;
   if (!atomic_compare_exchange_strong(&table.slots[slot].state, &live, SLOT_CLOSING)) return false;
+  if (madfs_slot_locked(slot)) madfs_locks_end(slot);
   struct madfs_call call = {.number = CALL_release, .count = 1};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
   int ignored;
@@ -710,6 +722,7 @@ static enum madfs_verdict close_work(struct madfs_frame *f) {
     slot_free(slot);
     return answer(f, result);
   }
+  madfs_locks_closing(slot);
   long result = RAW(SYS_close, fd);
   dropped(slot);
   return answer(f, result);
@@ -766,7 +779,10 @@ static enum madfs_verdict replace(struct madfs_frame *f, int flags) {
   if (!make_room(new)) return answer(f, -EBUSY);
   if (old == new) return MADFS_PASS;
   int lost = madfs_fd_slot(new);
-  if (lost >= 0) learn(new, KNOWN_NO);
+  if (lost >= 0) {
+    learn(new, KNOWN_NO);
+    madfs_locks_closing(lost);
+  }
   long result = RAW(SYS_dup3, old, new, flags);
   if (madfs_failed(result)) {
     if (lost >= 0) learn(new, (uint32_t)lost + 1);
@@ -803,6 +819,7 @@ static enum madfs_verdict range_work(struct madfs_frame *f) {
     first = fd + 1;
     if (slot == FD_INTERNAL) continue;
     learn((int)fd, KNOWN_NO);
+    madfs_locks_closing(slot);
     RAW(SYS_close, fd);
     dropped(slot);
   }
@@ -811,58 +828,6 @@ static enum madfs_verdict range_work(struct madfs_frame *f) {
 }
 
 const struct madfs_shim madfs_shim_close_range = {range_concerns, range_work};
-
-static long record_lock(int slot, int command, unsigned long pointer) {
-  struct madfs_call call = {.number = CALL_fcntl_lock, .count = 3};
-  int ignored;
-  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
-  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = command};
-  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)pointer};
-  return madfs_runtime_call(&call, &ignored);
-}
-
-enum { SIGNAL_WAITS_NOT, SIGNAL_RESTARTS, SIGNAL_INTERRUPTS };
-
-// What the signals that the application would have got by now mean for a call that waits.
-static int signals_pending(const struct madfs_thread *t) {
-  const uint64_t ignored = 1UL << (SIGCHLD - 1) | 1UL << (SIGCONT - 1) | 1UL << (SIGURG - 1) | 1UL << (SIGWINCH - 1);
-  uint64_t pending = 0;
-  RAW(SYS_rt_sigpending, &pending, sizeof pending);
-  pending &= ~t->signals;
-  // A thread that is to be cancelled at once is told so by no signal while it is in here: it goes out and looks.
-  int meaning = pending || t->cancels_at_once ? SIGNAL_RESTARTS : SIGNAL_WAITS_NOT;
-  for (int signal = 1; pending; signal++, pending >>= 1) {
-    struct {
-      unsigned long handler, flags, restorer;
-      uint64_t mask;
-    } action = {0};
-    if (!(pending & 1)) continue;
-    RAW(SYS_rt_sigaction, signal, 0, &action, sizeof action.mask);
-    if (action.handler == (unsigned long)SIG_IGN || (!action.handler && (ignored >> (signal - 1) & 1))) continue;
-    if (!(action.flags & SA_RESTART)) meaning = SIGNAL_INTERRUPTS;
-  }
-  return meaning;
-}
-
-static bool once_more(struct madfs_thread *t) {
-  t->later_frame = NULL;
-  return false;
-}
-
-// F_SETLKW: the server answers EAGAIN after a while, so that signals are seen to.
-static enum madfs_verdict wait_for_lock(struct madfs_frame *f, int slot) {
-  struct madfs_thread *t = madfs_local.thread;
-  for (;;) {
-    long result = record_lock(slot, F_SETLKW, f->argument[2]);
-    if (result != -EAGAIN) return answer(f, result);
-    int meaning = signals_pending(t);
-    if (meaning == SIGNAL_INTERRUPTS) return answer(f, -EINTR);
-    if (meaning == SIGNAL_WAITS_NOT) continue;
-    t->later = once_more;
-    t->later_frame = f;
-    return MADFS_DONE;
-  }
-}
 
 static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
   enum { CHANGEABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC };
@@ -888,11 +853,14 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
       madfs_slot_set_flags(slot, (flags & ~(uint32_t)CHANGEABLE) | ((uint32_t)f->argument[2] & CHANGEABLE));
       return answer(f, 0);
     case F_GETLK:
-    case F_SETLK: return answer(f, flags & O_PATH ? -EBADF : record_lock(slot, command, f->argument[2]));
-    case F_SETLKW: return flags & O_PATH ? answer(f, -EBADF) : wait_for_lock(f, slot);
+    case F_SETLK:
+    case F_SETLKW:
+    case F_OFD_GETLK:
+    case F_OFD_SETLK:
+    case F_OFD_SETLKW: return madfs_locks_fcntl(f, slot);
     case F_GETPIPE_SZ:
     case F_SETPIPE_SZ: return answer(f, -EBADF);
-    default:  // leases, seals, notification, locks of open file descriptions
+    default:  // leases, seals, notification
       return answer(f, -EINVAL);
   }
 }
@@ -909,7 +877,8 @@ bool madfs_fds_state(char *text, size_t size) {
   size_t n = madfs_copy(text, size, "MADFS_STATE=");
   n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)fd));
   n += madfs_copy(text + n, size - n, ":");
-  madfs_copy(text + n, size - n, madfs_decimal(number, table.inode));
+  n += madfs_copy(text + n, size - n, madfs_decimal(number, table.inode));
+  madfs_locks_state(text + n, size - n);
   return true;
 }
 
@@ -941,7 +910,8 @@ static void learn_inherited(void) {
 void madfs_fds_adopt(const char *state) {
   unsigned long fd, inode;
   struct stat file;
-  if (!state || !(state = madfs_number(state, 10, &fd)) || *state != ':' || !madfs_number(state + 1, 10, &inode))
+  if (!state || !(state = madfs_number(state, 10, &fd)) || *state != ':' ||
+      !(state = madfs_number(state + 1, 10, &inode)))
     return;
   if (madfs_failed(RAW(SYS_fstat, fd, &file)) || file.st_ino != inode || file.st_size < (long)TABLE_BYTES) return;
   if (madfs_failed(table_map((int)fd))) return;
@@ -952,6 +922,7 @@ void madfs_fds_adopt(const char *state) {
   }
   table_rename((int)fd);
   learn_inherited();
+  madfs_locks_adopt(state);
 }
 
 // --- inside the runtime ---------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ struct madfs_host {
   int (*cluster)(void);  // the cluster file, kept open for who may no longer open it; or -1
   // A directory was renamed, or two names exchanged: open files and working directories below go along.
   void (*moved)(const char *old, size_t old_length, const char *new_, size_t new_length, int exchange);
+  // A connection by which a server knows that this process lives: with locks, it goes along to the next program.
+  void (*keep)(int fd);
 };
 
 // The result of a call is >= 0, -errno (down to -4095), or this: the path leads out of the mount, run the original

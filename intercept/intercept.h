@@ -247,6 +247,8 @@ void madfs_slot_set_flags(int slot, uint32_t flags);
 int madfs_slot_next(int slot);  // the next one in use, or -1
 void madfs_slot_rename(int slot, const char *path, size_t length);
 struct madfs_moves *madfs_fds_moves(void);  // in the table; NULL without one
+void madfs_slot_lock(int slot);     // remembers that it was locked
+bool madfs_slot_locked(int slot);
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
 long madfs_slot_seek(int slot, long offset, int whence);      // SEEK_SET and SEEK_CUR
 
@@ -271,6 +273,7 @@ bool madfs_fds_state(char *text, size_t size);  // MADFS_STATE for a program to 
 void madfs_fds_meet(int fd);                    // a descriptor that came from another process
 long madfs_fds_hide(long fd);                   // moves a descriptor of the runtime out of the way; its new number
 void madfs_fds_forget(int fd);                  // the runtime closed it
+void madfs_fds_internal(int fd);                // it was inherited, and is the runtime's
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
 
 bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked about `what` before
@@ -280,6 +283,16 @@ bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked
 // Says so when the program that is about to be executed will not be preloaded, although it is given something of ours.
 // `memory`: a copy of the program, or -1.  REQUIRES: on the hook stack; the arguments can be read.
 void madfs_unreached_warn(int directory, const char *path, int memory, char *const *arguments);
+
+// --- locks.c ---------------------------------------------------------------------------------------------------------
+
+enum madfs_verdict madfs_locks_fcntl(struct madfs_frame *frame, int slot);
+void madfs_locks_closing(int slot);                // a descriptor of it is about to be closed
+void madfs_locks_end(int slot);                    // the last descriptor anywhere of one that was locked is closed
+void madfs_locks_keep(int fd);                     // a connection that says that this process lives
+void madfs_locks_forget(int fd);                   // it was closed
+void madfs_locks_state(char *text, size_t size);   // the connections as a part of MADFS_STATE; they stay open
+void madfs_locks_adopt(const char *text);          // that part, in the program that was executed
 
 // --- fault.c: memory of the application's, which may not be there ---------------------------------------------------
 

@@ -57,6 +57,7 @@ static const struct madfs_host host = {
     .is_mapped = madfs_maps_has,
     .identity = madfs_identity_get,
     .cluster = madfs_identity_cluster,
+    .keep = madfs_locks_keep,
 };
 
 // --- threads --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import errno
 import posix
 
 from . import identity
-from .abi import F_UNLCK, NAME_MAX, OFFSET_MAX, PATH_LONGEST, RENAME_EXCHANGE, RENAME_NOREPLACE
+from .abi import NAME_MAX, OFFSET_MAX, PATH_LONGEST, RENAME_EXCHANGE, RENAME_NOREPLACE
 from .errors import Restart, fail
 from .filedata import FileData
 from .layout import home, join, owner, parent
@@ -20,6 +20,7 @@ from .ops import (
     GETATTR,
     HELD,
     LOCK,
+    LOCK_RECORD,
     LOOKUP,
     MKDIR,
     MKNOD,
@@ -553,22 +554,14 @@ class FileSystem(FileData):
 
     # --- record locks -----------------------------------------------------------------------------------------------
 
-    def lock(self, file, owner_id, kind, start, end, wait, patient=True):
-        """POSIX record lock on [start, end); ``wait``: 0 try, 1 until granted, 2 ask only.  Returns LOCK's reply.
-        Without ``patient``, EAGAIN to a waiting one comes when the server does not keep the request any longer."""
-        while True:
-            try:
-                reply, _ = self._call(home(file.ino), LOCK, file.path, file.ino, owner_id, start, end, kind, wait)
-                return reply
-            except OSError as error:
-                # A server does not hold a request for ever: EAGAIN to a waiting one means ask again.
-                if error.errno != errno.EAGAIN or wait != 1 or kind == F_UNLCK or not patient:
-                    raise
+    def lock(self, file, owner_id, kind, start, end, how, space=LOCK_RECORD, opener=0):
+        """Lock [start, end) of an open file as LOCK says.  Returns its reply; EAGAIN to LOCK_WAIT means ask again."""
+        return self._call(home(file.ino), LOCK, file.path, file.ino, owner_id, opener, start, end, kind, how, space)[0]
 
-    def after_fork_child(self):
-        """In the child of a fork: connections and endings in hand belong to the parent."""
+    def after_fork_child(self, keep=False):
+        """In the child of a fork: connections and endings in hand belong to the parent.  ``keep``: see rpc.Client."""
         self._ended = []
-        self.rpc.forget_after_fork()
+        self.rpc.forget_after_fork(keep)
 
 
 LOCK_TO_END = OFFSET_MAX + 1

@@ -103,7 +103,7 @@ def _exactly(door, count):
 def guard(service):
     """Protocol factory for ``loop.create_server``: lets visitors in to ``service``.
 
-    ``service`` has ``secret``, ``number``, ``servers``, ``address``, ``accept(kind, address) -> conn`` and
+    ``service`` has ``secret``, ``number``, ``servers``, ``address``, ``accept(kind, address, process) -> conn`` and
     ``forget(conn)``.
     """
     return lambda: _Visitor(service)
@@ -150,13 +150,19 @@ class _Visitor:
         if answer.kind not in (KIND_CLIENT, KIND_SERVER, KIND_ADMIN):
             return self._refuse(errno.EPROTO, f"is of unknown kind {answer.kind}")
         try:
-            self._conn = service.accept(answer.kind, address)
+            self._conn = service.accept(answer.kind, address, self._process(answer.pid))
         except OSError as error:
             return self._refuse(errno.EPROTO, f"cannot be reached: {error}")
         self._end_timer()
         own = service.address
         self._transport.write(WELCOME.pack(0, self._conn, service.number, service.servers, len(own)) + own)
         return None
+
+    def _process(self, pid):
+        """``(pid, whether it runs on this host, its host)`` of the visitor."""
+        ends = [self._transport.get_extra_info(name) for name in ("peername", "sockname")]
+        hosts = [end[0] if end else "" for end in ends]
+        return pid, hosts[0] == hosts[1], hosts[0]
 
     def _refuse(self, status, why):
         self._end_timer()

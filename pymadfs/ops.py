@@ -110,6 +110,11 @@ FLAG_BEYOND = 1 << 5  # there may be chunks above the size: fallocate was asked 
 # Behind the cluster file's name: the directory of the kernel's FIFOs that stand for those of the mount on one node.
 PIPES_SUFFIX = b".pipes"
 
+# How LOCK asks, its spaces, and the bit of an owner that is an open file description (else a process).
+LOCK_TRY, LOCK_WAIT, LOCK_ASK = range(3)
+LOCK_RECORD, LOCK_WHOLE = range(2)
+OWNER_FILE = 1 << 63
+
 # Bits of SETATTR.valid.
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = (1 << i for i in range(8))
 SET_CHOWN = 1 << 9  # chown, whatever it leaves as it is: privileges of the file end
@@ -178,9 +183,11 @@ CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, r
              "Answers how many blocks of 512 bytes that freed.")
 TOUCH = Op(25, "touch", "mtime_ns:q", "", peer=True,
            doc="Entries of the directory in the tail changed: set its times.")
-LOCK = Op(26, "lock", "ino:Q owner:Q start:Q end:Q type:H wait:H", "type:H start:Q end:Q owner:Q",
-          doc="POSIX record lock on [start, end): type F_RDLCK, F_WRLCK or F_UNLCK; wait 2 asks only (F_GETLK). "
-              "Tail: hint.")
+LOCK = Op(26, "lock", "ino:Q owner:Q opener:I start:Q end:Q type:H how:B space:B", "type:H start:Q end:Q owner:Q",
+          retry=True,
+          doc="Lock [start, end) of a file for an owner: type F_RDLCK, F_WRLCK or F_UNLCK; how LOCK_TRY, LOCK_WAIT "
+              "(EAGAIN: ask again) or LOCK_ASK (the lock that is in the way); space LOCK_WHOLE for flock. `opener` is "
+              "the process of the caller's host that opened the file, if it holds the lock as well. Tail: hint.")
 REOPEN = Op(27, "reopen", "ino:Q flags:I", _A,
             doc="Count an opening of an inode at its home, where OPEN's answer pointed (FLAG_REMOTE): access and "
                 "O_TRUNC as there. Tail: hint.")
@@ -241,6 +248,8 @@ LISTXATTR = Op(46, "listxattr", "ino:Q", "", retry=True,
                    "reply's tail. Tail: hint.")
 REMOVEXATTR = Op(47, "removexattr", "ino:Q name:H", "",
                  doc="Remove an extended attribute. Tail: `name` bytes of name, then the hint.")
+LOCKWAITS = Op(49, "lockwaits", "", "", peer=True, retry=True,
+               doc="Reply's tail: who waits for whom in record locks here, pairs of owners, 8 bytes each.")
 MKNOD = Op(48, "mknod", "mode:I rdev:I", _A,
            doc="Make the FIFO, device node or socket in the tail; `rdev` is as the kernel encodes it in 32 bits.")
 
@@ -339,7 +348,7 @@ Syscall("mprotect", "mprotect(a0, a1, a2)", shim=True,
         note="complete; noted because the text of a file that becomes executable is rewritten first")
 Syscall("pkey_mprotect", "mprotect(a0, a1, a2, a3)", shim=True, note="as mprotect")
 Syscall("ioctl", "ioctl(fd(a0), a1, a2)", note="FIONREAD, FIOCLEX, FIONCLEX; others: ENOTTY")
-Syscall("flock", "flock(fd(a0), a1)", refuse="ENOLCK", note="not yet")
+Syscall("flock", "flock(a0, a1)", shim=True)
 
 Syscall("newfstatat", "newfstatat(at(a0, a1), a2, a3)", empty="fstat(fd(a0), a2)", flags="a3")
 Syscall("stat", "newfstatat(at(AT_FDCWD, a0), a1, 0)", only=X86)
@@ -448,7 +457,7 @@ Syscall("dup", "dup(a0)", shim=True)
 Syscall("dup2", "dup2(a0, a1)", shim=True, only=X86, note="onto a number that the client uses itself: EBUSY")
 Syscall("dup3", "dup3(a0, a1, a2)", shim=True, note="onto a number that the client uses itself: EBUSY")
 Syscall("fcntl", "fcntl(a0, a1, a2)", shim=True,
-        note="POSIX record locks through the server; OFD locks and leases: EINVAL")
+        note="record locks of processes and of open files through the server; leases and notification: EINVAL")
 Syscall("chdir", "chdir(a0)", shim=True)
 Syscall("fchdir", "fchdir(a0)", shim=True)
 Syscall("getcwd", "getcwd(a0, a1)", shim=True)
@@ -541,6 +550,9 @@ EXTRA_CALLS = {
     "map_end": "map_end(a0, a1, a2, a3)",  # the last part of a file's shared mappings in this process is gone
     "map_grow": "map_grow(a0, a1, a2, a3)",  # mremap() shows more of the file
     "map_sync_all": "map_sync_all(a0, a1, a2, a3)",  # before the program becomes another one
+    "flock": "flock(fd(a0), a1)",
+    "closing": "closing(fd(a0), a1)",  # a descriptor goes away of a process that holds record locks
+    "unlock_file": "unlock_file(fd(a0))",  # the last descriptor of an open file that was locked goes away
     "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
     "leave": "leave(fd(a0))",  # other processes may go on with an open file that this one does not use any more
     "release": "release(fd(a0))",  # the last descriptor of an open file went away

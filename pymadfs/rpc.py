@@ -228,11 +228,20 @@ class Client:
         finally:
             self._slots.append(slot)
 
-    def forget_after_fork(self):
-        """In the child: the parent's connections are not ours; make new ones at the next call."""
+    def door(self, server):
+        """Descriptor of the socket that is our sign of life for a server, or -1."""
+        peer = self._peers[server]
+        return peer.door.fileno() if peer is not None and peer.door is not None else -1
+
+    def forget_after_fork(self, keep=False):
+        """In the child: the parent's connections are not ours; make new ones at the next call.  ``keep``: the child
+        holds locks as its parent does, so its copies of the doors stay open."""
         for peer in self._peers + self._left:
             if peer is not None and peer.door is not None:
-                peer.door.close()  # else the server would take the child's copy for the parent's life
+                if keep:
+                    peer.door.detach()
+                else:
+                    peer.door.close()  # else the server would take the child's copy for the parent's life
         if self._second is not None:
             self._second.abandon()
         successor = self._transport.abandon() if self._transport is not None else None
@@ -734,7 +743,7 @@ class Service:
 
     # --- visitors ---------------------------------------------------------------------------------------------------
 
-    def accept(self, kind, address):
+    def accept(self, kind, address, process=None):
         """Let a visitor in whose transport is at ``address`` (bytes); -> its connection id.  Raises OSError."""
         conn_id = next(self._numbers)
         self._conns[conn_id] = _Conn(address, kind)

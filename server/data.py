@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each operation on bytes does: reading, writing, sizes, durability, record locks."""
+"""What each operation on bytes does: reading, writing, sizes, durability."""
 import asyncio
 import errno
 import time
-from fcntl import F_UNLCK
 
 from pymadfs.errors import fail
-from pymadfs.layout import home
-from pymadfs.ops import EXTEND, FSYNC, LOCK, READ, RESERVE, STATFS, WRITE
+from pymadfs.ops import EXTEND, FSYNC, READ, RESERVE, STATFS, WRITE
 
 from .directories import Wait
 from .dispatch import DEFERRED, serves
 from .holes import accessed
-from .locks import Lock
 from .meta import SIZE_MAX, changed, cuts_of, inode_key, now_ns, size_of, without_privileges, written
 
 CHUNK_BYTES_MAX = 64 << 20
 INLINE_IO_BYTES = 1 << 20  # more than this is read and written on a thread
 SLOW_S = 0.005
 SLOW_FOR_S = 1.0
-TRY, WAIT, ASK = 0, 1, 2
 
 
 @serves(READ)
@@ -216,58 +212,3 @@ def statfs(server, request):
     available = max(0, room.f_bavail - -(-server.chunks.headroom(room) // room.f_frsize))
     return (room.f_frsize, room.f_blocks, room.f_bfree, available, room.f_files, room.f_ffree,
             server.chunks.device), b""
-
-
-# --- record locks ---------------------------------------------------------------------------------------------------
-
-
-WAIT_S = 0.25  # until a signal to somebody who waits for a lock is noticed
-
-
-class _Waiting:
-    """A LOCK request whose answer comes when the lock is granted, or EAGAIN after a while: the caller then asks again,
-    so that it can be interrupted and a server never keeps a request for longer than callers wait."""
-
-    def __init__(self, server, request, lock):
-        self._server, self._request, self._lock = server, request, lock
-        self._timer = server.loop.call_later(min(WAIT_S, server.config.timeout_ms / 3000), self._late)
-
-    def granted(self):
-        self._timer.cancel()
-        self._server.finish(self._request, _lock_reply(self._lock))
-
-    def cancel(self):
-        self._timer.cancel()
-
-    def _late(self):
-        if self._server.locks.cancel(self):
-            self._server.rpc.fail(self._request, fail(errno.EAGAIN))
-
-
-def _lock_reply(lock):
-    return (lock.type, lock.start, lock.end, lock.owner[1]), b""
-
-
-@serves(LOCK)
-def lock(server, request):
-    ino, owner, start, end, kind, wait = request.fields
-    if home(ino) != server.number:
-        raise fail(errno.EINVAL)
-    wanted = Lock((request.conn, owner), kind, start, end)
-    if wait == ASK:
-        obstacle = server.locks.test(ino, wanted)
-        return _lock_reply(obstacle or wanted._replace(type=F_UNLCK))
-    waiting = _Waiting(server, request, wanted) if wait == WAIT else None
-    try:
-        granted = server.locks.set(ino, wanted, waiting)
-    except OSError:
-        if waiting:
-            waiting.cancel()
-        raise
-    if granted is None:
-        return DEFERRED
-    if waiting:
-        waiting.cancel()
-    for other in granted:
-        other.granted()
-    return _lock_reply(wanted)

@@ -28,7 +28,6 @@ from .cuts import Cuts
 from .directories import Directories, Wait
 from .frozen import Freezes
 from .inodes import purge
-from .locks import Locks
 from .meta import Meta, debt_key, has_times, with_times
 from .openings import KEPT, Openings
 from .syncer import Syncer
@@ -145,7 +144,7 @@ class Server:
         self.freezes = self.dirs.freezes = Freezes(self)
         self.subtrees = None  # the renames of directories that this server coordinates; see subtree.py
         rpc.lost = self.dirs.lost
-        self.openings, self.locks, self.cuts = Openings(), Locks(), Cuts()
+        self.openings, self.cuts = Openings(), Cuts()
         self.read_lately = set()  # inodes whose atime is newer than their other times: see holes.py
         self.orphans = set()  # inodes without a name that somebody has open
         self.unsure = False  # after a crash: openings that clients have not told again may exist
@@ -157,6 +156,8 @@ class Server:
         self.retry_s = RETRY_S
         self.disk_slow_until = 0.0  # monotonic seconds; see data.py
         self.conns = set()
+        self.processes = {}  # connection -> (process id, whether it is on this host, its host)
+        self.locking = None  # see locking.py; handlers.start makes it
         self.since_s = time.monotonic()
         self._outbox = []
         self._serving = self._flush_due = False
@@ -222,10 +223,12 @@ class Server:
     def address(self):
         return self.rpc.address
 
-    def accept(self, kind, address):
-        """Let a visitor in; -> its connection id.  Raises OSError."""
+    def accept(self, kind, address, process=None):
+        """Let a visitor in, who is ``process`` (see ``processes``); -> its connection id.  Raises OSError."""
         conn = self.rpc.accept(kind, address)
         self.conns.add(conn)
+        if process:
+            self.processes[conn] = process
         return conn
 
     def forget(self, conn):
@@ -238,8 +241,8 @@ class Server:
                 self.keep(ino, self.config.linger_ms)
             else:
                 self.closed(ino)
-        for token in self.locks.lost(conn):
-            token.granted()
+        self.processes.pop(conn, None)
+        self.locking.lost(conn)
 
     def closed(self, ino):
         """The last known opening of ``ino`` ended."""
@@ -330,6 +333,10 @@ class Server:
     def finish(self, request, result):
         """Answer a request once what is pending is written: very soon, together with others."""
         self._outbox.append((request, result))
+        self.flush_soon()
+
+    def flush_soon(self):
+        """What changed outside of a request is written very soon."""
         if not self._serving and not self._flush_due:
             self._flush_due = True
             self.loop.call_soon(self.flush)
@@ -379,6 +386,7 @@ class Server:
         outbox, self._outbox = self._outbox, []
         self.meta.rolled_back()
         self.chunks.rolled_back()
+        self.locking.rolled_back()
         self.dirs.forget_all()
         for request, _ in outbox:
             self.rpc.fail(request, error)

@@ -39,6 +39,7 @@ from . import (  # all for their handlers
     inventory,  # noqa: F401
     links,  # noqa: F401
     listing,  # noqa: F401
+    locking,
     peers,  # noqa: F401
     recovery,
     relocate,  # noqa: F401
@@ -82,6 +83,8 @@ def start(server):
     # imported for their handlers
     assert not unserved, f"operations without a handler: {unserved}"
     server.start()
+    server.locking = locking.Locking(server)
+    server.locking.start()
     recovery.resume(server)
 
 

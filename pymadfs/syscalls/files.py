@@ -11,6 +11,7 @@ from pymadfs import abi, links
 from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
 from pymadfs.errors import fail
 from pymadfs.layout import covers
+from pymadfs.ops import LOCK_TRY
 
 from . import sharing
 from .table import call
@@ -30,6 +31,7 @@ open_files = {}  # handle -> File
 locked = {}  # inode number -> path of files this process may hold record locks on
 this_image = 0  # this run of this program: what another one opened may have been written to through it
 owner = 0  # who holds this process's record locks: node and pid
+described = False  # an open file was locked by this process, or one it was forked from
 _error = False  # start() failed; it is not tried again
 
 
@@ -90,15 +92,15 @@ def use(file_system):
 
 def _identify():
     global this_image, owner
-    this_image = int.from_bytes(posix.urandom(8), "little")
-    owner = crc32(posix.uname().nodename.encode()) << 32 | posix.getpid()
+    this_image = int.from_bytes(posix.urandom(4), "little") << 32 | posix.getpid()
+    owner = (crc32(posix.uname().nodename.encode()) & 0x7FFFFFFF) << 32 | posix.getpid()
 
 
 def after_fork_child():
     """In the child of a fork: nothing sent or held by the parent is ours."""
     if isinstance(fs, _Unstarted):
         return
-    fs.after_fork_child()
+    fs.after_fork_child(described)
     sharing.after_fork_child()
     locked.clear()
     open_files.clear()  # they are adopted anew, as another process's
@@ -199,6 +201,6 @@ def unlock(ino):
     """Drop all record locks of this process on a file."""
     path = locked.pop(ino, b"")
     try:
-        fs.lock(File(ino, S_IFREG, path, 0), owner, abi.F_UNLCK, 0, LOCK_TO_END, 0)
+        fs.lock(File(ino, S_IFREG, path, 0), owner, abi.F_UNLCK, 0, LOCK_TO_END, LOCK_TRY)
     except OSError:  # a server that died holds no locks
         return

@@ -97,7 +97,6 @@ SAME = {
 }
 
 REFUSED = {
-    "flock": f"{OPEN} , flock $0 2",
     "linkat": f"{OPEN} , linkat {CWD} D/f {CWD} D/g 0",
     "link": f"{OPEN} , link D/f D/g",
     "splice": f"{OPEN} , splice $0 null $0 null 1 0",

@@ -75,6 +75,9 @@ class Servers:
                 results.append(error)
         return results
 
+    def door(self, server):
+        return -1
+
     def notify(self, server, op, tail=b"", *fields):
         self.notified.append((server, op.name, tail))
         if op is ops.RELEASE:
@@ -87,7 +90,7 @@ class Servers:
     def identify(self, uid, gid, groups=()):
         self.who = Who(uid, gid, 0, frozenset(groups))
 
-    def forget_after_fork(self):
+    def forget_after_fork(self, keep=False):
         self.log.append((None, "forget_after_fork"))
 
     def close(self):

@@ -30,7 +30,7 @@ class Shim(types.ModuleType):
         self.cwd = None
         self.moves = []
         self.descriptors_max = 1 << 16
-        self.protected = []
+        self.protected, self.kept = [], []
         self.mappings = []
 
     def handle(self, fd):
@@ -87,6 +87,9 @@ class Shim(types.ModuleType):
     @staticmethod
     def probe(address, length, write):
         return length if address >= 4096 else 0
+
+    def keep(self, fd):
+        self.kept.append(fd)
 
     def set_cwd(self, path):
         self.cwd = path

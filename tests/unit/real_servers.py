@@ -33,6 +33,9 @@ class RealServers:
     async def _all(self, calls):
         return await asyncio.gather(*[self._ask(*call) for call in calls], return_exceptions=True)
 
+    def door(self, server):
+        return -1
+
     def notify(self, server, op, tail=b"", *fields):
         self.call(server, op, tail, *fields)
 

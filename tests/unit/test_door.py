@@ -25,7 +25,7 @@ class FakeService:
         self.accepted, self.forgotten, self.gone = [], [], threading.Event()
         self.refuse = None
 
-    def accept(self, kind, address):
+    def accept(self, kind, address, process):
         if self.refuse:
             raise self.refuse
         self.accepted.append((kind, address))

@@ -5,7 +5,6 @@ import errno
 import itertools
 import os
 import random
-from fcntl import F_RDLCK, F_UNLCK, F_WRLCK
 
 import pytest
 from flatbuffers import flexbuffers
@@ -16,7 +15,6 @@ from pymadfs.ops import (
     ATTR,
     EXTEND,
     FSYNC,
-    LOCK,
     OPEN,
     RELEASE,
     RESERVE,
@@ -238,51 +236,6 @@ async def test_no_space_is_told_and_loses_nothing(world):
 async def test_statfs(world):
     reply, _ = await world.ask(0, STATFS)
     assert reply.block and reply.blocks >= reply.free >= reply.available
-
-
-@run
-async def test_record_locks_wait_for_each_other(world):
-    attr = await world.create(b"/f")
-
-    def lock(conn, kind, start, end, wait=0):
-        return world.ask(home(attr.ino), LOCK, b"/f", attr.ino, 7, start, end, kind, wait, conn=conn)
-
-    await lock(1, F_WRLCK, 0, 10)
-    with pytest.raises(OSError) as error:
-        await lock(2, F_RDLCK, 5, 6)
-    assert code(error) == "EAGAIN"
-    reply, _ = await lock(2, F_RDLCK, 5, 6, wait=2)
-    assert (reply.type, reply.start, reply.end, reply.owner) == (F_WRLCK, 0, 10, 7)
-    waiting = [asyncio.ensure_future(lock(conn, F_RDLCK, 5, 6, wait=1)) for conn in (2, 3)]
-    done, _ = await asyncio.wait(waiting, timeout=0.01)
-    assert not done
-    await lock(1, F_UNLCK, 0, 10)
-    await asyncio.gather(*waiting)
-    await lock(1, F_WRLCK, 20, 30)
-    again = asyncio.ensure_future(lock(1, F_WRLCK, 0, 10, wait=1))
-    done, _ = await asyncio.wait([again], timeout=0.01)
-    assert not done
-    with pytest.raises(OSError) as error:
-        await lock(2, F_WRLCK, 20, 30, wait=1)
-    assert error.value.errno == errno.EDEADLK
-    server = world.servers[home(attr.ino)]
-    server.forget(2)
-    server.forget(3)
-    await again
-    reply, _ = await lock(1, F_WRLCK, 0, 10, wait=2)
-    assert reply.type == F_UNLCK
-
-
-@run
-async def test_a_waiting_lock_is_sent_back_in_time(world):
-    attr = await world.create(b"/f")
-    server = world.servers[home(attr.ino)]
-    server.config.timeout_ms = 3
-    fields = attr.ino, 1, 0, 10, F_WRLCK
-    await world.ask(home(attr.ino), LOCK, b"/f", *fields, 0, conn=1)
-    with pytest.raises(OSError) as error:
-        await world.ask(home(attr.ino), LOCK, b"/f", *fields, 1, conn=2)
-    assert code(error) == "EAGAIN" and not server.locks.waiting
 
 
 @run

@@ -648,7 +648,7 @@ def test_lock_ranges(servers):
         ((0, abi.OFFSET_MAX, 1), (abi.OFFSET_MAX, end)),
     ):
         assert calls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK, *arguments).at) == 0
-        assert (servers.locks[-1].start, servers.locks[-1].end, servers.locks[-1].wait) == (*wanted, 0)
+        assert (servers.locks[-1].start, servers.locks[-1].end, servers.locks[-1].how) == (*wanted, 0)
     for arguments, code in (
         ((0, -1, 5), errno.EINVAL),
         ((0, 3, -5), errno.EINVAL),
@@ -661,7 +661,7 @@ def test_lock_ranges(servers):
 
 def test_lock_modes(servers):
     handle = opened()
-    assert calls.fcntl_lock(handle, abi.F_SETLKW, flock(abi.F_RDLCK).at) == 0 and servers.locks[-1].wait == 1
+    assert calls.fcntl_lock(handle, abi.F_SETLKW, flock(abi.F_RDLCK).at) == 0 and servers.locks[-1].how == 1
     with failure(errno.EBADF):
         calls.fcntl_lock(opened(flags=R), abi.F_SETLK, flock(abi.F_WRLCK).at)
     with failure(errno.EBADF):
@@ -675,11 +675,46 @@ def test_who_holds_a_lock(servers):
     handle = opened()
     asked = flock(abi.F_WRLCK, 0, 5, 10)
     assert calls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
-    assert abi.unpack_flock(asked.data) == (abi.F_UNLCK, 0, 5, 10, 0) and servers.locks[-1].wait == 2
+    assert abi.unpack_flock(asked.data) == (abi.F_UNLCK, 0, 5, 10, 0) and servers.locks[-1].how == 2
     asked = flock(abi.F_WRLCK, 0, 5, 10)
-    servers.lock = lambda *_: ((abi.F_WRLCK, 3, 1 << 63, 77 << 32 | 1234), b"")
-    assert calls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
-    assert abi.unpack_flock(asked.data) == (abi.F_WRLCK, abi.SEEK_SET, 3, 0, 1234)
+    here = files.owner >> 32 << 32
+    for owner, pid in ((here | 1234, 1234), ((here ^ 1 << 32) | 1234, -1234), (1 << 63 | 1234, -1)):
+        servers.lock = lambda *_, owner=owner: ((abi.F_WRLCK, 3, 1 << 63, owner), b"")
+        assert calls.fcntl_lock(handle, abi.F_GETLK, asked.at) == 0
+        assert abi.unpack_flock(asked.data) == (abi.F_WRLCK, abi.SEEK_SET, 3, 0, pid)
+
+
+def test_locks_of_an_open_file_are_those_of_all_who_share_it(servers):
+    handle, other = opened(), opened()
+    assert calls.flock(handle, 2) == 0
+    first = servers.locks[-1]
+    assert first.owner >> 63 and first.opener == os.getpid() and (first.type, first.how, first.space) == (1, 1, 1)
+    syscalls.after_fork_child()  # whose image is another, and who opened the file is the same
+    assert calls.flock(handle, 1 | 4) == 0 and calls.flock(handle, 32) == 0
+    again = servers.locks[-1]
+    assert (again.owner, again.opener, again.type, again.how) == (first.owner, first.opener, 0, 0)
+    assert calls.flock(other, 8) == 0 and servers.locks[-1].owner != first.owner
+    assert calls.fcntl_lock(handle, abi.F_OFD_SETLK, flock(abi.F_WRLCK).at) == 0
+    assert servers.locks[-1].owner == first.owner and servers.locks[-1].space == 0
+    assert not files.locked
+    count = len(servers.locks)
+    calls.unlock_file(handle)
+    assert [each.type for each in servers.locks[count:]] == [abi.F_UNLCK] * 2
+    for operation in (0, 3, 4, 16):
+        with failure(errno.EINVAL):
+            calls.flock(handle, operation)
+
+
+def test_closing_any_descriptor_ends_the_locks_of_the_process(servers):
+    handle, other = opened(), opened()
+    count = len(servers.locks)
+    calls.closing(other, 0)
+    assert len(servers.locks) == count
+    calls.closing(other, 1)  # the program before may have locked it
+    assert servers.locks[-1].type == abi.F_UNLCK and servers.locks[-1].owner == files.owner
+    calls.fcntl_lock(handle, abi.F_SETLK, flock(abi.F_WRLCK).at)
+    calls.closing(handle, 0)
+    assert servers.locks[-1].type == abi.F_UNLCK and not files.locked
 
 
 def test_locks_end_with_the_file_and_the_process(servers):
