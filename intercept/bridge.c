@@ -674,8 +674,8 @@ static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
     FUNCTION(moved),
-    FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect), FUNCTION(write),
-    FUNCTION(flush), FUNCTION(keep), {NULL, NULL, 0, NULL},
+    FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect),
+    FUNCTION(write), FUNCTION(flush), FUNCTION(keep), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
     PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL,
