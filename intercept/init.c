@@ -19,8 +19,8 @@
 
 __attribute__((visibility("default"))) const char madfs_version[] = MADFS_VERSION;
 
-// The address sanitizer refuses to start behind another preloaded library, because that might bring functions of its own
-// for those that it replaces; we bring none.  A program that has this function itself has to say so itself.
+// The address sanitizer refuses to start behind another preloaded library, because that might bring functions of its
+// own for those that it replaces; we bring none.  A program that has this function itself has to say so itself.
 __attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "verify_asan_link_order=0"; }
 

@@ -195,7 +195,7 @@ void madfs_sites_note(const uint8_t *build_id, uint64_t offset, const struct mad
                       const struct madfs_plan *plans, unsigned count);
 void madfs_sites_write(const char *path);  // REQUIRES: madfs_sites_open(true)
 
-// --- debugger.c: breakpoints that stand in the text before it is rewritten --------------------------------------------
+// --- debugger.c: breakpoints that stand in the text before it is rewritten -------------------------------------------
 
 enum { MADFS_BREAKPOINTS = 64 };
 

@@ -88,7 +88,8 @@ void madfs_thread_key(void) {
 
 struct madfs_thread *madfs_thread(void) {
   if (madfs_local.thread) return madfs_local.thread;
-  long base = RAW(SYS_mmap, 0, THREAD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  long base = RAW(SYS_mmap, 0, THREAD_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (madfs_failed(base)) return NULL;
   RAW(SYS_mprotect, base + MADFS_ALTERNATE_BYTES, GUARD, PROT_NONE);
   struct madfs_thread *t = (struct madfs_thread *)(base + THREAD_BYTES) - 1;

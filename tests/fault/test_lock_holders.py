@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks when a server dies and comes back: their holders have them still, nobody gets them besides, who waits goes on."""
+"""Locks when a server dies and comes back: their holders have them still, nobody else gets them, who waits goes on."""
 import subprocess
 import sys
 

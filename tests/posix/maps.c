@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mappings of files: `maps NAME [ROUNDS]` does what the function of that name does, in the working directory, and prints what a
-// program can see of it.  test_maps.py compares the mount with a local directory.
+// Mappings of files: `maps NAME [ROUNDS]` does what the function of that name does, in the working directory, and shows
+// what a program can see of it.  test_maps.py compares the mount with a local directory.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -516,8 +516,8 @@ static void sparse(void) {
 
 // --- races ----------------------------------------------------------------------------------------------------------
 
-// Mapping, storing, writing and unmapping by several threads of several processes, each of which owns some bytes of each
-// page and finds in them what it put there last.
+// Mapping, storing, writing and unmapping by several threads of several processes, each of which owns some bytes of
+// each page and finds in them what it put there last.
 enum { PROCESSES = 3, THREADS = 2, PAGES = 40 };
 static int rounds = 12;
 
@@ -525,7 +525,8 @@ static void *racer(void *number) {
   long self = (long)number;
   unsigned char stored[PAGES] = {0}, written[PAGES] = {0}, byte;
   for (int round = 1; round <= rounds; round++) {
-    int fd = open("f", O_RDWR), first = (int)(self * 7 + round * 3) % (PAGES / 2), pages = 1 + (round * 5) % (PAGES / 2);
+    int first = (int)(self * 7 + round * 3) % (PAGES / 2), pages = 1 + (round * 5) % (PAGES / 2);
+    int fd = open("f", O_RDWR);
     char *at = mmap(NULL, (size_t)(pages * PAGE), RW, MAP_SHARED, fd, first * PAGE);
     if (at == MAP_FAILED) return "mmap";
     for (int page = 0; page < pages; page++) {
