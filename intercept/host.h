@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MADFS_HOST_ABI 4
+#define MADFS_HOST_ABI 5
 #define MADFS_GIVEN_MAX 4096  // a path as programs may give it, with its end: PATH_MAX
 #define MADFS_PATH_MAX 8192   // an absolute path: where a program is, and what it gives
 
