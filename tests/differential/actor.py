@@ -19,6 +19,7 @@ libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_l
 NO_FILE = 9999  # what a number stands for that was never opened, or is closed
 
 files: dict = {}
+top = "/"
 CALLS = {}
 
 
@@ -46,7 +47,7 @@ def text(data):
 @call
 def open_(number, path, flags, mode):
     close(number) if number in files else None
-    files[number] = os.open(path, flags, mode)
+    files[number] = os.open(path, flags | os.O_NONBLOCK, mode)  # A FIFO would wait for its other end.
 
 
 @call
@@ -215,6 +216,12 @@ def list_(path):
 @call
 def chdir(path):
     os.chdir(path)
+    try:
+        inside = (os.getcwd() + "/").startswith(top + "/")
+    except FileNotFoundError:
+        inside = True  # It was removed.
+    if not inside:
+        os.chdir(top)  # What lies above is nobody's to compare, nor to change.
 
 
 @call
@@ -268,12 +275,14 @@ def flags(number):
 
 
 @call
-def begin(top, uid):
-    """A new example: nothing open, in the directory ``top``."""
+def begin(directory, uid):
+    """A new example: nothing open, in ``directory``, which becomes the ``top``."""
+    global top
+    top = directory
     for number in list(files):
         close(number)
     os.umask(0o022)
-    os.chdir(top)
+    os.chdir(directory)
     if uid and os.geteuid() != uid:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 
 ACTOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "actor.py")
 ANCIENT_NS = 2_000_000_000 * 10**9 // 2  # times before this were set by a test; later ones are "now"
-ANSWER_S = 60
+ANSWER_S = 30
 
 
 class Difference(AssertionError):
@@ -42,6 +43,9 @@ class Side:
         arguments = [value.replace("{top}", self.top) if isinstance(value, str) and self.top else value
                      for value in arguments]
         process.stdin.write(json.dumps([name, *arguments]) + "\n")
+        if not select.select([process.stdout], [], [], ANSWER_S)[0]:
+            process.kill()
+            raise Difference(f"the process on {self.base} did not come back from {name}{tuple(arguments)}")
         line = process.stdout.readline()
         if not line:
             raise Difference(f"the process on {self.base} died at {name}{tuple(arguments)}: {process.wait()}")
