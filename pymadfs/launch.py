@@ -228,9 +228,32 @@ def heal_standing(cluster):
         if time.monotonic() > deadline:
             raise LaunchError(f"the servers of {cluster} did not start again; see {keeper.log_path(cluster)}")
         time.sleep(0.01)
-    dead = [str(server.number) for server in read_cluster(cluster).servers if not server.pid]
+    servers = read_cluster(cluster)
+    dead = [str(server.number) for server in servers.servers if not server.pid]
     if dead:
         raise LaunchError(f"server {', '.join(dead)} of {cluster} did not start again; see {keeper.log_path(cluster)}")
+    left = unfinished(servers, deadline)
+    if left:
+        keeper.say(f"madfs: {left} renames or link counts that waited for the servers are still under way")
+
+
+def unfinished(cluster, deadline):
+    """Wait until nothing of ``cluster`` waits for a server that was dead, or ``deadline`` (monotonic seconds); returns
+    how much does."""
+    from .ops import UNFINISHED
+    from .rpc import Client
+
+    client = Client(cluster, configuration())
+    calls = [(server.number, UNFINISHED, b"", (), None, None) for server in cluster.servers]
+    try:
+        while True:
+            answers = client.call_many(calls)
+            left = sum(1 if isinstance(answer, Exception) else answer[0].count for answer in answers)
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.01)
+    finally:
+        client.close()
 
 
 def _signal_keeper(cluster, number, wait_s):

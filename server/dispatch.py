@@ -18,6 +18,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from inspect import iscoroutine
 
+from pymadfs import door
 from pymadfs.errors import fail
 from pymadfs.layout import owner
 from pymadfs.log import log
@@ -171,7 +172,7 @@ class Server:
         self._background = set()
         # The event loop's thread may be pinned to a processor later; these are not.
         self.threads = ThreadPoolExecutor(IO_THREADS, "io", os.sched_setaffinity, (0, os.sched_getaffinity(0)))
-        self.loop = self.syncer = None
+        self.loop = self.syncer = self._arrival = None
         self.posted = lambda: None  # set by who polls the network
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ class Server:
     def start(self):
         """The event loop runs (see handlers.start)."""
         self.loop = asyncio.get_running_loop()
+        self._arrival = self.loop.create_future()
         self.syncer = Syncer(self.kv, self.chunks, self.loop.call_soon_threadsafe)
 
     async def stop(self):
@@ -227,6 +229,9 @@ class Server:
         """Let a visitor in, who is ``process`` (see ``processes``); -> its connection id.  Raises OSError."""
         conn = self.rpc.accept(kind, address)
         self.conns.add(conn)
+        if kind == door.KIND_SERVER:
+            arrival, self._arrival = self._arrival, self.loop.create_future()
+            arrival.set_result(None)
         if process:
             self.processes[conn] = process
         return conn
@@ -433,8 +438,8 @@ class Server:
             self._buffers.append(buffer)
 
     async def pause(self):
-        """Before trying again what depends on another server."""
-        await asyncio.sleep(self.retry_s * (0.5 + random.random()))
+        """Before trying again what depends on another server: a while, or until one comes that may be it."""
+        await asyncio.wait([self._arrival], timeout=self.retry_s * (0.5 + random.random()))
 
     # --- times of directories ---------------------------------------------------------------------------------------
 

@@ -5,7 +5,10 @@ owed to other servers.
 Their records are written together with the change that makes them necessary, and deleted when they are done; what is
 found at start is taken up again.  A server that cannot be reached is asked again until it answers.
 """
+from pymadfs.ops import UNFINISHED
+
 from . import counts
+from .dispatch import gather, serves
 from .frozen import resume_freezes
 from .inodes import purge
 from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, inode_key, key_number
@@ -13,6 +16,7 @@ from .rename import resume_rename
 from .subtree import resume_trees
 
 RECORDS_MAX = 1 << 20
+GREETED_MAX = 64  # servers; in a larger cluster the others find out when they try again
 
 
 def resume(server):
@@ -33,3 +37,22 @@ def resume(server):
         else:
             server.remove(purge(server, ino))
     server.wait_for_openings()
+    if not server.meta.idle:
+        server.spawn(greet(server))
+
+
+async def greet(server):
+    """Let the others know that this server is back: what waited for it there goes on at once (Server.pause)."""
+    others = [number for number in range(server.servers) if number != server.number]
+    try:
+        await gather([server.call_peer(number, UNFINISHED) for number in others[:GREETED_MAX]])
+    except OSError:
+        return  # who is dead asks by itself when it is back
+
+
+@serves(UNFINISHED)
+def unfinished(server, request):
+    stuck = sum(is_stuck for _, is_stuck in server.dirs.held_keys())
+    frozen = sum(freeze.stuck for freeze in server.freezes.all())
+    owed = sum(len(line) for line in server.debts.values())
+    return (stuck + frozen + owed + server.subtrees.insisting,), b""

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of several processes that make, rename, link and remove the same few names, to get in each other's way.
 
-``racer.py TOP SEED STEPS [EIO]``: works below TOP; prints the errors that a local file system would never give, one a
-line; with EIO that error is one of a dead server and is taken for granted.  Standard library only.
+``racer.py TOP SEED STEPS [EIO]``: says that it begins, and works below TOP; prints the errors that a local file system would never give, one a
+line; with EIO that error is one of a dead server and is taken for granted.  It makes STEPS steps, and goes on until
+standard input ends.  Standard library only.
 """
 import ctypes
 import errno
 import os
 import random
+import select
 import sys
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -55,7 +57,10 @@ def main():
     allowed = RACED | {getattr(errno, name) for name in sys.argv[4:]}
     chance = random.Random(seed)
     os.chdir(top)
-    for step in range(steps):
+    print("begins", flush=True)
+    step = 0
+    while step < steps or not select.select([0], [], [], 0)[0]:
+        step += 1
         move = chance.choice(MOVES)
         try:
             move(chance)

@@ -54,16 +54,18 @@ print(*wrong, sep="\\n", end="")
 def python(script, *arguments, environment):
     """Start a Python program in ``environment``; its output is text."""
     return subprocess.Popen([sys.executable, "-S", "-E", *script, *map(str, arguments)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def race(environment, processes, steps, seed, *allowed, meanwhile=lambda: None):
-    """Let the processes race, do ``meanwhile``, and return everything that is wrong afterwards."""
+    """Let the processes race until ``meanwhile`` is done, and return everything that is wrong afterwards."""
     top = f"{environment['MADFS_MOUNT']}/race-{seed}"
     subprocess.run(["mkdir", top], env=environment, check=True, timeout=RACE_S)
     racers = [python([RACER], top, seed * 100 + number, steps, *allowed, environment=environment)
               for number in range(processes)]
     try:
+        for racer in racers:
+            assert racer.stdout.readline() == "begins\n"
         meanwhile()
         wrong = "".join(racer.communicate(timeout=RACE_S)[0] for racer in racers)
     finally:
@@ -91,7 +93,7 @@ def test_racing_for_names_often(loaded, seed):
     assert race(loaded, 4, 300, seed) == ""
 
 
-def crash_and_race(tmp_path, seeds, steps):
+def crash_and_race(tmp_path, seeds, steps, crashes=1):
     """Servers die by kill -9 and come back on their stores while processes race."""
     path, store = str(tmp_path / "cluster"), str(tmp_path / "store")
     up = [*MADFS, "up", "--servers", "3", "--store", store, "--cluster", path]
@@ -99,7 +101,8 @@ def crash_and_race(tmp_path, seeds, steps):
     try:
         for seed in seeds:
             environment = {**os.environ, **cli.preload_environment(path)}
-            wrong = race(environment, 3, steps, seed, "EIO", meanwhile=lambda number=seed % 3: crash(path, number, up))
+            wrong = race(environment, 3, steps, seed, "EIO",
+                         meanwhile=lambda seed=seed: [crash(path, (seed + i) % 3, up) for i in range(crashes)])
             assert "\n".join(line for line in wrong.splitlines() if not line.startswith("madfs:")) == ""
     finally:
         subprocess.run([*MADFS, "down", "--cluster", path], check=True, timeout=60)
@@ -124,4 +127,4 @@ def test_racing_while_servers_die(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(0, 99, 3))
 def test_racing_while_servers_die_often(tmp_path, first):
-    crash_and_race(tmp_path, range(first, first + 3), 400)
+    crash_and_race(tmp_path, range(first, first + 3), 400, crashes=3)
