@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of several processes that make, rename, link and remove the same few names, to get in each other's way.
 
-``racer.py TOP SEED STEPS [EIO]``: says that it begins, and works below TOP; prints the errors that a local file system would never give, one a
-line; with EIO that error is one of a dead server and is taken for granted.  It makes STEPS steps, and goes on until
-standard input ends.  Standard library only.
+``racer.py TOP SEED STEPS [EIO]``: says that it begins, and works below TOP; prints the errors that a local file system
+would never give, one a line; with EIO that error is one of a dead server and is taken for granted.  It makes STEPS
+steps, and goes on until standard input ends.  Standard library only.
 """
 import ctypes
 import errno
