@@ -514,7 +514,8 @@ __attribute__((noinline)) static enum madfs_verdict let_pass(struct madfs_frame 
 }
 
 __attribute__((noinline)) static enum madfs_verdict filter_names(struct madfs_frame *f, const struct madfs_row *row) {
-  if (row->kind == ROW_SHIM) return row->shim->concerns(f) ? forward(f) : MADFS_PASS;
+  if (row->kind == ROW_SHIM && !row->shim->concerns(f)) return MADFS_PASS;
+  if (row->kind == ROW_SHIM) return row->shim->work ? forward(f) : MADFS_DONE;
   if (f->number == SYS_mmap) return mmap_concerns(f) ? forward(f) : MADFS_PASS;
   enum madfs_verdict verdict = concerns(f, row) ? forward(f) : MADFS_PASS;
   return verdict == MADFS_PASS && names_path[f->number] ? let_pass(f, row) : verdict;

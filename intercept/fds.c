@@ -20,7 +20,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "intercept.h"
@@ -460,62 +459,9 @@ void madfs_fds_fork_ended(void) {
 
 // --- descriptors from and to other processes ------------------------------------------------------------------------
 
-// SCM_RIGHTS carries descriptors away.
-static bool message_concerns(struct madfs_frame *f) {
-  const struct msghdr *message = (const struct msghdr *)f->argument[1];
-  if (atomic_load(&table.fd) < 0 || (unsigned long)message < MADFS_POINTER_MIN) return false;
-  // One message is looked at; several are taken to carry some.
-  if (f->number == SYS_sendmmsg || arch_peek(&message->msg_control)) madfs_fds_shared();
-  return false;
-}
+bool madfs_fds_any(void) { return atomic_load(&table.fd) >= 0; }
 
-const struct madfs_shim madfs_shim_sendmsg = {message_concerns, NULL};
-
-// Descriptors among what a message brought.
-static void meet_all(const struct msghdr *message) {
-  struct msghdr m;
-  struct cmsghdr header;
-  if (!madfs_user_in(&m, message, sizeof m) || !m.msg_control) return;
-  for (size_t at = 0; at + sizeof header <= m.msg_controllen; at += CMSG_ALIGN(header.cmsg_len)) {
-    const char *place = (const char *)m.msg_control + at;
-    if (!madfs_user_in(&header, place, sizeof header) || header.cmsg_len < sizeof header) return;
-    if (header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS) continue;
-    for (size_t n = CMSG_LEN(0); n + sizeof(int) <= header.cmsg_len && at + n < m.msg_controllen; n += sizeof(int)) {
-      int fd;
-      if (madfs_user_in(&fd, place + n, sizeof fd)) madfs_fds_meet(fd);
-    }
-  }
-}
-
-// It may block, so the kernel gets the application's signals, on the application's stack.
-static bool receive(struct madfs_thread *t) {
-  struct madfs_frame *f = t->later_frame;
-  const unsigned long *a = f->argument;
-  long number = f->number, count = 1;
-  t->later_frame = NULL;
-  f->number = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
-  if (number == SYS_recvmmsg) count = f->number;
-  for (long i = 0; i < count && f->number >= 0; i++)
-    meet_all(&((const struct mmsghdr *)a[1])[number == SYS_recvmmsg ? i : 0].msg_hdr);
-  return true;
-}
-
-static bool receive_concerns(struct madfs_frame *f) {
-  const struct msghdr *message = (const struct msghdr *)f->argument[1];
-  if (atomic_load(&table.fd) < 0 || (unsigned long)message < MADFS_POINTER_MIN || madfs_in_vfork()) return false;
-  return f->number == SYS_recvmmsg || arch_peek(&message->msg_control);
-}
-
-static enum madfs_verdict receive_work(struct madfs_frame *f) {
-  struct madfs_thread *t = madfs_local.thread;
-  t->later = receive;
-  t->later_frame = f;
-  return MADFS_DONE;
-}
-
-const struct madfs_shim madfs_shim_recvmsg = {receive_concerns, receive_work};
-
-static bool getfd_concerns(struct madfs_frame *f) { return (void)f, atomic_load(&table.fd) >= 0; }
+static bool getfd_concerns(struct madfs_frame *f) { return (void)f, madfs_fds_any(); }
 
 static enum madfs_verdict getfd_work(struct madfs_frame *f) {
   f->number = RAW(SYS_pidfd_getfd, f->argument[0], f->argument[1], f->argument[2]);

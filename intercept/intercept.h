@@ -59,6 +59,7 @@ struct madfs_parameter {
 };
 
 // A call that C answers.  `concerns` runs on the application's stack and must be quick; `work` on the hook stack.
+// Without `work`, what concerns us is answered when `concerns` returns.
 struct madfs_shim {
   bool (*concerns)(struct madfs_frame *);
   enum madfs_verdict (*work)(struct madfs_frame *);
@@ -261,6 +262,7 @@ void madfs_fds_offset_set(uint64_t handle, int64_t value);
 int madfs_fds_offset_cas(uint64_t handle, int64_t old, int64_t new_);
 int64_t madfs_fds_offset_add(uint64_t handle, int64_t n);
 
+bool madfs_fds_any(void);                        // there is a table
 long madfs_fds_need(void);                      // makes the table; 0 or -errno
 void madfs_fds_shared(void);                        // descriptors may be going to another process
 void madfs_fds_fork_begins(void);                   // before a child is made; until this thread is heard of again:

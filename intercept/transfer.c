@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls that take two descriptors, or an address or list with names in it: copies from one file to another, sockets
-// with a path.
+// Calls that take two descriptors: copies from one file to another.
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #include "intercept.h"
 
@@ -212,35 +209,3 @@ static enum madfs_verdict copy_work(struct madfs_frame *f) {
 }
 
 const struct madfs_shim madfs_shim_copy_file_range = {copy_concerns, copy_work};
-
-// --- sockets with a path --------------------------------------------------------------------------------------------
-
-// No socket can be there: it would be the kernel's.
-static bool address_concerns(struct madfs_frame *f) {
-  const char *address = (const char *)f->argument[1];
-  size_t size = f->argument[2] & 0xffffffff;
-  const size_t at = offsetof(struct sockaddr_un, sun_path);
-  char path[sizeof(((struct sockaddr_un *)0)->sun_path) + 1];
-  if (size <= at || size > sizeof(struct sockaddr_un) || (unsigned long)address < MADFS_POINTER_MIN) return false;
-  if (arch_peek_byte(address) != AF_UNIX || arch_peek_byte(address + 1) || !arch_peek_byte(address + at)) return false;
-  if (!madfs_user_in(path, address + at, size - at)) return false;
-  path[size - at] = 0;
-  return madfs_path_concerns(AT_FDCWD, path);
-}
-
-static enum madfs_verdict address_work(struct madfs_frame *f, long refused) {
-  struct sockaddr_un address = {0};
-  size_t length;
-  if (!madfs_user_in(&address, (const void *)f->argument[1], (size_t)(f->argument[2] & 0xffffffff))) return MADFS_PASS;
-  char *path = madfs_local.thread->given[0];
-  memcpy(path, address.sun_path, sizeof address.sun_path);
-  path[sizeof address.sun_path] = 0;
-  int where = madfs_path_locate(AT_FDCWD, path, madfs_local.thread->path[0], &length);
-  return where == PATH_OURS ? answer(f, refused) : MADFS_PASS;
-}
-
-static enum madfs_verdict bind_work(struct madfs_frame *f) { return address_work(f, -EOPNOTSUPP); }
-static enum madfs_verdict connect_work(struct madfs_frame *f) { return address_work(f, -ECONNREFUSED); }
-
-const struct madfs_shim madfs_shim_bind = {address_concerns, bind_work};
-const struct madfs_shim madfs_shim_connect = {address_concerns, connect_work};

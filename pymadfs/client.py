@@ -357,15 +357,16 @@ class FileSystem(FileData):
         self._named(MKDIR, path, (mode,))
 
     def mknod(self, path, mode, rdev=0):
-        """Make an empty regular file, a FIFO, a device node or a socket; EEXIST when the name exists."""
+        """Make an empty regular file, a FIFO, a device node or a socket; EEXIST when the name exists.  Returns its
+        attributes."""
         path, ending = self.clean(path)
         if ending:
             self._taken(path, ending)
         if mode & S_IFMT not in (0, S_IFREG):
-            self._named(MKNOD, path, (mode, rdev))
-            return
+            return ATTR.unpack(self._named(MKNOD, path, (mode, rdev))[0].attr)
         _, attr = self.open(path, posix.O_CREAT | posix.O_EXCL, mode)
         self.ended(attr.ino)
+        return attr
 
     def symlink(self, target, path):
         """Make the link ``path`` that points to ``target``."""

@@ -50,6 +50,24 @@ def shared_directory(secret):
     return b"/dev/shm/madfs-%d-%s" % (os.geteuid(), blake2s(secret, digest_size=8).hexdigest().encode())
 
 
+def node_directory(secret):
+    """``(path, inner)``, bytes: the directory in memory that all users of this job share on a node, and one below it
+    whose name only those who have the secret know: neither can be listed by others."""
+    from _blake2 import blake2s
+
+    names = blake2s(secret, digest_size=24, person=b"madfs").hexdigest().encode()
+    path = b"/dev/shm/madfs-nodes-" + names[:16]
+    return path, path + b"/" + names[16:]
+
+
+def directories_on_node(secret):
+    """What both functions above name, of all users who made one."""
+    import glob
+
+    shared = shared_directory(secret)
+    return [*glob.glob(b"/dev/shm/madfs-*-" + shared.rpartition(b"-")[2]), node_directory(secret)[0]]
+
+
 def read(path, kept=-1):
     """Cluster described by the file at ``path``; ``kept`` is a descriptor of it for who may no longer open it.
 

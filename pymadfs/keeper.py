@@ -21,7 +21,6 @@ import traceback
 from collections import namedtuple
 
 from . import cluster as clusters
-from .ops import PIPES_SUFFIX
 
 HOST = "127.0.0.1"
 START_S = 30
@@ -226,10 +225,10 @@ class Keeper:
         for path in (self.plan.cluster, lock_path(self.plan.cluster)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        shutil.rmtree(os.fsencode(self.plan.cluster) + PIPES_SUFFIX, ignore_errors=True)
         if self.plan.lock >= 0 and os.fstat(2).st_size == 0:
             os.unlink(log_path(self.plan.cluster))  # Nothing was worth saying.
-        shutil.rmtree(clusters.shared_directory(self.secret), ignore_errors=True)
+        for directory in clusters.directories_on_node(self.secret):
+            shutil.rmtree(directory, ignore_errors=True)
         if self.plan.temporary:
             shutil.rmtree(self.plan.temporary, ignore_errors=True)
 

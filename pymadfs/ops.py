@@ -107,9 +107,6 @@ FLAG_REMOTE = 1  # this attribute record only points at `ino`, whose inode lives
 FLAG_XATTRS = 16  # the inode has extended attributes
 FLAG_BEYOND = 1 << 5  # there may be chunks above the size: fallocate was asked for them
 
-# Behind the cluster file's name: the directory of the kernel's FIFOs that stand for those of the mount on one node.
-PIPES_SUFFIX = b".pipes"
-
 # How LOCK asks, its spaces, and the bit of an owner that is an open file description (else a process).
 LOCK_TRY, LOCK_WAIT, LOCK_ASK = range(3)
 LOCK_RECORD, LOCK_WHOLE = range(2)
@@ -441,8 +438,13 @@ Syscall("cachestat", "cachestat(fd(a0))", refuse="EOPNOTSUPP", note="there is no
 Syscall("recvmsg", "recvmsg(a0, a1, a2)", shim=True, note="descriptors of ours from processes of the same tree")
 Syscall("recvmmsg", "recvmsg(a0, a1, a2, a3, a4)", shim=True)
 Syscall("pidfd_getfd", "pidfd_getfd(a0, a1, a2)", shim=True, note="from a process of the same tree")
-Syscall("bind", "bind(a0, a1, a2)", shim=True, note="a socket at a path in the mount: EOPNOTSUPP")
-Syscall("connect", "connect(a0, a1, a2)", shim=True, note="a socket at a path in the mount: ECONNREFUSED")
+_SOCKETS = "sockets at a path in the mount work between processes of one node"
+Syscall("bind", "bind(a0, a1, a2)", shim=True, note=_SOCKETS)
+Syscall("connect", "connect(a0, a1, a2)", shim=True, note=_SOCKETS)
+Syscall("sendto", "sendto(a0, a1, a2, a3, a4, a5)", shim=True, note=_SOCKETS)
+for _name in ("getsockname", "getpeername", "accept", "accept4", "recvfrom"):
+    Syscall(_name, "getsockname(a0)", shim=True, note="complete; noted because the address of a socket in the "
+            "mount is its path there")
 Syscall("io_submit", "io_submit(a0, a1, a2)", shim=True,
         note="requests for a file of ours are done before the call returns; those that fail are errors of the call")
 Syscall("io_uring_setup", "io_uring_setup(a0, a1)", shim=True,
@@ -478,9 +480,8 @@ Syscall("vfork", "vfork()", shim=True, only=X86,
 Syscall("clone", "clone(a0, a1, a2, a3, a4)", shim=True)
 Syscall("clone3", "clone3(a0, a1)", shim=True)
 Syscall("exit_group", "exit_group(a0)", shim=True)
-Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note="complete; noted because SCM_RIGHTS carries descriptors away")
-Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True,
-        note="complete; noted because SCM_RIGHTS carries descriptors away")
+Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note=_SOCKETS)
+Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True, note=_SOCKETS)
 
 # The kernel does these; the client then asks anew who the thread is.
 for _name, _arguments in (("setuid", "a0"), ("setgid", "a0"), ("setreuid", "a0, a1"), ("setregid", "a0, a1"),
@@ -496,8 +497,7 @@ for _reason, _calls in {
                                       "epoll_pwait2(fd(a0))",
     "the kernel's answer for a regular file: EPERM": "epoll_ctl(fd(a0),fd(a2))",
     "the kernel's answer for what is no socket: ENOTSOCK":
-        "accept(fd(a0)) accept4(fd(a0)) sendto(fd(a0)) recvfrom(fd(a0)) shutdown(fd(a0)) listen(fd(a0)) "
-        "getsockname(fd(a0)) getpeername(fd(a0)) setsockopt(fd(a0)) getsockopt(fd(a0))",
+        "shutdown(fd(a0)) listen(fd(a0)) setsockopt(fd(a0)) getsockopt(fd(a0))",
     "the kernel's answer for another kind of descriptor: EINVAL or EBADF":
         "signalfd(fd(a0)) signalfd4(fd(a0)) timerfd_settime(fd(a0)) timerfd_gettime(fd(a0)) "
         "inotify_rm_watch(fd(a0)) mq_timedsend(fd(a0)) mq_timedreceive(fd(a0)) mq_notify(fd(a0)) "
@@ -557,6 +557,8 @@ EXTRA_CALLS = {
     "closing": "closing(fd(a0), a1)",  # a descriptor goes away of a process that holds record locks
     "unlock_file": "unlock_file(fd(a0))",  # the last descriptor of an open file that was locked goes away
     "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
+    "socket_bind": "socket_bind(at(a0, a1), str(a2), a3, a4)",  # makes the entry of a socket and says where to bind it
+    "socket_find": "socket_find(at(a0, a1), a2)",  # where the socket at a path is bound
     "leave": "leave(fd(a0))",  # other processes may go on with an open file that this one does not use any more
     "release": "release(fd(a0))",  # the last descriptor of an open file went away
 }

@@ -9,12 +9,12 @@ what the call returns, raises OSError for its errno and HostPath when a path lea
 from pymadfs import ops
 from pymadfs.client import HostPath
 
-from . import allocation, attributes, data, directories, links, locks, memory, names, opening, programs, xattrs
+from . import allocation, attributes, data, directories, links, locks, memory, names, nodes, opening, programs, xattrs
 from .files import after_fork_child, exiting, start, use
 from .table import FUNCTIONS
 
 __all__ = ["CALLS", "FUNCTIONS", "HostPath", "after_fork_child", "exiting", "start", "use"]
 
 # Imported for their functions.
-assert all((allocation, attributes, data, directories, links, locks, memory, names, opening, programs, xattrs))
+assert all((allocation, attributes, data, directories, links, locks, memory, names, nodes, opening, programs, xattrs))
 CALLS = [FUNCTIONS[name] for name in ops.call_names()]
