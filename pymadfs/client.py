@@ -159,7 +159,7 @@ class FileSystem(FileData):
                 if len(names) > checked:
                     links = [0] if links is None else links
                     try:
-                        real = self.directory(b"/" + b"/".join(names), links)
+                        real = self.directory(b"/" + b"/".join(names), links, True)
                     except HostPath as host:
                         raise HostPath(host.path + b"/" + b"/".join(parts[index:])) from None
                     names = [name for name in real.split(b"/") if name]
@@ -226,12 +226,16 @@ class FileSystem(FileData):
                 if not link:
                     if ending and attr.mode & S_IFMT != S_IFDIR:
                         raise fail(errno.ENOTDIR, path)
+                    if ending == DOT and not allowed(attr, self.rpc.who, X_OK):
+                        raise fail(errno.EACCES, path)
                     return path, attr, b""
                 if not (follow or ending):
                     return path, attr, target
                 links = [0] if links is None else links
                 path, end = self.redirect(path, len(path), target, links)
             if end and not ending:
+                if op is SETATTR or end == DOT:  # nothing is to change before this is known
+                    self.directory(path, links, end == DOT)
                 ending = end
                 if op is OPEN:
                     fields = (self._directory_flags(fields[0]), *fields[1:])
@@ -269,11 +273,13 @@ class FileSystem(FileData):
         path, ending = self.clean(path, links=links)
         return self._resolve(LOOKUP, path, ending, follow, (), links)
 
-    def directory(self, path, links=None):
-        """The path of the existing directory ``path`` without links."""
+    def directory(self, path, links=None, search=False):
+        """The path of the existing directory ``path`` without links; ``search``: it is gone through, too."""
         path, attr, _ = self.lookup(path, links=links)
         if attr.mode & S_IFMT != S_IFDIR:
             raise fail(errno.ENOTDIR, path)
+        if search and not allowed(attr, self.rpc.who, X_OK):
+            raise fail(errno.EACCES, path)
         return path
 
     def _named(self, op, path, fields=(), suffix=b"", sized=False):
@@ -304,7 +310,7 @@ class FileSystem(FileData):
                 raise fail(errno.EISDIR, path)
         path, ending = self.clean(path)
         if ending > SLASH and flags & posix.O_CREAT:
-            self.directory(path)  # ENOENT and ENOTDIR come first
+            self.directory(path, search=True)  # ENOENT, ENOTDIR and EACCES come first
             raise fail(errno.EEXIST if flags & posix.O_EXCL else errno.EISDIR, path)
         if ending:
             flags = self._directory_flags(flags)
@@ -352,7 +358,7 @@ class FileSystem(FileData):
         """Make a directory; ``mode`` without the umask's bits."""
         path, ending = self.clean(path)
         if ending > SLASH or path == b"/":
-            self.directory(path)
+            self.directory(path, search=True)
             raise fail(errno.EEXIST, path)
         self._named(MKDIR, path, (mode,))
 
@@ -361,7 +367,7 @@ class FileSystem(FileData):
         attributes."""
         path, ending = self.clean(path)
         if ending:
-            self._taken(path, ending)
+            self.taken(path, ending)
         if mode & S_IFMT not in (0, S_IFREG):
             return ATTR.unpack(self._named(MKNOD, path, (mode, rdev))[0].attr)
         _, attr = self.open(path, posix.O_CREAT | posix.O_EXCL, mode)
@@ -372,13 +378,13 @@ class FileSystem(FileData):
         """Make the link ``path`` that points to ``target``."""
         path, ending = self.clean(path)
         if ending:
-            self._taken(path, ending)
+            self.taken(path, ending)
         self._named(SYMLINK, path, suffix=target, sized=True)
 
-    def _taken(self, path, ending):
+    def taken(self, path, ending):
         """Raise why nothing but a directory can be made at ``path``, which ends in a slash or dots."""
         if ending > SLASH:
-            self.directory(path)
+            self.directory(path, search=True)
         else:
             self.lookup(path, follow=False)  # ENOENT
         raise fail(errno.EEXIST, path)
@@ -386,6 +392,9 @@ class FileSystem(FileData):
     def unlink(self, path):
         """Remove the name of a file or link."""
         path, ending = self.clean(path)
+        if ending > SLASH:
+            self.directory(path, search=True)
+            raise fail(errno.EISDIR, path)
         if ending:
             _, attr, _ = self.lookup(path, follow=False)
             raise fail(errno.EISDIR if attr.mode & S_IFMT == S_IFDIR else errno.ENOTDIR, path)
@@ -397,7 +406,7 @@ class FileSystem(FileData):
         """Remove an empty directory."""
         path, ending = self.clean(path)
         if ending > SLASH:
-            self.directory(path)
+            self.directory(path, search=True)
             raise fail(errno.EINVAL if ending == DOT else errno.ENOTEMPTY, path)
         if path == b"/":
             raise fail(errno.EBUSY, path)
@@ -414,7 +423,7 @@ class FileSystem(FileData):
         new, new_ending = self.clean(new)
         if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
             for path in (old if old_ending > SLASH else parent(old), new if new_ending > SLASH else parent(new)):
-                self.directory(path)  # ENOENT and ENOTDIR come first
+                self.directory(path, search=True)  # ENOENT, ENOTDIR and EACCES come first
             taken = flags & RENAME_NOREPLACE and old_ending <= SLASH and old != b"/"
             raise fail(errno.EEXIST if taken else errno.EBUSY, old)
         try:
@@ -524,7 +533,7 @@ class FileSystem(FileData):
         """Change what ``valid`` (SET_*) names at a path; times in nanoseconds.  Returns the attributes afterwards."""
         path, ending = self.clean(path)
         if ending:  # what ends in a slash must be a directory before anything changes
-            path, _, _ = self.lookup(path + b"/")
+            path, _, _ = self.lookup(path + (b"/" if ending == SLASH else b"/."))
         if not valid:
             return self._resolve(LOOKUP, path, PLAIN, follow)[1]
         fields = (0, valid, mode, uid, gid, size, atime, mtime)

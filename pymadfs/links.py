@@ -27,8 +27,7 @@ def link_inode(fs, attr, hint, new):
     """As link, of the inode with attributes ``attr`` whose path is or was ``hint``."""
     new, ending = fs.clean(new)
     if ending or new == b"/":
-        fs.lookup(new, follow=False)  # ENOENT
-        raise fail(errno.EEXIST, new)
+        fs.taken(new, ending)
     directory = attr.mode & S_IFMT == S_IFDIR
     permitted = may_link(attr, fs.rpc.who)
     if directory or not permitted:

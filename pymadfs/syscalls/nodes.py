@@ -11,7 +11,7 @@ import errno
 import posix
 
 import _shim
-from pymadfs.client import S_IFMT, W_OK, HostPath, S_IFSOCK, allowed
+from pymadfs.client import S_IFMT, S_IFSOCK, W_OK, HostPath, allowed
 from pymadfs.errors import fail
 
 from . import files

@@ -105,6 +105,30 @@ child(lambda: (become(OTHER), walk()))
 os.chmod("a", 0o600)
 child(lambda: (become(OTHER), walk()))
 """,
+    "dots": """
+directory("shut", 0o644); directory("shut/in", 0o777); make("f", 0o666); directory("open", 0o777); os.chmod(".", 0o755)
+os.symlink("shut/..", "up"); os.symlink("shut/.", "at"); os.symlink("open/..", "l")
+top = os.getcwd()
+def step():
+    for way in ("shut/..", "shut/.", "shut/", "shut", "f/..", "f/.", "none/..", "open/..", "open/.", "up", "at", "l",
+                "shut/in/..", "open/../shut/..", "shut/../shut"):
+        for call in (os.stat, os.listdir, os.rmdir, os.unlink, os.mkdir, os.chdir, os.readlink, os.statvfs,
+                     lambda path: os.utime(path, (5, 6)), lambda path: os.open(path, os.O_RDONLY | os.O_CREAT) and 0,
+                     lambda path: os.rename(path, "x"), lambda path: os.rename("f", path),
+                     lambda path: os.access(path, 0), lambda path: os.symlink("x", path),
+                     lambda path: os.link("f", path), lambda path: os.truncate(path, 1)):
+            attempt(call, way)
+            if not isinstance(found[-1][1], str):
+                found[-1] = ("done",)
+            found[-1] = (*found[-1], way)
+            os.chdir(top)
+        for name in ("/f", "/new"):
+            attempt(os.stat, way + name); attempt(os.mkdir, way + name); attempt(os.rmdir, way + name)
+            found[-1] = (found[-1][0], way, name, isinstance(found[-1][1], str) and found[-1][1])
+child(lambda: (become(OTHER), step()))
+os.chmod("shut", 0o755)
+child(lambda: (become(OTHER), step()))
+""",
     "sticky": """
 directory("t", 0o1777)
 for name, uid in (("root", 0), ("owner", OWNER), ("other", OTHER)):
