@@ -806,6 +806,10 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
     case F_OFD_SETLKW: return madfs_locks_fcntl(f, slot);
     case F_GETPIPE_SZ:
     case F_SETPIPE_SZ: return answer(f, -EBADF);
+    case F_GETLEASE: return answer(f, flags & O_PATH ? -EBADF : F_UNLCK);
+    case F_NOTIFY:
+      if (flags & O_PATH) return answer(f, -EBADF);
+      return answer(f, f->argument[2] & ~(unsigned)DN_MULTISHOT ? -EINVAL : 0);  // 0 asks for no more of it
     default:  // leases, seals, notification
       return answer(f, -EINVAL);
   }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls that take two descriptors: copies from one file to another.
+// Calls that take two descriptors: copies from one file to another, or to and from a pipe.
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
 #include "intercept.h"
 
@@ -135,7 +137,7 @@ static long copy_file(struct madfs_frame *f, struct side *in, struct side *out, 
     if (result > 0) result = side_close(in, side_close(out, result));
   }
   RAW(SYS_munmap, pages, PIECE);
-  return result;
+  return sends && result == -EISDIR ? -EINVAL : result;
 }
 
 static bool sendfile_concerns(struct madfs_frame *f) {
@@ -209,3 +211,112 @@ static enum madfs_verdict copy_work(struct madfs_frame *f) {
 }
 
 const struct madfs_shim madfs_shim_copy_file_range = {copy_concerns, copy_work};
+
+// --- splice ---------------------------------------------------------------------------------------------------------
+
+enum { SPLICE_FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK | SPLICE_F_MORE | SPLICE_F_GIFT };
+
+static enum madfs_verdict on_pipe(struct madfs_frame *f, bool (*later)(struct madfs_thread *), char *buffer, long size) {
+  struct madfs_thread *t = madfs_local.thread;
+  t->later = later;
+  t->later_frame = f;
+  t->later_buffer = buffer;
+  t->later_size = size;
+  return MADFS_DONE;
+}
+
+// vmsplice, because it takes what fits and blocks like splice; the pipe keeps the pages when they are unmapped here.
+static bool fill_pipe(struct madfs_thread *t) {
+  struct madfs_frame *f = t->later_frame;
+  struct iovec data = {t->later_buffer, (size_t)t->later_size};
+  struct side in;
+  long error;
+  t->later_frame = NULL;
+  side_open(&in, (int)f->argument[0], f->argument[1], &error);
+  unsigned flags = f->argument[5] & SPLICE_F_NONBLOCK;
+  int pipe = (int)f->argument[2];
+  if (RAW(SYS_fcntl, pipe, F_GETFL) & O_NONBLOCK) flags |= SPLICE_F_NONBLOCK;
+  long put = RAW(SYS_vmsplice, pipe, &data, 1, flags);
+  long moved = put > 0 ? put : 0;
+  give_back(&in, (long)data.iov_len - moved);
+  advance(&in, moved);
+  RAW(SYS_munmap, data.iov_base, PIECE);
+  f->number = side_close(&in, put);
+  return true;
+}
+
+// Reads from the pipe as the application would, then writes in its name.
+static bool drain_pipe(struct madfs_thread *t) {
+  struct madfs_frame *f = t->later_frame, write = *f;
+  char *buffer = t->later_buffer;
+  long size = t->later_size, done = 0, result = 0, error;
+  struct side out;
+  t->later_frame = NULL;
+  side_open(&out, (int)f->argument[2], f->argument[3], &error);
+  struct pollfd pipe = {.fd = (int)f->argument[0], .events = POLLIN};
+  struct timespec now = {0, 0};
+  bool waits = !(f->argument[5] & SPLICE_F_NONBLOCK) || RAW(SYS_ppoll, &pipe, 1, &now, 0, 0);
+  long got = waits ? RAW(SYS_read, pipe.fd, buffer, size) : -EAGAIN;
+  while (done < got && result >= 0) {
+    write.number = out.pointer ? SYS_pwrite64 : SYS_write;
+    const unsigned long arguments[] = {(unsigned)out.fd, (unsigned long)buffer + (unsigned long)done,
+                                       (unsigned long)(got - done), (unsigned long)out.offset};
+    memcpy(write.argument, arguments, sizeof arguments);
+    result = madfs_filter(&write) == MADFS_DONE ? write.number : -EBADF;
+    if (result <= 0) break;
+    done += result;
+    advance(&out, result);
+  }
+  RAW(SYS_munmap, buffer, PIECE);
+  f->number = side_close(&out, done ? done : got > 0 ? result : got);
+  return true;
+}
+
+static bool is_pipe(const struct side *s, long *error) {
+  struct stat file;
+  *error = s->slot < 0 ? RAW(SYS_fstat, s->fd, &file) : 0;
+  return s->slot < 0 && !*error && S_ISFIFO(file.st_mode);
+}
+
+static long open_mode(const struct side *s) {
+  return s->slot >= 0 ? (long)madfs_slot_flags(s->slot) : RAW(SYS_fcntl, s->fd, F_GETFL);
+}
+
+// In the kernel's order.
+static long check_splice(const struct madfs_frame *f, struct side *in, struct side *out) {
+  long error, in_error, out_error;
+  if (f->argument[5] & ~(unsigned long)SPLICE_FLAGS) return -EINVAL;
+  *in = (struct side){.fd = (int)f->argument[0], .slot = madfs_fd_slot((int)f->argument[0])};
+  *out = (struct side){.fd = (int)f->argument[2], .slot = madfs_fd_slot((int)f->argument[2])};
+  if (in->slot == FD_INTERNAL || out->slot == FD_INTERNAL) return -EBADF;
+  bool from_pipe = is_pipe(in, &in_error), to_pipe = is_pipe(out, &out_error);
+  if (in_error || out_error) return -EBADF;
+  if ((from_pipe && f->argument[1]) || (to_pipe && f->argument[3])) return -ESPIPE;
+  if (!side_open(in, in->fd, f->argument[1], &error) && error == -EFAULT) return error;
+  if (!side_open(out, out->fd, f->argument[3], &error) && error == -EFAULT) return error;
+  long from = open_mode(in), to = open_mode(out);
+  if (from & O_PATH || to & O_PATH || (from & O_ACCMODE) == O_WRONLY || (to & O_ACCMODE) == O_RDONLY) return -EBADF;
+  if (!from_pipe && !to_pipe) return -EINVAL;
+  if (from & O_DIRECTORY || (!to_pipe && to & O_APPEND)) return -EINVAL;
+  return in->offset < 0 || out->offset < 0 ? -EINVAL : 0;
+}
+
+static enum madfs_verdict splice_work(struct madfs_frame *f) {
+  struct side in, out;
+  size_t size = f->argument[4] < PIECE ? f->argument[4] : PIECE;
+  if (!size) return answer(f, 0);
+  long error = check_splice(f, &in, &out);
+  if (error) return answer(f, error);
+  if (in.slot < 0 && out.slot < 0) return MADFS_PASS;
+  long room = in.slot >= 0 ? RAW(SYS_fcntl, out.fd, F_GETPIPE_SZ) : PIECE;
+  if (room > 0 && (size_t)room < size) size = (size_t)room;
+  long pages = RAW(SYS_mmap, 0, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (madfs_failed(pages)) return answer(f, pages);
+  if (out.slot >= 0) return on_pipe(f, drain_pipe, (char *)pages, (long)size);
+  long got = move(&in, false, (char *)pages, size);
+  if (got > 0) return on_pipe(f, fill_pipe, (char *)pages, got);
+  RAW(SYS_munmap, pages, PIECE);
+  return answer(f, got == -EISDIR ? -EINVAL : got);
+}
+
+const struct madfs_shim madfs_shim_splice = {copy_concerns, splice_work};

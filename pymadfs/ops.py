@@ -395,7 +395,8 @@ Syscall("utime", "utime(at(AT_FDCWD, a0), a1)", only=X86)
 Syscall("copy_file_range", "copy_file_range(a0, a1, a2, a3, a4, a5)", shim=True, note="16 MiB at most per call")
 Syscall("sendfile", "sendfile(a0, a1, a2, a3)", shim=True,
         note="16 MiB at most per call, 256 KiB to a descriptor of the kernel's")
-Syscall("splice", "splice(fd(a0), fd(a2))", refuse="EINVAL", note="callers fall back to read and write")
+Syscall("splice", "splice(a0, a1, a2, a3, a4, a5)", shim=True,
+        note="256 KiB at most per call; what cannot be written has left the pipe nevertheless")
 Syscall("tee", "tee(fd(a0), fd(a1))", refuse="EINVAL", note="the kernel's answer for what is not a pipe")
 Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
@@ -462,7 +463,8 @@ Syscall("dup", "dup(a0)", shim=True)
 Syscall("dup2", "dup2(a0, a1)", shim=True, only=X86, note="onto a number that the client uses itself: EBUSY")
 Syscall("dup3", "dup3(a0, a1, a2)", shim=True, note="onto a number that the client uses itself: EBUSY")
 Syscall("fcntl", "fcntl(a0, a1, a2)", shim=True,
-        note="record locks of processes and of open files through the server; leases and notification: EINVAL")
+        note="record locks of processes and of open files through the server; leases, and notification of what happens "
+             "in a directory: EINVAL")
 Syscall("chdir", "chdir(a0)", shim=True)
 Syscall("fchdir", "fchdir(a0)", shim=True)
 Syscall("getcwd", "getcwd(a0, a1)", shim=True)
