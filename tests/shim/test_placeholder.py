@@ -53,7 +53,7 @@ SAME = [
     "pwrite64 $0 str:x 1 -1", "readv $0 buf:16 -1", "writev $0 buf:16 2000", "read $0 bad 0",
     "sendfile $0 $2 0 9",
     *(f"fcntl $0 {F[name]} 0" for name in ("ADD_SEALS", "GET_SEALS", "SETPIPE_SZ", "GETPIPE_SZ", "GETOWN", "GETSIG",
-                                           "unknown")),
+                                           "GETLEASE", "NOTIFY", "unknown")),
 ]
 
 # The same, but for a reason: (call, ours, on a local file or None when that depends on the file system)
@@ -68,7 +68,7 @@ OTHERWISE = {
     "open_by_handle_at $0 buf:16 0": (("EINVAL", "EPERM", "ESTALE"), None),  # no handle was ever given
     f"name_to_handle_at $0 str: buf:136 buf:8 {0x1000}": ("EOPNOTSUPP", None),
     **{f"fcntl $0 {F[name]} 0": ("EINVAL", None)  # leases, notification and hints: none
-       for name in ("NOTIFY", "SETLEASE", "GETLEASE", "GET_RW_HINT", "SET_RW_HINT", "GET_FILE_RW_HINT",
+       for name in ("SETLEASE", "GET_RW_HINT", "SET_RW_HINT", "GET_FILE_RW_HINT",
                     "SET_FILE_RW_HINT", "CREATED_QUERY")},
     "inotify_add_watch $4 /proc/self/fd/3 2": ("EOPNOTSUPP", 1),
 }
