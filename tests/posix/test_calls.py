@@ -97,10 +97,11 @@ SAME = {
 }
 
 REFUSED = {
-    "linkat": f"{OPEN} , linkat {CWD} D/f {CWD} D/g 0",
-    "link": f"{OPEN} , link D/f D/g",
-    "splice": f"{OPEN} , splice $0 null $0 null 1 0",
+    "tee": f"{OPEN} , tee $0 $0 9 0",
     "vmsplice": f"{OPEN} , vmsplice $0 null 0 0",
+    "finit_module": f"{OPEN} , finit_module $0 str: 0",
+    "kexec_file_load": f"{OPEN} , kexec_file_load $0 $0 0 str: 0",
+    "quotactl_fd": f"{OPEN} , quotactl_fd $0 0 0 0",
     "name_to_handle_at": f"{OPEN} , name_to_handle_at {CWD} D/f buf:99 buf:9 0",
     "inotify_add_watch": f"{OPEN} , inotify_add_watch 9 D/f 1",
     "fanotify_mark": f"{OPEN} , fanotify_mark 9 1 1 {CWD} D/f",

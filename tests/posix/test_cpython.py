@@ -31,8 +31,7 @@ LONG = {
 }
 # Module -> {test: why it cannot pass here}.
 EXCEPTIONS: dict = {
-    "test_pathlib": {"test_is_socket_true": "a socket cannot be bound to a path in the mount",
-                     "test_mkdir_exist_ok*": "the times of a directory change a millisecond late"},
+    "test_pathlib": {"test_mkdir_exist_ok*": "the times of a directory change a millisecond late"},
 }
 
 LIMIT_S = 240
