@@ -178,8 +178,9 @@ INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I id:Q below:Q server:I 
 CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server: cut number `cuts` of the file. "
              "Answers how many blocks of 512 bytes that freed.")
-TOUCH = Op(25, "touch", "mtime_ns:q", "", peer=True,
-           doc="Entries of the directory in the tail changed: set its times.")
+TOUCH = Op(25, "touch", "mtime_ns:q at_ns:q", "", peer=True,
+           doc="Entries of the directory in the tail changed: set its times, unless somebody has set them since. The "
+               "last change was at at_ns; mtime_ns is that as coarse as times in inodes are.")
 LOCK = Op(26, "lock", "ino:Q owner:Q opener:I start:Q end:Q type:H how:B space:B", "type:H start:Q end:Q owner:Q",
           retry=True,
           doc="Lock [start, end) of a file for an owner: type F_RDLCK, F_WRLCK or F_UNLCK; how LOCK_TRY, LOCK_WAIT "
@@ -347,7 +348,8 @@ Syscall("msync", "msync(a0, a1, a2)", shim=True,
 Syscall("mprotect", "mprotect(a0, a1, a2)", shim=True,
         note="complete; noted because the text of a file that becomes executable is rewritten first")
 Syscall("pkey_mprotect", "mprotect(a0, a1, a2, a3)", shim=True, note="as mprotect")
-Syscall("ioctl", "ioctl(fd(a0), a1, a2)", note="FIONREAD, FIOCLEX, FIONCLEX; others: ENOTTY")
+Syscall("ioctl", "ioctl(fd(a0), a1, a2)",
+        note="FIONREAD, FIOCLEX, FIONCLEX; those that share extents (FICLONE): EOPNOTSUPP; others: ENOTTY")
 Syscall("flock", "flock(a0, a1)", shim=True)
 
 Syscall("newfstatat", "newfstatat(at(a0, a1), a2, a3)", empty="fstat(fd(a0), a2)", flags="a3")

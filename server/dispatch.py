@@ -42,6 +42,7 @@ WAITS_MAX = 1000  # times one request may run again
 IO_THREADS = 8
 LAZY_S = 0.1
 TOUCH_S = 0.001
+TIMES_SET_MAX = 4096  # directories
 RETRY_S = 1.0
 BUFFER_BYTES = 1 << 20
 BUFFERS_KEPT = 16
@@ -166,6 +167,7 @@ class Server:
         self._pools = _Pool(), _Pool()
         self._removals = _Pool(line_max=None)
         self._touches, self._touching = {}, set()
+        self.set_times = {}  # key of a directory -> when utimensat set its mtime; of those that were set lately
         self.linking = {}  # debt -> the directory elsewhere whose links it changes; see counts.py
         self._lazy_timer = None
         self._buffers = []
@@ -455,10 +457,17 @@ class Server:
                     self.write_lazily_soon()
             return
         directory = path[:path.rindex(b"/")] or b"/"
-        self._touches[directory] = now
+        self._touches[directory] = now, time.time_ns()
         if directory not in self._touching:
             self._touching.add(directory)
             self.loop.call_later(TOUCH_S, self._send_touch, directory)
+
+    def times_set(self, key):
+        """utimensat gives a directory an mtime: what came and went in it before, but is told later, leaves it."""
+        self.set_times.pop(key, None)
+        self.set_times[key] = time.time_ns()
+        if len(self.set_times) > TIMES_SET_MAX:
+            del self.set_times[next(iter(self.set_times))]
 
     def directories_touched(self):
         """Paths of directories elsewhere whose owners have not yet been told of all changes made here."""
@@ -478,10 +487,10 @@ class Server:
             log(f"server {self.number}: times of directories could not be stored: {error}")
 
     def _send_touch(self, directory):
-        now = self._touches.pop(directory, None)
-        if now is None:  # the server stops
+        times = self._touches.pop(directory, None)
+        if times is None:  # the server stops
             return
-        future = self.call_peer(owner(directory, self.servers), TOUCH, directory, now)
+        future = self.call_peer(owner(directory, self.servers), TOUCH, directory, *times)
         future.add_done_callback(lambda done: self._touch_sent(directory, done))
 
     def _touch_sent(self, directory, future):

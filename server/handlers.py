@@ -24,6 +24,8 @@ from pymadfs.ops import (
     SET_GID,
     SET_LINK,
     SET_MODE,
+    SET_MTIME,
+    SET_MTIME_NOW,
     SET_SIZE,
     SET_UID,
     SETATTR,
@@ -381,6 +383,8 @@ def setattr_(server, request):
     server.read_lately.discard(ino_of(value))
     if is_directory(value) and valid & (SET_MODE | SET_UID | SET_GID):
         return change_directory(server, request, key, path_of(key))
+    if is_directory(value) and valid & (SET_MTIME | SET_MTIME_NOW):
+        server.times_set(key)
     server.kv.put(key, updated)
     return (updated[:ATTR_SIZE],), updated[ATTR_SIZE:]
 

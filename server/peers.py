@@ -57,13 +57,16 @@ def empty(server, request):
 
 @serves(TOUCH)
 def touch(server, request):
-    now = request.fields.mtime_ns
+    now, at = request.fields
     key = entry_key(request.tail)
     value = server.kv.get(key)
     if value is None or not is_directory(value):
         raise fail(errno.ENOENT)
     attr = ATTR.unpack(value)
-    server.kv.lazy(key, changed(value, mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns)))
+    times = {"ctime_ns": max(now, attr.ctime_ns)}
+    if at > server.set_times.get(key, 0):
+        times["mtime_ns"] = max(now, attr.mtime_ns)
+    server.kv.lazy(key, changed(value, **times))
     server.write_lazily_soon()
     return (), b""
 

@@ -23,13 +23,18 @@ from . import files
 from .files import file_of, load, offset_get, opened, put
 from .table import call
 
+_SHARING = (abi.FICLONE, abi.FICLONERANGE, abi.FIDEDUPERANGE)
+
 
 # ioctl(2): "ENOTTY: The specified operation does not apply to the kind of object that the file descriptor fd
-# references."
+# references."  ioctl_ficlone(2): "EOPNOTSUPP: This can appear if the filesystem does not support reflinking".
 @call
 def ioctl(handle, request, argument):
     file = opened(handle)
-    if request & 0xFFFFFFFF != abi.FIONREAD or file.mode & S_IFMT != S_IFREG:
+    request &= 0xFFFFFFFF
+    if request in _SHARING and file.mode & S_IFMT == S_IFREG:
+        raise fail(errno.EOPNOTSUPP)
+    if request != abi.FIONREAD or file.mode & S_IFMT != S_IFREG:
         raise fail(errno.ENOTTY)
     left = files.fs.getattr(file).size - offset_get(handle)
     return put(argument, abi.INT.pack((left + (1 << 31)) % (1 << 32) - (1 << 31)))

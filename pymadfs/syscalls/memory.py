@@ -147,6 +147,3 @@ def map_sync_all(ino, offset, length, flags):
     for image in images.all():
         images.write_back(image)
     return 0
-
-
-# ioctl(2): "ENOTTY: The specified operation does not apply to the kind of object that the file descriptor fd

@@ -18,7 +18,7 @@ from pymadfs import ops
 CWD, RW = -100, os.O_RDWR | os.O_CREAT
 OPEN = f"openat {CWD} D/f {RW} 0644 , write $0 str:0123456789 10"
 NOFOLLOW, EMPTY_PATH = 0x100, 0x1000
-FIONREAD, FIOCLEX, FIONCLEX, TCGETS = 0x541B, 0x5451, 0x5450, 0x5401
+FIONREAD, FIOCLEX, FIONCLEX, TCGETS, FICLONE = 0x541B, 0x5451, 0x5450, 0x5401, 0x40049409
 
 SAME = {
     "open": f"open D/f {RW} 0644 , open D/f {RW | os.O_EXCL} 0644 , open D/none 0 , open D {os.O_WRONLY} , open D/f/ 0",
@@ -59,7 +59,8 @@ SAME = {
     "getdents": f"mkdir D/sub 0755 , open D/sub {os.O_DIRECTORY} , getdents $1 buf:9 9 , getdents $1 bad 99 , "
                 f"getdents $1 buf:99 99 , getdents $1 buf:99 99 , rmdir D/sub , lseek $1 0 0 , getdents $1 buf:99 99 , "
                 f"{OPEN} , getdents $9 buf:99 99",
-    "ioctl": f"{OPEN} , ioctl $0 {TCGETS} buf:64 , ioctl $0 {FIOCLEX} , fcntl $0 1 , ioctl $0 {FIONCLEX} , fcntl $0 1",
+    "ioctl": f"{OPEN} , ioctl $0 {TCGETS} buf:64 , ioctl $0 {FIOCLEX} , fcntl $0 1 , ioctl $0 {FIONCLEX} , fcntl $0 1 "
+             f", ioctl $0 {FICLONE} $0",
     "stats": f"{OPEN} , newfstatat {CWD} D/none buf:200 0 , stat D/none buf:200 , lstat D/f bad , fstat $0 bad , "
              f"fstat 77 buf:200 , statx {CWD} D/f 0 2047 bad , statx {CWD} D/none 0 2047 buf:256 , stat D/f/x buf:200",
     "access": f"{OPEN} , access D/f 0 , access D/none 0 , access D/f 1 , access D/f 9 , faccessat {CWD} D/f 4 , "

@@ -230,6 +230,20 @@ async def test_times_of_directories(world):
 
 
 @run
+async def test_time_that_is_set_stays_although_earlier_changes_are_told_later(world):
+    await world.mkdir(b"/d")
+    for index in range(3):
+        path = world.path_on(index, b"/d")
+        for change in (world.create, world.unlink):
+            await change(path)
+            before = await world.setattr(b"/d", SET_MTIME, mtime=1)
+            while world.servers[world.owner(path)].directories_touched():
+                await asyncio.sleep(0)
+            after = await world.stat(b"/d")
+            assert (before.mtime_ns, after.mtime_ns) == (1, 1) and after.ctime_ns >= before.ctime_ns
+
+
+@run
 async def test_pages_of_a_directory(world):
     await world.mkdir(b"/d")
     names = sorted(b"a-rather-long-name-of-a-file-%04d" % index for index in range(400))
