@@ -8,6 +8,7 @@ path also raise :class:`HostPath` when it leads out of the mount.
 
 import errno
 import posix
+from time import CLOCK_BOOTTIME, clock_gettime
 
 from . import identity
 from .abi import NAME_MAX, OFFSET_MAX, PATH_LONGEST, RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -123,6 +124,7 @@ class FileSystem(FileData):
         self.servers = rpc.servers
         self.mapped, self.images = b"\0", None  # how many files are mapped to be shared on this node, and which
         self._ended = []
+        self._lend_nothing()
         self._call = rpc.call
 
     # --- paths ------------------------------------------------------------------------------------------------------
@@ -209,6 +211,7 @@ class FileSystem(FileData):
         """
         for tries in range(LINKS_MAX + 1):
             try:
+                begun, changes = (clock_gettime(CLOCK_BOOTTIME), self._changes) if op is OPEN else (0, 0)
                 reply, target = self._call(owner(path, self.servers), op, path, *fields)
             except Restart as restart:
                 links = [0] if links is None else links
@@ -228,6 +231,8 @@ class FileSystem(FileData):
                         raise fail(errno.ENOTDIR, path)
                     if ending == DOT and not allowed(attr, self.rpc.who, X_OK):
                         raise fail(errno.EACCES, path)
+                    if op is OPEN and reply.lease_us:
+                        self._borrow(attr, target, begun + reply.lease_us / 1e6, changes)
                     return path, attr, b""
                 if not (follow or ending):
                     return path, attr, target
@@ -321,8 +326,10 @@ class FileSystem(FileData):
         )
         if target:
             raise fail(errno.EEXIST if exclusive else errno.ENOTDIR if flags & posix.O_DIRECTORY else errno.ELOOP, path)
-        if flags & posix.O_TRUNC and self.mapped[0]:
-            self.images().resized(attr.ino, attr.size)
+        if flags & posix.O_TRUNC:
+            self._changed(attr.ino)
+            if self.mapped[0]:
+                self.images().resized(attr.ino, attr.size)
         return path, attr
 
     def reopen(self, file):
@@ -538,8 +545,10 @@ class FileSystem(FileData):
             return self._resolve(LOOKUP, path, PLAIN, follow)[1]
         fields = (0, valid, mode, uid, gid, size, atime, mtime)
         attr = self._resolve(SETATTR, path, PLAIN, follow, fields)[1]
-        if valid & SET_SIZE and self.mapped[0]:
-            self.images().resized(attr.ino, attr.size)
+        if valid & SET_SIZE:
+            self._changed(attr.ino)
+            if self.mapped[0]:
+                self.images().resized(attr.ino, attr.size)
         return attr
 
     def fsetattr(self, file, valid, mode=0, uid=0, gid=0, size=0, atime=0, mtime=0):
@@ -551,8 +560,10 @@ class FileSystem(FileData):
         reply, _ = self._of_inode(SETATTR, file.ino, file.path, valid, mode, uid, gid, size, atime, mtime)
         attr = ATTR.unpack(reply.attr)
         file.size, file.cuts = attr.size, attr.cuts
-        if valid & SET_SIZE and self.mapped[0]:
-            self.images().resized(file.ino, attr.size)
+        if valid & SET_SIZE:
+            self._changed(file.ino)
+            if self.mapped[0]:
+                self.images().resized(file.ino, attr.size)
         return attr
 
     def xattr(self, op, ino, path, *fields, tail=b"", send=None):
@@ -571,6 +582,7 @@ class FileSystem(FileData):
     def after_fork_child(self, keep=False):
         """In the child of a fork: connections and endings in hand belong to the parent.  ``keep``: see rpc.Client."""
         self._ended = []
+        self._lend_nothing()
         self.rpc.forget_after_fork(keep)
 
 

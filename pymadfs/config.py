@@ -39,6 +39,9 @@ SETTINGS = (
     Setting("linger_ms", "MADFS_LINGER_MS", int, 2_000,
             "Milliseconds for which files removed while open are kept when the last client that had them open "
             "was lost."),
+    Setting("lend_us", "MADFS_LEND_US", int, 3_000,
+            "Microseconds for which a process may read the bytes of a small file that came with its open; who changes "
+            "the file meanwhile waits for so long. 0: none come."),
     Setting("spin_us", "MADFS_SPIN_US", int, -1,
             "Microseconds to poll before sleeping; -1 chooses by the cores at hand."),
     Setting("transports", "MADFS_UCX_TLS", str, "",

@@ -2,6 +2,8 @@
 """The bytes of files over many servers: which chunk is asked of whom, and what the answers mean together."""
 
 import errno
+from _thread import allocate_lock
+from time import CLOCK_BOOTTIME, clock_gettime, time_ns
 
 from .errors import fail
 from .layout import chunk_server, home, split
@@ -25,6 +27,8 @@ MYPY = False  # the type checker takes it for true; the client must not import t
 if MYPY:
     from typing import Any
 
+LENT_MAX = 64  # small files remembered with their bytes
+RELATIME_NS = 86400 * 10**9
 MAX_PARALLEL = 64  # data requests of one call in flight at once
 FALLOCATE_CHUNKS = 1024  # allocated on each server by one request: so many take less than a deadline
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
@@ -84,12 +88,58 @@ class FileData:
     fsetattr: "Any"
     mapped: "Any"
     images: "Any"
+    # and has of its own:
+    _lent: dict
+    _changes: int
+    _lending: "Any"
+
+    # --- small files whose bytes came with the answer to OPEN (decision 0050) ---------------------------------------
+
+    def _lend_nothing(self):
+        self._lent = {}  # ino -> (bytes, seconds of CLOCK_BOOTTIME until which they hold, whether atime is recent)
+        self._changes = 0  # made by this process
+        self._lending = allocate_lock()
+
+    def _borrow(self, attr, data, until, changes):
+        """``data`` came with an OPEN that was asked when ``_changes`` was ``changes``."""
+        recent = attr.atime_ns > max(attr.mtime_ns, attr.ctime_ns) and attr.atime_ns > time_ns() - RELATIME_NS
+        with self._lending:
+            if changes == self._changes:  # else another thread's write may be newer
+                if len(self._lent) >= LENT_MAX:
+                    self._lent.clear()
+                self._lent[attr.ino] = data, until, recent
+
+    def _changed(self, ino):
+        """This process changed bytes or size of a file: for that the server does not wait."""
+        with self._lending:
+            self._changes += 1
+            self._lent.pop(ino, None)
+
+    def _read_lent(self, file, offset, segments, lent):
+        data, _, recent = lent
+        if not (recent or file.noticed):
+            self._notice(file)
+        done = 0
+        for address, length in segments:
+            piece = data[offset + done : offset + done + length]
+            if piece:
+                self.store(address, piece)
+            done += len(piece)
+        return done
+
+    # --- bytes ------------------------------------------------------------------------------------------------------
 
     def read(self, file, offset, segments):
         """Fill ``segments`` of memory, ``(address, length)``, from ``offset`` on.  Returns the bytes read: fewer at
         the end of the file, or before a piece that failed."""
         if self.mapped[0]:
             return self.images().read(file, offset, segments)
+        if self._lent:
+            lent = self._lent.get(file.ino)
+            if lent:
+                if clock_gettime(CLOCK_BOOTTIME) < lent[1]:
+                    return self._read_lent(file, offset, segments, lent)
+                self._lent.pop(file.ino, None)
         if len(segments) == 1:  # most calls: one chunk of one buffer
             address, total = segments[0]
             chunk, within = divmod(offset, file.chunk_size)
@@ -274,6 +324,7 @@ class FileData:
             results = self.rpc.call_many(calls)
             if bearer is not None:
                 self._agree(file, calls, results, bearer)
+        self._changed(ino)
         return self._written(file, window, begin, end, calls, results, bearer)
 
     def _agree(self, file, calls, results, bearer):
@@ -346,6 +397,7 @@ class FileData:
             return self.images().append(file, segments, length)
         while True:
             (offset, cuts), _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
+            self._changed(file.ino)
             file.size = max(file.size, offset + length)
             try:
                 return offset, self.write(file, offset, segments, False, cuts)
@@ -366,6 +418,7 @@ class FileData:
         begin = end if begin is None else begin
         reply, _ = self._call(home(file.ino), EXTEND, file.path, file.ino, begin, end, file.cuts)
         file.size = reply.size
+        self._changed(file.ino)
         if self.mapped[0]:
             self.images().resized(file.ino, file.size)
 
@@ -392,6 +445,7 @@ class FileData:
         reply, _ = self._call(home(file.ino), FALLOCATE, file.path, file.ino, mode, offset, length)
         attr = ATTR.unpack(reply.attr)
         file.size, file.cuts = attr.size, attr.cuts
+        self._changed(file.ino)
 
     def seek(self, file, offset, hole):
         """Where data, or a hole, begins in an open file, at or after ``offset``; the end of the file is a hole.  Raises

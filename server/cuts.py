@@ -36,6 +36,10 @@ class Cuts:
         """A thread begins to write bytes of the inode."""
         self._writing.setdefault(ino, [0, None])[0] += 1
 
+    def writing(self, ino):
+        """Whether a thread writes bytes of the inode."""
+        return ino in self._writing
+
     def transferred(self, ino):
         state = self._writing[ino]
         state[0] -= 1

@@ -43,7 +43,7 @@ def _read(server, request, data):
         if count < length:
             size = size_of(server.meta.find(ino, request.tail)[1])
         if ino not in server.read_lately:
-            accessed(server, ino, request.tail)
+            server.behind(accessed, ino, request.tail)
     server.bytes_out += count
     return (count, size), b"", data
 
@@ -98,10 +98,12 @@ def _admitted(server, request):
 
     Raises Wait while bytes are being cut off, ESTALE when the range was reserved before the cut, and ENOENT.
     """
-    ino, _, _, _, end, hint_length, _, cuts, reserved = request.fields
+    ino, chunk, _, _, end, hint_length, _, cuts, reserved = request.fields
     if ino in server.cuts.under_way:
         future = server.cuts.under_way[ino]
         raise Wait(lambda: asyncio.shield(future))
+    if end or not chunk:
+        server.loans.back(ino, request.conn)
     if end or reserved and hint_length:
         server.dirs.free(inode_key(ino))
         _, value = server.meta.find(ino, request.tail[:hint_length])
@@ -174,14 +176,14 @@ def extend(server, request):
     ino, _, end, _ = request.fields
     if end > SIZE_MAX:
         raise fail(errno.EFBIG)
-    server.dirs.free(inode_key(ino))
+    server.free_bytes(ino, request.conn)
     return _extended(server, request, end)
 
 
 @serves(RESERVE)
 def reserve(server, request):
     ino, length = request.fields
-    server.dirs.free(inode_key(ino))
+    server.free_bytes(ino, request.conn)
     key, value = server.meta.find(ino, request.tail)
     offset = size_of(value)
     if offset + length > SIZE_MAX:

@@ -29,7 +29,8 @@ from .cuts import Cuts
 from .directories import Directories, Wait
 from .frozen import Freezes
 from .inodes import purge
-from .meta import Meta, debt_key, has_times, with_times
+from .loans import Loans
+from .meta import Meta, debt_key, has_times, inode_key, with_times
 from .openings import KEPT, Openings
 from .syncer import Syncer
 
@@ -146,7 +147,7 @@ class Server:
         self.freezes = self.dirs.freezes = Freezes(self)
         self.subtrees = None  # the renames of directories that this server coordinates; see subtree.py
         rpc.lost = self.dirs.lost
-        self.openings, self.cuts = Openings(), Cuts()
+        self.openings, self.cuts, self.loans = Openings(), Cuts(), Loans(config.lend_us)
         self.read_lately = set()  # inodes whose atime is newer than their other times: see holes.py
         self.orphans = set()  # inodes without a name that somebody has open
         self.unsure = False  # after a crash: openings that clients have not told again may exist
@@ -161,7 +162,7 @@ class Server:
         self.processes = {}  # connection -> (process id, whether it is on this host, its host)
         self.locking = None  # see locking.py; handlers.start makes it
         self.since_s = time.monotonic()
-        self._outbox = []
+        self._outbox, self._behind = [], []
         self._serving = self._flush_due = False
         self._receiving = 0  # coroutines that wait for bulk data
         self._pools = _Pool(), _Pool()
@@ -280,6 +281,11 @@ class Server:
         for ino in [ino for ino in self.orphans if ino not in self.openings.total]:
             self.closed(ino)
 
+    def free_bytes(self, ino, conn):
+        """Raises Wait when ``conn`` may not yet change bytes or size of an inode that lives here."""
+        self.dirs.free(inode_key(ino))
+        self.loans.back(ino, conn)
+
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def serve(self, requests):
@@ -305,8 +311,18 @@ class Server:
                     rpc.fail(request, error)
             if kv.pending or self._outbox:
                 self.flush()
+            while self._behind:
+                work, arguments = self._behind.pop()
+                work(self, *arguments)
         finally:
             self._serving = False
+
+    def behind(self, work, *arguments):
+        """Call ``work(server, *arguments)``, which may not fail, once the replies of this poll are sent."""
+        if self._serving:
+            self._behind.append((work, arguments))
+        else:
+            work(self, *arguments)
 
     def _queue(self, request, step):
         try:

@@ -176,26 +176,29 @@ def created(server, request, path, key):
     server.kv.put(key, value)
     server.openings.add(request.conn, ino)
     server.touched(path, above, now)
-    return (1, value), b""
+    return (1, 0, value), b""
 
 
 def opened(server, request, path, key, value, flags):
     """An existing name: its attributes, and one more opening of it if it is a regular file."""
     if is_symlink(value):
-        return (0, value[:ATTR_SIZE]), value[ATTR_SIZE:]
+        return (0, 0, value[:ATTR_SIZE]), value[ATTR_SIZE:]
     if is_pointer(value):
         key, value = server.meta.resolve(key, value)
         if is_pointer(value):
-            return (0, value[:ATTR_SIZE]), b""  # the caller goes on with REOPEN at its home
+            return (0, 0, value[:ATTR_SIZE]), b""  # the caller goes on with REOPEN at its home
     result = reopened(server, request, key, value, flags)
-    if result.__class__ is tuple:
-        return (0, *result[0]), result[1]
-    return _opened_later(result)
+    if result.__class__ is not tuple:
+        return _opened_later(result)
+    lent = server.loans.lend(server, request.conn, value, flags)
+    if lent is None:
+        return (0, 0, *result[0]), b""
+    return (0, server.loans.duration_us, *result[0]), lent
 
 
 async def _opened_later(truncation):
     fields, tail = await truncation
-    return (0, *fields), tail
+    return (0, 0, *fields), tail
 
 
 @serves(REOPEN)
@@ -228,7 +231,7 @@ def reopened(server, request, key, value, flags):
         return (value[:ATTR_SIZE],), b""
     ino = ino_of(value)
     if flags & os.O_TRUNC:
-        server.dirs.free(inode_key(ino))
+        server.free_bytes(ino, request.conn)
         changes = resized(server, request, value, 0)
         if changes is None:
             return _emptied(server, request, ino, path_of(key))
@@ -375,6 +378,7 @@ def setattr_(server, request):
     server.dirs.free(inode_key(ino_of(value)))
     updated = attributes(request, value)
     if valid & SET_SIZE:
+        server.loans.back(ino_of(value), request.conn)
         check_resize(request, value, path)
         sized = resized(server, request, updated, request.fields.size)
         if sized is None:

@@ -56,7 +56,7 @@ def accessed(server, ino, hint):
     touch_atime(server, key, value)
     if len(server.read_lately) >= READ_LATELY_MAX:
         server.read_lately.clear()
-    _, mtime, ctime = _TIMES.unpack_from(server.kv.get(key), AT_ATIME)
+    _, mtime, ctime = _TIMES.unpack_from(value, AT_ATIME)
     if now_ns() > max(mtime, ctime):
         server.read_lately.add(ino)
 
@@ -151,7 +151,7 @@ def _find_hole(server, ino, offset, chunk_size, found):
 @serves(FALLOCATE)
 def fallocate(server, request):
     ino, mode, offset, length = request.fields
-    server.dirs.free(inode_key(ino))
+    server.free_bytes(ino, request.conn)
     _, value = server.meta.find(ino, request.tail)
     if not is_file(value):
         raise fail(errno.EISDIR if is_directory(value) else errno.ENODEV)

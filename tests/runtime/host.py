@@ -6,6 +6,7 @@ It runs under any Python from 3.6 on, because an application may be any Python.
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,9 @@ import threading
 CALLS = ["identity", "describe", "fail", "odd", "escape", "shim", "forked", "spin", "states", "modules", "interpreter",
          "warn", "worker"]
 INT, FD, PATH, STR = range(4)
+HEADER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "intercept", "host.h")
+with open(HEADER) as header:
+    ABI = int(re.search(r"MADFS_HOST_ABI (\d+)", header.read()).group(1))
 HANDLE = 5 << 20 | 3
 
 
@@ -36,12 +40,18 @@ CWD, UMASK, INSIDE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, SIZE), ctypes.CFUNC
 
 
 COPY, PROBE = ctypes.CFUNCTYPE(INT_P, SIZE, SIZE, SIZE), ctypes.CFUNCTYPE(SIZE, SIZE, SIZE, INT_P)
+MAPPED, IS_MAPPED = ctypes.CFUNCTYPE(INT_P, SIZE, SIZE, U64, SIZE), ctypes.CFUNCTYPE(INT_P, U64)
+IDENTITY, CLUSTER = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint)), \
+    ctypes.CFUNCTYPE(INT_P)
+MOVED, KEEP = ctypes.CFUNCTYPE(None, SIZE, SIZE, SIZE, SIZE, INT_P), ctypes.CFUNCTYPE(None, INT_P)
 
 
 class Host(ctypes.Structure):
     _fields_ = [("abi", ctypes.c_uint32), ("version", ctypes.c_char_p), ("open_fd", OPEN), ("slot_read", SLOT),
                 ("offset_get", GET), ("offset_set", SET), ("offset_cas", CAS), ("offset_add", ADD), ("set_cwd", CWD),
-                ("umask", UMASK), ("inside", INSIDE), ("copy", COPY), ("probe", PROBE)]
+                ("umask", UMASK), ("inside", INSIDE), ("copy", COPY), ("probe", PROBE), ("mapped", MAPPED),
+                ("is_mapped", IS_MAPPED), ("identity", IDENTITY), ("cluster", CLUSTER), ("moved", MOVED),
+                ("keep", KEEP)]
 
 
 class Runtime(ctypes.Structure):
@@ -79,19 +89,24 @@ def copy(out, given, size):
     return 1
 
 
-def build_host(abi=4):
+def identity(user, group):
+    user[0], group[0] = os.geteuid(), os.getegid()
+
+
+def build_host(abi):
     return Host(abi, b"test", OPEN(open_fd), SLOT(slot_read), GET(lambda handle: 1 << 40 if handle == 10 else -9),
                 SET(lambda *a: seen.append(["offset_set", *a])), CAS(lambda handle, old, new: old == 1),
                 ADD(lambda handle, n: 100),
                 CWD(lambda path, n: seen.append(["cwd", ctypes.string_at(path, n).decode()])),
                 UMASK(lambda: 0o27), ctypes.cast(ctypes.CDLL(None).abs, INSIDE),  # called while forking: no Python
-                COPY(copy), PROBE(lambda at, length, write: length))
+                COPY(copy), PROBE(lambda at, length, write: length), MAPPED(lambda *a: 0), IS_MAPPED(lambda file: 0),
+                IDENTITY(identity), CLUSTER(lambda: -1), MOVED(lambda *a: None), KEEP(lambda fd: None))
 
 
 class Started:
     """The runtime at ``path``, started."""
 
-    def __init__(self, path, abi=4):
+    def __init__(self, path, abi=ABI):
         self.library = ctypes.CDLL(path, mode=getattr(os, "RTLD_NOW", 2))
         start = self.library.madfs_runtime_start
         start.restype, start.argtypes = ctypes.POINTER(Runtime), [ctypes.POINTER(Host), ctypes.c_char_p, SIZE]
@@ -207,7 +222,7 @@ def check_hygiene(runtime):
 
 def main():
     before = traces()
-    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else 4)
+    runtime = Started(sys.argv[1], abi=99 if sys.argv[2] == "abi" else ABI)
     if not runtime.runtime:
         print(json.dumps({"error": runtime.error}))
         return

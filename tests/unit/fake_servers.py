@@ -177,19 +177,19 @@ class Servers:
         elif request.flags & os.O_CREAT and request.flags & os.O_EXCL:
             raise fail(errno.EEXIST)
         if node.kind == stat.S_IFLNK:
-            return (0, self.seen(server, node)), node.target
+            return (0, 0, self.seen(server, node)), node.target
         if node.kind == stat.S_IFDIR:
             if request.flags & (os.O_ACCMODE | os.O_CREAT):
                 raise fail(errno.EISDIR)
         elif request.flags & os.O_DIRECTORY:
             raise fail(errno.ENOTDIR)
         elif home(node.ino) != server:
-            return (0, self.seen(server, node)), b""  # REOPEN goes on
+            return (0, 0, self.seen(server, node)), b""  # REOPEN goes on
         elif request.flags & os.O_TRUNC:
             self.cut(node, 0)
         if node.kind == stat.S_IFREG:
             node.openings += 1
-        return (created, self.seen(server, node)), b""
+        return (created, 0, self.seen(server, node)), b""
 
     def reopen(self, server, request, hint):
         node = self.inode(server, request.ino)
