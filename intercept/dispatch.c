@@ -427,10 +427,20 @@ static bool cross(struct madfs_frame *f) {
   return ours;
 }
 
+static void count(long number, enum madfs_verdict verdict, long result) {
+  bool refuses = madfs_rows[number].kind == ROW_REFUSE && result == -madfs_rows[number].refuse;
+  madfs_trace_count(number, verdict == MADFS_PASS  ? TRACE_PASSED
+                            : refuses              ? TRACE_REFUSED
+                            : madfs_failed(result) ? TRACE_FAILED
+                                                   : TRACE_EMULATED);
+}
+
 static long through_links(void *value) {
+  struct madfs_frame *f = value;
+  long number = f->number;
   if (!madfs_local.thread->registered) madfs_thread_register(madfs_local.thread);
   madfs_local.thread->crossings = 0;
-  cross(value);
+  if (cross(f) && madfs_tracing()) count(number, MADFS_DONE, f->number);
   return MADFS_DONE;
 }
 
@@ -440,14 +450,6 @@ static long through_links(void *value) {
 const uint64_t madfs_asynchronous =
     ~(1UL << (SIGSEGV - 1) | 1UL << (SIGBUS - 1) | 1UL << (SIGFPE - 1) | 1UL << (SIGILL - 1) | 1UL << (SIGTRAP - 1) |
       1UL << (SIGABRT - 1) | 1UL << (SIGSYS - 1));
-
-static void count(long number, enum madfs_verdict verdict, long result) {
-  bool refuses = madfs_rows[number].kind == ROW_REFUSE && result == -madfs_rows[number].refuse;
-  madfs_trace_count(number, verdict == MADFS_PASS  ? TRACE_PASSED
-                            : refuses              ? TRACE_REFUSED
-                            : madfs_failed(result) ? TRACE_FAILED
-                                                   : TRACE_EMULATED);
-}
 
 static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)) {
   uint64_t before;
@@ -468,7 +470,7 @@ static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
   if (MADFS_UNLIKELY(t && t->cancels_at_once)) madfs_runtime_left(t);
   if (t && t->later_frame == f && !t->later(t)) return forward_to(f, work);
-  if (MADFS_UNLIKELY(madfs_tracing())) count(number, verdict, f->number);
+  if (MADFS_UNLIKELY(madfs_tracing()) && work == on_hook_stack) count(number, verdict, f->number);
   return verdict;
 }
 

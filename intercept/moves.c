@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Directories that processes of this tree have renamed: open files and working directories below go along.
 //
-// The table of open files has a ring of the last renames.  Who renames writes it there, and the paths of open files anew;
-// a process follows with its working directory when it next needs it.  What other trees and nodes rename is not seen here.
+// The table of open files has a ring of the last renames.  Who renames writes it there, and the paths of open files
+// anew; a process follows with its working directory when it next needs it.  What other trees and nodes rename is not
+// seen here.
 #include <string.h>
 
 #include "intercept.h"

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from inspect import iscoroutine
+from typing import Any
 
 from pymadfs import door
 from pymadfs.errors import fail
@@ -175,7 +176,8 @@ class Server:
         self._background = set()
         # The event loop's thread may be pinned to a processor later; these are not.
         self.threads = ThreadPoolExecutor(IO_THREADS, "io", os.sched_setaffinity, (0, os.sched_getaffinity(0)))
-        self.loop = self.syncer = self._arrival = None
+        self.loop = self.syncer = None
+        self._arrival: Any = None  # Future of the next server that comes
         self.posted = lambda: None  # set by who polls the network
 
     # --- life -------------------------------------------------------------------------------------------------------

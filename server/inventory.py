@@ -39,6 +39,7 @@ MENDS = {}
 
 @serves(INVENTORY)
 def inventory(server, request):
+    _only_for_the_owner(request)
     cursor = request.tail or KEYS
     if cursor[:1] == KEYS:
         server.commit()
@@ -52,6 +53,11 @@ def inventory(server, request):
         number, skip = (number, skip + PAGE_FILES) if len(files) == PAGE_FILES else (number + 1, 0)
         cursor = FILES + _AT.pack(number, skip) if number < DIRECTORIES else b""
     return (len(cursor),), cursor + b"".join(items)
+
+
+def _only_for_the_owner(request):
+    if request.uid not in (0, os.getuid()):
+        raise fail(errno.EPERM)
 
 
 def _item(server, key, value):
@@ -69,9 +75,9 @@ def _item(server, key, value):
 def mend(server, request):
     """Each looks first whether it is still so: the store may have changed since fsck looked."""
     action, ino, number = request.fields
-    if request.uid not in (0, os.getuid()):
-        raise fail(errno.EPERM)
-    if action not in MENDS:
+    _only_for_the_owner(request)
+    if action not in MENDS or action in (ops.MEND_DIRECTORY, ops.MEND_ENTRY, ops.MEND_PARENT) \
+            and request.tail[:1] != b"/":
         raise fail(errno.EINVAL)
     result = MENDS[action](server, ino, number, request.tail)
     return ((int(result),), b"") if isinstance(result, bool) else result

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,8 +205,8 @@ def test_old_doors_are_seen(tmp_path):
 
 
 def test_trace_counts_the_whole_tree(madfs):
-    script = ("echo a > /madfs/x; env -i cat /madfs/x; (cat /madfs/x); python3 -c \"import os; os.getxattr('/madfs/x', "
-              "'user.a')\" 2>&-; test -e /madfs/none; exit 3")
+    script = ("echo a > /madfs/x; env -i cat /madfs/x; (cat /madfs/x); "
+              f"{sys.executable} -c \"import os; os.getxattr('/madfs/x', 'user.a')\" 2>&-; test -e /madfs/none; exit 3")
     done = madfs("doctor", "--trace", "--servers", 1, "--", "bash", "-c", script)
     assert done.returncode == 0, done.stderr
     assert "bash ended with status 3\n" in done.stdout and "\na\na\n" in done.stdout

@@ -258,7 +258,8 @@ def change():
     os.seteuid(0); os.setegid(OWNER); os.seteuid(OWNER); look()
     fd = os.open("d/f", os.O_RDWR)
     os.seteuid(0); os.seteuid(OTHER); attempt(os.read, fd, 1) ; attempt(os.open, "d/f", os.O_RDONLY)
-    os.seteuid(0); os.setegid(0); os.setreuid(OTHER, 0); look()
+    os.seteuid(0); os.setegid(0); os.setregid(OWNER, OTHER); look(); os.setregid(0, 0)
+    os.setreuid(OTHER, 0); look()
     os.setreuid(0, OTHER); look()
     os.setresuid(OWNER, OWNER, OWNER); look(); attempt(os.seteuid, 0); look()
 child(change)
@@ -273,6 +274,7 @@ def look(key):
     except OSError as error: results[key] = errno.errorcode[error.errno]
     os.close(os.open(key, os.O_CREAT | os.O_WRONLY, 0o600))
 def thread(key, uid):
+    if uid: libc.setfsgid(uid)
     if uid: libc.syscall(122 if os.uname().machine == "x86_64" else 151, uid)  # setfsuid of this thread only
     look(key)
     if uid:
