@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, namedtuple
 from . import ops
 from .layout import chunk_server, home, owner, parent
 from .ops import ATTR, FLAG_REMOTE, INVENTORY, ITEM, ITEM_FILE, ITEM_OPEN, MEND, ROOT_INO
-from .server import meta  # type: ignore[import-not-found]  # installed from server/
+from .server.meta import chunk_of, key_number, path_of  # type: ignore[import-not-found]  # installed from server/
 
 CLEAN, MENDED, WRONG, TROUBLE = 0, 1, 4, 8
 """Exit statuses, those of fsck(8)."""
@@ -44,7 +44,7 @@ class Census:
     def add(self, server, key, value, flags):
         kind = key[:1]
         if kind == b"E":
-            attr, path = ATTR.unpack(value), meta.path_of(key)
+            attr, path = ATTR.unpack(value), path_of(key)
             remote = bool(attr.flags & FLAG_REMOTE)
             self.entries[path] = Entry(attr.ino, attr.mode, remote, attr.nlink, server)
             self.names[attr.ino].append(path)
@@ -54,13 +54,13 @@ class Census:
             attr = ATTR.unpack(value)
             self._inode(attr.ino, Inode(attr.mode, attr.nlink, bool(flags & ITEM_OPEN), server, None))
         elif kind == b"D":
-            self.stored.append((meta.key_number(key), 0, server, kind))
+            self.stored.append((key_number(key), 0, server, kind))
         elif kind in (b"C", ITEM_FILE):
-            self.stored.append((meta.key_number(key[:-8]), meta.chunk_of(key), server, kind))
+            self.stored.append((key_number(key[:-8]), chunk_of(key), server, kind))
         elif kind in UNDER_WAY:
             self.waiting[UNDER_WAY[kind]] += 1
             if kind == b"P":
-                self.purged.add(meta.key_number(key))
+                self.purged.add(key_number(key))
 
     def _inode(self, ino, inode):
         if ino in self.inodes:
