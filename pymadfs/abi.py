@@ -35,7 +35,7 @@ F_GETLK, F_SETLK, F_SETLKW = 5, 6, 7
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
 LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN, LOCK_MAND = 1, 2, 4, 8, 32
-STATX_BASIC_STATS, STATX_RESERVED = 0x7FF, 0x80000000
+STATX_BASIC_STATS, STATX_BTIME, STATX_RESERVED = 0x7FF, 0x800, 0x80000000
 IOV_MAX = 1024
 NAME_MAX, PATH_MAX = 255, 4096
 PATH_LONGEST = 8191  # bytes of an absolute path: where a program is and what it gives, which is below PATH_MAX
@@ -76,7 +76,7 @@ BLOCK_SIZE_MAX = 4 << 20  # st_blksize: programs allocate buffers of this size
 
 def pack_stat(attr):
     """``struct stat`` of an ATTR."""
-    ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, chunk_size, _, _ = attr
+    ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, chunk_size, _, _, _ = attr
     if mode & _S_IFMT == _S_IFDIR:
         size, blocks, chunk_size = DIRECTORY_SIZE, DIRECTORY_SIZE // 512, 0
     block = chunk_size if 0 < chunk_size < BLOCK_SIZE_MAX else _block(chunk_size)
@@ -123,13 +123,13 @@ def pack_stat(attr):
 
 
 def pack_statx(attr):
-    """``struct statx`` of an ATTR, with STATX_BASIC_STATS: no birth time is kept."""
-    ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, chunk_size, _, _ = attr
+    """``struct statx`` of an ATTR, with STATX_BASIC_STATS and STATX_BTIME."""
+    ino, size, blocks, atime, mtime, ctime, mode, nlink, uid, gid, rdev, chunk_size, _, _, btime = attr
     if mode & _S_IFMT == _S_IFDIR:
         size, blocks, chunk_size = DIRECTORY_SIZE, DIRECTORY_SIZE // 512, 0
     block = chunk_size if 0 < chunk_size < BLOCK_SIZE_MAX else _block(chunk_size)
     return _pack_statx(
-        STATX_BASIC_STATS,
+        STATX_BASIC_STATS | STATX_BTIME,
         block,
         0,
         nlink,
@@ -144,8 +144,8 @@ def pack_statx(attr):
         atime // _NS,
         atime % _NS,
         0,
-        0,
-        0,
+        btime // _NS,
+        btime % _NS,
         0,
         ctime // _NS,
         ctime % _NS,

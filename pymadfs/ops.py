@@ -94,9 +94,10 @@ RESTART = Record("Restart", "prefix:H")  # length of the part of the path that n
 ATTR = Record(
     "Attr",
     "ino:Q size:Q blocks:Q atime_ns:q mtime_ns:q ctime_ns:q mode:I nlink:I uid:I gid:I rdev:I chunk_size:I flags:I "
-    "cuts:I",  # how often bytes were cut off the file's end: tells writes before from writes after (decision 25)
+    "cuts:I "  # how often bytes were cut off the file's end: tells writes before from writes after (decision 25)
+    "btime_ns:q",
 )
-assert ATTR.size == 80
+assert ATTR.size == 88
 
 # The server of a file's birth is in its inode number; chunk i lives on (home + i) mod N.
 INO_HOME_SHIFT = 44
@@ -172,9 +173,10 @@ INVALIDATE = Op(21, "invalidate", "", "", peer=True, retry=True,
                 doc="Forget the directory in the tail, or all without one.")
 EMPTY = Op(22, "empty", "", "empty:B", peer=True, retry=True,
            doc="Forget the directory in the tail and say whether this server has no entry in it.")
-INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I id:Q below:Q server:I " + _A, "", peer=True, retry=True,
+INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I groups:H id:Q below:Q server:I " + _A, "", peer=True,
+             retry=True,
              doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, "
-                 "replacing what is there; the rest of the tail is a symbolic link's target. "
+                 "replacing what is there. Then `groups` supplementary groups, 4 bytes each, and a link's target. "
                  "Renames before `below` are over. EAGAIN: the name is in use.")
 CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server: cut number `cuts` of the file. "

@@ -172,7 +172,8 @@ def created(server, request, path, key):
     if above.mode & stat.S_ISGID:
         gid = above.gid
         mode = created_mode(mode, gid, request)
-    value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 1, request.uid, gid, 0, chunk_size, 0, 0)
+    value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 1, request.uid, gid, 0, chunk_size, 0, 0,
+                      now)
     server.kv.put(key, value)
     server.openings.add(request.conn, ino)
     server.touched(path, above, now)

@@ -173,7 +173,7 @@ def tmpfile(server, request):
     ino = server.meta.serial()
     gid = above.gid if above.mode & stat.S_ISGID else request.gid
     value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 0, request.uid, gid, 0, chunk_size,
-                      0 if exclusive else FLAG_LINKABLE, 0)
+                      0 if exclusive else FLAG_LINKABLE, 0, now)
     server.kv.put(inode_key(ino), value)
     server.kv.put(purge_key(ino), PURGE.pack(0, chunk_size))
     server.orphans.add(ino)

@@ -67,7 +67,10 @@ class Locks:
         self._changed = changed
 
     def test(self, key, wanted):
-        """The lock that would keep ``wanted`` waiting (F_GETLK), or None."""
+        """The lock that would keep ``wanted`` waiting (F_GETLK), or None.  Of type F_UNLCK: the owner's own there."""
+        if wanted.type == F_UNLCK:
+            return next((lock for lock in self.held.get(key, ())
+                         if lock.owner == wanted.owner and lock.start < wanted.end and wanted.start < lock.end), None)
         return conflict(self.held.get(key, ()), wanted)
 
     def set(self, key, wanted, token=None):

@@ -34,7 +34,7 @@ from pymadfs.identity import allowed
 from pymadfs.layout import join, owner
 from pymadfs.ops import ATTR, FLAG_BEYOND, FLAG_REMOTE, FLAG_XATTRS, INO_HOME_SHIFT, ROOT_INO, Record
 
-FORMAT = 2
+FORMAT = 3
 COUNTER_BLOCK = 4096
 ORDER_BYTES = 4
 CHUNK_SIZE_MAX = 64 << 20
@@ -50,7 +50,7 @@ PURGES, INTENTS, APPLIED, DEBTS, LOCATIONS = b"P", b"R", b"X", b"N", b"SL"
 IDLE = b"Midle"
 
 PURGE = Record("Purge", "size:Q chunk_size:I")
-INTENT = Record("Intent", f"flags:I old:H new:H uid:I gid:I attr:{ATTR.size}s")
+INTENT = Record("Intent", f"flags:I old:H new:H uid:I gid:I groups:H attr:{ATTR.size}s")
 NUMBER = Record("Number", "value:Q")
 DEBT = Record("Debt", "ino:Q change:i now_ns:q")
 
@@ -189,12 +189,12 @@ def has_xattrs(value):
 
 
 def new_attr(ino, mode, uid, gid, now, *, nlink=1, size=0, chunk_size=0, rdev=0):
-    return ATTR.pack(ino, size, 0, now, now, now, mode, nlink, uid, gid, rdev, chunk_size, 0, 0)
+    return ATTR.pack(ino, size, 0, now, now, now, mode, nlink, uid, gid, rdev, chunk_size, 0, 0, now)
 
 
 def pointer(ino, mode):
     """The attributes of an entry whose inode lives elsewhere: only the type of it is told."""
-    return ATTR.pack(ino, 0, 0, 0, 0, 0, stat.S_IFMT(mode), 0, 0, 0, 0, 0, FLAG_REMOTE, 0)
+    return ATTR.pack(ino, 0, 0, 0, 0, 0, stat.S_IFMT(mode), 0, 0, 0, 0, 0, FLAG_REMOTE, 0, 0)
 
 
 def now_ns():
@@ -245,8 +245,8 @@ def with_size(value, size, now, freed=0, cuts=None):
     else:
         blocks = max(0, blocks - freed)
     return (value[:AT_SIZE] + _SIZES.pack(size, blocks) + value[AT_ATIME:AT_MTIME] + _TIMES.pack(now, now)
-            + value[AT_MODE:AT_CUTS] + (value[AT_CUTS:ATTR.size] if cuts is None else _CUTS.pack(cuts))
-            + value[ATTR.size:])
+            + value[AT_MODE:AT_CUTS]
+            + (value[AT_CUTS:] if cuts is None else _CUTS.pack(cuts) + value[AT_CUTS + _CUTS.size:]))
 
 
 def cuts_of(value):

@@ -11,6 +11,7 @@ coordinator repeats 2 until it has an answer; who did it before says yes again. 
 import asyncio
 import errno
 import random
+import struct
 from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
@@ -43,8 +44,8 @@ from .meta import (
 RENAME_NOREPLACE = 1
 BACKOFF_S = 0.001
 
-Move = namedtuple("Move", "number flags old new uid gid attr target")
-"""A rename under way: what the intent record stores."""
+Move = namedtuple("Move", "number flags old new uid gid groups attr target")
+"""A rename under way: what the intent record stores; ``groups`` are 4 bytes each."""
 
 
 @serves(RENAME)
@@ -146,7 +147,9 @@ async def _across(server, request, old, new, flags, above, value):
     now = now_ns()
     known = is_pointer(value)
     value = _detached(server, value, now)
-    move = Move(server.meta.serial(), flags, old, new, request.uid, request.gid, value[:ATTR.size], target_of(value))
+    groups = struct.pack(f"<{len(request.groups)}I", *request.groups)
+    move = Move(server.meta.serial(), flags, old, new, request.uid, request.gid, groups, value[:ATTR.size],
+                target_of(value))
     server.intents.add(move.number)
     server.kv.put(key, value)
     server.kv.put(intent_key(move.number), pack(move))
@@ -175,10 +178,12 @@ async def _across(server, request, old, new, flags, above, value):
 
 async def _install(server, move):
     """Step 2, until the answer is definite.  OSError EIO: it is not known whether it happened."""
-    fields = (move.flags, len(move.new), move.uid, move.gid, move.number, min(server.intents), server.number, move.attr)
+    fields = (move.flags, len(move.new), move.uid, move.gid, len(move.groups) // 4, move.number, min(server.intents),
+              server.number, move.attr)
     while True:
         try:
-            await server.call_peer(owner(move.new, server.servers), INSTALL, move.new + move.target, *fields)
+            tail = move.new + move.groups + move.target
+            await server.call_peer(owner(move.new, server.servers), INSTALL, tail, *fields)
             return
         except OSError as error:
             if error.errno != errno.EAGAIN:
@@ -244,16 +249,17 @@ def resume_rename(server, number, record):
 
 def pack(move):
     """Intent record of a Move."""
-    fixed = INTENT.pack(move.flags, len(move.old), len(move.new), move.uid, move.gid, move.attr)
-    return fixed + move.old + move.new + move.target
+    fixed = INTENT.pack(move.flags, len(move.old), len(move.new), move.uid, move.gid, len(move.groups) // 4, move.attr)
+    return fixed + move.old + move.new + move.groups + move.target
 
 
 def unpack(number, record):
     fields = INTENT.unpack(record)
     at = INTENT.size
     middle, end = at + fields.old, at + fields.old + fields.new
-    old, new, target = record[at:middle], record[middle:end], record[end:]
-    return Move(number, fields.flags, old, new, fields.uid, fields.gid, fields.attr, target)
+    last = end + 4 * fields.groups
+    old, new, groups, target = record[at:middle], record[middle:end], record[end:last], record[last:]
+    return Move(number, fields.flags, old, new, fields.uid, fields.gid, groups, fields.attr, target)
 
 
 # --- across two servers: the other one ------------------------------------------------------------------------------
@@ -261,8 +267,10 @@ def unpack(number, record):
 
 @serves(INSTALL)
 def install(server, request):
-    flags, length, uid, gid, number, below, origin, attr = request.fields
-    new, target = request.tail[:length], request.tail[length:]
+    flags, length, uid, gid, groups, number, below, origin, attr = request.fields
+    end = length + 4 * groups
+    new, target = request.tail[:length], request.tail[end:]
+    who = Who(uid, gid, 0, frozenset(struct.unpack(f"<{groups}I", request.tail[length:end])))
     if server.kv.get(applied_key(origin, number)) is not None:
         return (), b""
     check_new_path(new)
@@ -272,7 +280,7 @@ def install(server, request):
     if server.dirs.is_held(entry_key(new)):
         raise fail(errno.EAGAIN)
     ino = ino_of(attr)
-    above, existing = _checked(server, Who(uid, gid), new, flags, ino)
+    above, existing = _checked(server, who, new, flags, ino)
     if existing is not None and ino_of(existing) == ino:
         raise fail(errno.EALREADY)  # two names of one file: both stay
     now = now_ns()

@@ -61,7 +61,9 @@ def fcntl_lock(handle, command, address):
     file = opened(handle)
     how = _POSIX.get(command, _OFD.get(command))
     kind, whence, start, length, pid = abi.unpack_flock(load(address, abi.FLOCK_SIZE))
-    if how is None or kind not in (abi.F_RDLCK, abi.F_WRLCK, abi.F_UNLCK) or how == LOCK_ASK and kind == abi.F_UNLCK:
+    if how is None or kind not in (abi.F_RDLCK, abi.F_WRLCK, abi.F_UNLCK):
+        raise fail(errno.EINVAL)
+    if command == abi.F_GETLK and kind == abi.F_UNLCK:  # F_OFD_GETLK: which lock the open file has itself
         raise fail(errno.EINVAL)
     begin, end = _lock_range(handle, file, whence, start, length)
     if how != LOCK_ASK and (kind == abi.F_RDLCK and not file.readable or kind == abi.F_WRLCK and not file.writable):

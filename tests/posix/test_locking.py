@@ -98,7 +98,11 @@ def questions():
     file = open("f", "r+")
     for arguments in ((WR,), (RD,), (RD, 6, 1), (WR, 0, 4), (WR, 19, 2), (RD, 25), (UN,), (WR, -3, 0, 2),
                       (WR, 0, 0, 8)):
-        print(arguments, get(file, *arguments), record(OFD_GET, file, *arguments) if arguments[0] != UN else "")
+        print(arguments, get(file, *arguments), record(OFD_GET, file, *arguments))
+    record(OFD_SET, file, RD, 12, 3)
+    record(OFD_SET, file, RD, 30, 3)
+    for arguments in ((UN,), (UN, 13, 1), (UN, 15, 2), (UN, 15), (UN, 33), (UN, 0, 12)):
+        print(arguments, record(OFD_GET, file, *arguments), record(OFD_GET, open("f"), *arguments))
 child(questions)
 print(get(file, WR), get(file, WR, 4, 4, 0, 99))
 reader, writer, path = open("f"), open("f", "a"), os.open("f", os.O_PATH)

@@ -41,6 +41,7 @@ class Node:
             self.chunk_size,
             0,
             self.cuts,
+            self.atime,
         )
 
     @property
@@ -141,7 +142,7 @@ class Servers:
     def seen(self, server, node):
         """A name's attributes as its server tells them: only a pointer when the inode lives elsewhere."""
         if node.ino != ops.ROOT_INO and home(node.ino) != server:
-            return ops.ATTR.pack(node.ino, 0, 0, 0, 0, 0, node.kind, 0, 0, 0, 0, 0, ops.FLAG_REMOTE, 0)
+            return ops.ATTR.pack(node.ino, 0, 0, 0, 0, 0, node.kind, 0, 0, 0, 0, 0, ops.FLAG_REMOTE, 0, 0)
         return node.attr()
 
     def make(self, server, path, mode, chunk_size=0, target=b""):

@@ -122,7 +122,7 @@ def test_pages_written_again_and_again_are_no_more_than_the_file():
 
 
 def test_intent_records():
-    move = Move(7, 1, b"/old/name", b"/n", 5, 6, bytes(range(ATTR.size)), b"target")
+    move = Move(7, 1, b"/old/name", b"/n", 5, 6, bytes(range(8)), bytes(range(ATTR.size)), b"target")
     assert unpack(7, pack(move)) == move
 
 
