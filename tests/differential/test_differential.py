@@ -158,8 +158,9 @@ def test_same_as_local(pair):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_same_as_local_for_long(pair):
-    search(pair, 3000)
+    search(pair, 1500)
 
 
 def test_a_difference_is_found_and_told_shortly(pair):
