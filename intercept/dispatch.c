@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <linux/openat2.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -85,6 +86,7 @@ static int directory_of(const struct madfs_frame *f, const struct madfs_paramete
 // The names in a call: how many are ours and how many are not.
 struct names {
   int ours, theirs, error;
+  bool second;  // the error is that of the second one
 };
 
 // A path of the host's as the runtime can use it, for calls with two paths whose errors depend on both.
@@ -105,6 +107,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   int which = names->ours + names->theirs > 0;
   char *path = t->given[which], *room = t->path[which];
   long given = madfs_user_text(path, MADFS_GIVEN_MAX, (const char *)f->argument[(int)p->argument]);
+  names->second = which;
   if (given < 0) {
     names->error = (int)given;
     return;
@@ -141,7 +144,7 @@ static void build_text(const char *text, struct madfs_arg *out, struct names *na
 // `follow`: paths such as /proc/self/fd/3 mean the file, not the link.
 static struct names build(const struct madfs_frame *f, const struct madfs_parameter *parameters, unsigned count,
                           bool follow, struct madfs_call *call) {
-  struct names names = {0, 0, 0};
+  struct names names = {0, 0, 0, false};
   call->count = (int)count;
   for (unsigned i = 0; i < count && !names.error; i++) {
     const struct madfs_parameter *p = &parameters[i];
@@ -151,6 +154,7 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
       case PARAMETER_AT:
         out->text = follow ? "follow" : "";
         build_path(f, p, out, &names);
+        if (call->number == CALL_openat2 && names.error == -ENOENT) names.error = 0;  // it looks at its flags first
         break;
       case PARAMETER_FD: build_fd((int)value, out, &names); break;
       case PARAMETER_STR:
@@ -173,6 +177,12 @@ static bool open_escaped(struct madfs_thread *t) {
   madfs_copy(path, sizeof path, t->escaped);
   t->later_frame = NULL;
   long flags = integer(f, &p[1]), mode = integer(f, &p[2]);
+  struct open_how how;
+  if (f->number == SYS_openat2) {
+    if (!madfs_user_in(&how, (const void *)f->argument[2], sizeof how)) how = (struct open_how){.flags = 0};
+    flags = (long)how.flags;
+    mode = (long)how.mode;
+  }
   f->number = arch_syscall(SYS_openat, AT_FDCWD, (long)path, flags, mode, 0, 0);
   return true;
 }
@@ -192,7 +202,7 @@ static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *
   for (int i = 0; i < 6; i++) a[i] = (long)f->argument[i];
   a[(int)p->argument] = (long)t->escaped;
   if (p->directory >= 0) a[(int)p->directory] = AT_FDCWD;
-  bool opens = row->call == CALL_openat && strlen(t->escaped) < ESCAPED_MAX;
+  bool opens = (row->call == CALL_openat || row->call == CALL_openat2) && strlen(t->escaped) < ESCAPED_MAX;
   long result = opens ? RAW(SYS_faccessat, AT_FDCWD, t->escaped, F_OK)
                       : arch_syscall(f->number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (result == -ENOENT && madfs_links_suspect(AT_FDCWD, t->escaped)) {
@@ -327,8 +337,35 @@ static void mapped_over(const struct madfs_frame *f, long at) {
   madfs_maps_settle();
 }
 
+// openat2() of an absolute path from a directory of ours that is to be left by no means, or is to be the root.
+static bool is_rooted(const struct madfs_frame *f, uint64_t *resolve) {
+  struct open_how how;
+  const char *path = (const char *)f->argument[1];
+  if (f->argument[1] < MADFS_POINTER_MIN || arch_peek_byte(path) != '/') return false;
+  if (!madfs_user_in(&how, (const void *)f->argument[2], sizeof how)) return false;
+  *resolve = how.resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT);
+  return *resolve && f->argument[3] >= sizeof how;
+}
+
+static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row);
+
+static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_row *row, uint64_t resolve) {
+  int directory = (int)f->argument[0];
+  bool ours = directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_slot(directory) >= 0;
+  if (!ours) return MADFS_PASS;
+  if (resolve & RESOLVE_BENEATH) return answer(f, resolve & RESOLVE_IN_ROOT ? -EINVAL : -EXDEV);
+  const unsigned long given = f->argument[1];
+  const char *path = (const char *)given;
+  while (arch_peek_byte(path) == '/') path++;
+  f->argument[1] = (unsigned long)(arch_peek_byte(path) ? path : "./");
+  enum madfs_verdict verdict = answer_row(f, row);
+  f->argument[1] = given;
+  return verdict;
+}
+
 // Calls of which C knows more than their row says.
 static enum madfs_verdict answer_special(struct madfs_frame *f, const struct madfs_row *row, bool *answered) {
+  uint64_t resolve;
   *answered = true;
   if (row->call == CALL_lseek || row->call == CALL_ioctl) {
     int slot = madfs_fd_slot((int)f->argument[0]);
@@ -345,6 +382,8 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
     if (madfs_path_cwd(path)) return read_magic_link(f, row, madfs_cwd_get(madfs_local.thread->path[0]));
     if (madfs_path_program(path))
       return read_magic_link(f, row, madfs_copy(madfs_local.thread->path[0], MADFS_PATH_MAX, madfs_settings.program));
+  } else if (row->call == CALL_openat2 && is_rooted(f, &resolve)) {
+    return open_rooted(f, row, resolve);
   } else if (row->call == CALL_mmap && is_hosts_mapping(f)) {
     // A library is being loaded: nobody runs its text yet.
     long at =
@@ -371,6 +410,27 @@ static bool check_buffer(const struct madfs_frame *f, struct madfs_call *call) {
   return (*count = (long)madfs_user_probe((const void *)call->arg[1].value, (size_t)*count, fills)) != 0;
 }
 
+// The second of two paths is none: Linux finds that out when it has looked at the first one, or at the way to it.
+static long check_first(const struct madfs_frame *f, const struct madfs_row *row, const struct madfs_call *call) {
+  bool links = row->call == CALL_linkat;
+  if ((!links && row->call != CALL_renameat2) || call->arg[0].kind != MADFS_ARG_PATH) return 0;
+  char *path = madfs_local.thread->path[0];
+  size_t length = call->arg[0].length;
+  if (!links) {
+    while (length > 1 && path[length - 1] == '/') length--;
+    while (length > 1 && path[length - 1] != '/') length--;
+    path[length++] = '.';
+    path[length] = 0;
+  }
+  int ignored, flags = AT_EACCESS | (links && follows(f, row) ? 0 : AT_SYMLINK_NOFOLLOW);
+  struct madfs_call look = {.number = CALL_faccessat, .count = 3};
+  look.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = path, .length = length};
+  look.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = F_OK};
+  look.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = flags};
+  long result = madfs_runtime_call(&look, &ignored);
+  return madfs_failed(result) ? result : 0;
+}
+
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
   bool answered;
   if (row->kind == ROW_SHIM) return row->shim->work(f);
@@ -383,6 +443,10 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
+  if (names.error && names.ours && names.second) {
+    long first = check_first(f, row, &call);
+    if (first) return answer(f, first);
+  }
   if (names.error && (row->kind != ROW_REFUSE || names.error != -ENOENT)) return answer(f, names.error);
   if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);
   if (names.theirs && row->call != CALL_linkat) return answer(f, -EXDEV);
@@ -479,6 +543,8 @@ __attribute__((noinline)) static enum madfs_verdict forward(struct madfs_frame *
 }
 
 static bool concerns(const struct madfs_frame *f, const struct madfs_row *row) {
+  uint64_t resolve;
+  if (MADFS_UNLIKELY(f->number == SYS_openat2) && is_rooted(f, &resolve)) return true;
   for (unsigned i = 0; i < row->count; i++) {
     const struct madfs_parameter *p = &row->parameter[i];
     unsigned long value = f->argument[(int)p->argument];

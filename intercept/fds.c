@@ -793,7 +793,7 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
     case F_SETOWN_EX:
     case F_GETSIG:
     case F_SETSIG: return flags & O_PATH && command != F_GETFD && command != F_SETFD ? answer(f, -EBADF) : MADFS_PASS;
-    case F_GETFL: return answer(f, flags);
+    case F_GETFL: return answer(f, flags & O_TMPFILE & ~O_DIRECTORY ? flags | O_TMPFILE : flags);
     case F_SETFL:
       if (flags & O_PATH) return answer(f, -EBADF);
       madfs_slot_set_flags(slot, (flags & ~(uint32_t)CHANGEABLE) | ((uint32_t)f->argument[2] & CHANGEABLE));

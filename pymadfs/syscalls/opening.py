@@ -41,7 +41,7 @@ def _tmpfile(path, flags, mode):
     if not flags & posix.O_DIRECTORY or flags & posix.O_CREAT or not flags & posix.O_ACCMODE:
         raise fail(errno.EINVAL)
     path, attr = links.tmpfile(files.fs, path, flags, mode)
-    return descriptor(path, attr, flags & ~posix.O_TMPFILE)
+    return descriptor(path, attr, flags & ~posix.O_DIRECTORY)  # F_GETFL shows it all the same
 
 
 _OPEN_FLAGS = (
@@ -67,16 +67,26 @@ _OPEN_FLAGS = (
 
 # openat2(2): "how.size ... E2BIG: An extension that this kernel does not support was specified in how."
 @call
-def openat2(path, how, size):
+def openat2(path, how, size, given):
     if size < abi.OPEN_HOW.size:
         raise fail(errno.EINVAL)
     if size > abi.PAGE or size > abi.OPEN_HOW.size and any(load(how + abi.OPEN_HOW.size, size - abi.OPEN_HOW.size)):
         raise fail(errno.E2BIG)
     flags, mode, resolve = abi.OPEN_HOW.unpack(load(how, abi.OPEN_HOW.size))
-    if flags & ~_OPEN_FLAGS or resolve or mode & ~0o7777 or mode and not flags & posix.O_CREAT:
+    if flags & ~_OPEN_FLAGS or mode & ~0o7777 or mode and not flags & (posix.O_CREAT | _TMPFILE):
         raise fail(errno.EINVAL)
     if flags & posix.O_PATH and flags & ~(posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC):
         raise fail(errno.EINVAL)
+    if not given:
+        raise fail(errno.EINVAL if resolve & ~0x3F or resolve & 0x18 == 0x18 else errno.ENOENT)
+    if resolve:
+        from . import beneath
+
+        if resolve & ~beneath.KNOWN or resolve & beneath.BENEATH and resolve & beneath.IN_ROOT:
+            raise fail(errno.EINVAL)
+        if resolve & beneath.CACHED and flags & (posix.O_CREAT | posix.O_TRUNC | _TMPFILE):
+            raise fail(errno.EAGAIN)
+        path = beneath.resolve(path, given, flags, resolve)
     return openat(path, flags, mode)
 
 

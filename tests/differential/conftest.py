@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 from support import MADFS
@@ -22,11 +23,9 @@ def trio(tmp_path_factory):
 
 
 @pytest.fixture
-def local(tmp_path_factory):
-    """A local directory that every user can enter."""
-    directory = tmp_path_factory.mktemp("local")
-    for above in (directory, *directory.parents):
-        if above.stat().st_uid == os.getuid() and not above.stat().st_mode & 1:
-            above.chmod(above.stat().st_mode | 0o11)
-    yield str(directory / "files")
+def local():
+    """A local directory that every user can enter; not one of pytest's, which closes those of all its sessions."""
+    directory = tempfile.mkdtemp(prefix="madfs-differential-")
+    os.chmod(directory, 0o755)
+    yield f"{directory}/files"
     shutil.rmtree(directory, ignore_errors=True)

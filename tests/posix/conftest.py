@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 
 import pytest
 
@@ -88,3 +89,13 @@ def standing(tmp_path_factory):
 @pytest.fixture(scope="session")
 def runner(standing, tmp_path_factory):
     return Runner(standing, str(tmp_path_factory.mktemp("local")))
+
+
+@pytest.fixture
+def everybodys():
+    """A local directory that everybody can reach, as a mount is; not one of pytest's, which closes those of all its
+    sessions."""
+    directory = tempfile.mkdtemp(prefix="madfs-everybodys-")
+    os.chmod(directory, 0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)

@@ -314,16 +314,6 @@ def run(script, directory, environment):
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="session")
-def everybodys(tmp_path_factory):
-    """A local directory that everybody can reach, as a mount is."""
-    directory = tmp_path_factory.mktemp("everybodys")
-    for each in (directory, *directory.parents):
-        if each.stat().st_uid == os.getuid() and len(each.parts) > 2:
-            each.chmod(each.stat().st_mode | 0o055)
-    return directory
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_same_as_locally(runner, everybodys, name):
     local = run(SCRIPTS[name], f"{everybodys}/{name}", runner.plain)

@@ -254,7 +254,7 @@ def test_bad_addresses(servers, address):
         lambda: calls.writev(handle, address, 1),
         lambda: calls.statfs(b"/madfs", address),
         lambda: calls.getdents64(opened(b"/madfs/", R), address, 1000),
-        lambda: calls.openat2(b"/madfs/file", address, 24),
+        lambda: calls.openat2(b"/madfs/file", address, 24, b"file"),
     ):
         with failure(errno.EFAULT):
             call()
@@ -526,8 +526,8 @@ def how(flags=0, mode=0, resolve=0, more=b""):
 
 def test_openat2(servers):
     good = how(CREAT | RW, 0o600)
-    assert calls.openat2(b"/madfs/file", good.at, 24) >= 0 and servers.names[b"/file"].mode & 0o777 == 0o600
-    assert calls.openat2(b"/madfs/file", how(more=bytes(8)).at, 32) >= 0
+    assert calls.openat2(b"/madfs/file", good.at, 24, b"file") >= 0 and servers.names[b"/file"].mode & 0o777 == 0o600
+    assert calls.openat2(b"/madfs/file", how(more=bytes(8)).at, 32, b"file") >= 0
     cases = [
         (how(), 23, errno.EINVAL),
         (how(more=b"\0\1"), 26, errno.E2BIG),
@@ -535,12 +535,13 @@ def test_openat2(servers):
         (how(1 << 40), 24, errno.EINVAL),
         (how(mode=0o600), 24, errno.EINVAL),
         (how(CREAT, 1 << 16), 24, errno.EINVAL),
-        (how(resolve=8), 24, errno.EINVAL),
+        (how(resolve=64), 24, errno.EINVAL),
+        (how(resolve=8 | 16), 24, errno.EINVAL),
         (how(os.O_PATH | RW), 24, errno.EINVAL),
     ]
     for memory, size, code in cases:
         with failure(code):
-            calls.openat2(b"/madfs/file", memory.at, size)
+            calls.openat2(b"/madfs/file", memory.at, size, b"file")
 
 
 def test_umask(servers):
