@@ -519,9 +519,11 @@ static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)
   uint64_t before;
   long number = f->number;
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
+  madfs_exit_waits();
   struct madfs_thread *t = madfs_thread();
   enum madfs_verdict verdict = MADFS_DONE;
   if (t) {
+    madfs_twin_enters();
     madfs_local.inside |= 1;
     t->frame = f;
     t->number = f->number;
@@ -597,7 +599,7 @@ __attribute__((noinline)) static enum madfs_verdict filter_inside(struct madfs_f
 enum madfs_verdict madfs_filter(struct madfs_frame *f) {
   if (MADFS_UNLIKELY((unsigned long)f->number >= MADFS_ROWS)) return MADFS_PASS;
   if (MADFS_UNLIKELY(madfs_local.inside & INSIDE_FORK)) madfs_fds_fork_ended();
-  if (MADFS_UNLIKELY(madfs_local.inside)) return filter_inside(f);
+  if (MADFS_UNLIKELY(madfs_local.inside) && !madfs_twin_waits()) return filter_inside(f);
   const struct madfs_row *row = &madfs_rows[f->number];
   if (row->kind <= ROW_KERNEL) return filter_kernel(f, row);
   if (row->route == ROUTE_FD && row->kind != ROW_SHIM)

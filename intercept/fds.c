@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -84,11 +85,13 @@ static struct {
 
 _Atomic uint32_t madfs_fds_known[KNOWN];
 _Atomic int madfs_fds_top = -1;
+_Atomic bool madfs_tables_many;  // the cache may be wrong: see tables.c
 
 // --- the cache ------------------------------------------------------------------------------------------------------
 
 static void learn(int fd, uint32_t what) {
   if (fd < 0 || fd >= KNOWN || madfs_in_vfork()) return;
+  if (madfs_tables_many && what != KNOWN_INTERNAL && atomic_load(&madfs_fds_known[fd]) != KNOWN_INTERNAL) return;
   atomic_store(&madfs_fds_known[fd], what);
   int top = atomic_load(&madfs_fds_top);
   while (what && fd > top && !atomic_compare_exchange_weak(&madfs_fds_top, &top, fd)) continue;
@@ -105,7 +108,7 @@ static int ask(int fd) {
 
 bool madfs_fd_concerns(int fd) {
   if (fd < 0) return false;
-  if (MADFS_UNLIKELY(fd >= KNOWN || madfs_local.vfork_depth))
+  if (MADFS_UNLIKELY(fd >= KNOWN || madfs_local.vfork_depth || madfs_tables_many))
     return atomic_load(&madfs_fds_top) >= 0 && madfs_fd_slot(fd) != FD_HOST;
   return atomic_load_explicit(&madfs_fds_known[fd], memory_order_relaxed) != KNOWN_NO;
 }
@@ -114,7 +117,7 @@ int madfs_fd_slot(int fd) {
   if (fd < 0) return FD_HOST;
   if (fd >= KNOWN) return ask(fd);
   uint32_t what = atomic_load(&madfs_fds_known[fd]);
-  if (madfs_in_vfork()) return what == KNOWN_INTERNAL ? FD_INTERNAL : ask(fd);
+  if (madfs_tables_many || madfs_in_vfork()) return what == KNOWN_INTERNAL ? FD_INTERNAL : ask(fd);
   return what == KNOWN_NO ? FD_HOST : what == KNOWN_INTERNAL ? FD_INTERNAL : (int)(what - 1);
 }
 
@@ -177,6 +180,13 @@ long madfs_fds_hide(long fd) {
 void madfs_fds_forget(int fd) {
   learn(fd, KNOWN_NO);
   madfs_locks_forget(fd);
+}
+
+void madfs_fds_distrust(void) {
+  if (atomic_exchange(&madfs_tables_many, true)) return;
+  atomic_store(&madfs_fds_top, KNOWN - 1);
+  for (unsigned i = 0; i < MADFS_CLASSES; i++)
+    if (madfs_classes[i] == CLASS_FD) madfs_classes[i] = CLASS_ASK;
 }
 
 void madfs_fds_internal(int fd) { learn(fd, KNOWN_INTERNAL); }
@@ -454,6 +464,7 @@ void madfs_fds_fork_begins(void) {
 void madfs_fds_fork_ended(void) {
   madfs_local.inside &= ~INSIDE_FORK;
   atomic_fetch_sub(&spares.forks, 1);
+  madfs_tables_cloned();
   madfs_fork_finish();
 }
 
@@ -473,7 +484,7 @@ const struct madfs_shim madfs_shim_pidfd_getfd = {getfd_concerns, getfd_work};
 
 static bool only_ours(int slot) {
   return !(atomic_load(&table.slots[slot].flags) & SLOT_SHARED) && !atomic_load(&spares.forks) &&
-         atomic_load(&solo[slot]) == atomic_load(&spares.epoch) && !madfs_in_vfork();
+         atomic_load(&solo[slot]) == atomic_load(&spares.epoch) && !madfs_tables_many && !madfs_in_vfork();
 }
 
 // Keeps the placeholder `fd` of `slot` and closes that number.  false: nothing was done.
@@ -507,7 +518,7 @@ static bool spare_give(int fd, int slot) {
 // A spare's slot, or -1, and its descriptor.
 static int spare_take(int *fd) {
   int slot = -1;
-  if (!spares.count) return slot;
+  if (!spares.count || madfs_tables_many) return slot;
   madfs_lock(&spares.lock);
   if (spares.count && spares.process == atomic_load(&spares.lock.owner) && !madfs_in_vfork()) {
     *fd = spares.fd[--spares.count];
@@ -611,6 +622,11 @@ static void dropped(int slot) {
   if (!madfs_in_vfork() && !held(slot) && ended(slot)) slot_free(slot);
 }
 
+void madfs_fds_done(int fd, int slot) {
+  RAW(SYS_close, fd);
+  dropped(slot);
+}
+
 static void leave(int slot) {
   struct madfs_call call = {.number = CALL_leave, .count = 1};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
@@ -636,8 +652,7 @@ void madfs_fds_exit(void) {
   for (int fd = 0; fd <= top; fd++) {
     int slot = madfs_fd_slot(fd);
     if (slot < 0 || only_ours(slot)) continue;
-    learn(fd, KNOWN_NO);
-    RAW(SYS_close, fd);
+    RAW(SYS_close, fd);  // still known as ours: other threads' calls on it wait for the end
     seen[slot / 64] |= 1UL << slot % 64;
     any = true;
   }
@@ -747,7 +762,9 @@ const struct madfs_shim madfs_shim_dup3 = {either_concerns, dup3_work};
 
 static bool range_concerns(struct madfs_frame *f) {
   int top = atomic_load(&madfs_fds_top);
-  return top >= 0 && (unsigned)f->argument[0] <= (unsigned)top && !((unsigned)f->argument[2] & CLOSE_RANGE_CLOEXEC);
+  unsigned flags = (unsigned)f->argument[2];
+  if (flags & CLOSE_RANGE_UNSHARE) return true;
+  return top >= 0 && (unsigned)f->argument[0] <= (unsigned)top && !(flags & CLOSE_RANGE_CLOEXEC);
 }
 
 // close_range is cut around our own descriptors.  In a process without any, and for CLOSE_RANGE_CLOEXEC (execve takes
@@ -756,7 +773,13 @@ static enum madfs_verdict range_work(struct madfs_frame *f) {
   unsigned first = (unsigned)f->argument[0], last = (unsigned)f->argument[1], flags = (unsigned)f->argument[2];
   unsigned top = (unsigned)atomic_load(&madfs_fds_top);
   long result = 0;
-  if (first > last || (flags & ~(unsigned)CLOSE_RANGE_UNSHARE)) return MADFS_PASS;
+  if (first > last || (flags & ~(unsigned)(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC))) return MADFS_PASS;
+  if ((flags & CLOSE_RANGE_UNSHARE) && !madfs_in_vfork() && !madfs_alone()) {
+    result = madfs_tables_unshare(CLONE_FILES);
+    if (result) return answer(f, result);
+    flags &= ~(unsigned)CLOSE_RANGE_UNSHARE;
+  }
+  if (flags & CLOSE_RANGE_CLOEXEC) return answer(f, RAW(SYS_close_range, first, last, flags));
   for (unsigned fd = first; fd <= last && fd <= top; fd++) {
     int slot = madfs_fd_slot((int)fd);
     if (slot == FD_HOST) continue;

@@ -137,6 +137,8 @@ struct madfs_local {
   struct madfs_thread *thread;
   int forking;  // it has told the runtime that it forks
   unsigned identity;  // identity.c: what the runtime knows of this thread's user
+  int inside_task;    // which of two tasks with the same thread-local memory is inside
+  bool parting;       // it makes a task with a table of its own
 };
 extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial-exec")));
 
@@ -268,6 +270,9 @@ void madfs_fds_shared(void);                        // descriptors may be going 
 void madfs_fds_fork_begins(void);                   // before a child is made; until this thread is heard of again:
 void madfs_fds_fork_ended(void);
 long madfs_fds_borrow(int slot, int cloexec);   // a descriptor of a slot that another process holds
+void madfs_fds_done(int fd, int slot);          // closes it; the open file may end with it
+extern _Atomic bool madfs_tables_many;
+void madfs_fds_distrust(void);                  // what is remembered is not true of every thread's table
 void madfs_fds_adopt(const char *state);        // MADFS_STATE of the program that executed this one
 void madfs_fds_exec(void);
 void madfs_fds_exit(void);
@@ -279,6 +284,20 @@ void madfs_fds_internal(int fd);                // it was inherited, and is the 
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
 
 bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked about `what` before
+
+// --- tables.c: tasks with this memory and a table of descriptors of their own ----------------------------------------
+
+bool madfs_table_own(void);  // this task's is not the one that the runtime's descriptors are in
+// madfs_runtime_call() for such a task.  REQUIRES: on the hook stack.
+long madfs_table_call(const struct madfs_call *call, int *escaped_argument);
+long madfs_tables_unshare(unsigned long flags);  // unshare().  REQUIRES: on the hook stack
+void madfs_tables_clone(void);    // this thread makes a task with a table of its own
+void madfs_tables_twins(void);    // it makes a task that has its thread-local memory
+void madfs_tables_cloned(void);   // it is heard of again
+void madfs_tables_forget(void);   // in the child of a fork
+bool madfs_alone(void);           // no other task has this table
+bool madfs_twin_waits(void);      // false: this task is the one that is inside
+void madfs_twin_enters(void);
 
 // --- unreached.c ----------------------------------------------------------------------------------------------------
 
@@ -358,7 +377,9 @@ void madfs_clone_inside(const struct madfs_frame *f);  // the runtime makes a th
 void madfs_fork_start(void);    // libc's fork() shall tell us
 void madfs_fork_finish(void);   // the fork that this thread has made in place is over
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
-int madfs_memory_owner(void);  // the process whose memory this is
+int madfs_memory_owner(void);    // the process whose memory this is
+bool madfs_shares_memory(void);  // another process may have this memory, too
+void madfs_exit_waits(void);   // for ever, in a process that another thread is ending
 unsigned madfs_umask(void);
 
 // --- identity.c -----------------------------------------------------------------------------------------------------
@@ -375,6 +396,7 @@ bool madfs_runtime_loaded(void);
 // Around a fork: nobody loads the runtime meanwhile, nor is inside it.  REQUIRES: signals are blocked.
 void madfs_runtime_fork_begins(void);
 void madfs_runtime_fork_ends(bool child);
+void madfs_runtime_leave(void);  // this child has the parent's descriptors: it must not close them, nor use them
 // Result of a canonical call; starts the runtime when it does not run yet.  REQUIRES: on the hook stack.
 long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument);
 // Cancels the thread when that was asked for meanwhile.  REQUIRES: on the application's stack, with its signals.

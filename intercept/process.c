@@ -20,7 +20,16 @@ bool madfs_in_vfork(void) {
   return madfs_local.vfork_depth != 0;
 }
 
-int madfs_memory_owner(void) { return madfs_in_vfork() ? madfs_local.thread->vfork_parent[0] : (int)RAW(SYS_getpid); }
+// Once another process was given this memory: whose it is.
+static _Atomic int memory_process;
+
+bool madfs_shares_memory(void) { return atomic_load(&memory_process) != 0; }
+
+int madfs_memory_owner(void) {
+  int process = atomic_load_explicit(&memory_process, memory_order_relaxed);
+  if (MADFS_UNLIKELY(process)) return process;
+  return madfs_in_vfork() ? madfs_local.thread->vfork_parent[0] : (int)RAW(SYS_getpid);
+}
 
 static void note_vfork(void) {
   const uint64_t all = ~0UL;
@@ -42,6 +51,7 @@ static void note_vfork(void) {
 // Of the fork under way; the runtime's lock guards it.
 static struct {
   int process;
+  bool shares_files;  // the child has our table of descriptors, and its own memory
   uint64_t signals;
 } forking;
 
@@ -49,13 +59,20 @@ static void fork_begins(void) {
   madfs_runtime_fork_begins();
   madfs_cwd_hold(true);
   forking.process = (int)RAW(SYS_getpid);
+  forking.shares_files = false;
   madfs_local.forking = FORKS;
 }
 
 static void fork_ends(void) {
   madfs_local.forking = FORKS_NOT;
   madfs_cwd_hold(false);
-  madfs_runtime_fork_ends(forking.process != (int)RAW(SYS_getpid));
+  bool child = forking.process != (int)RAW(SYS_getpid);
+  if (child) {
+    atomic_store(&memory_process, 0);
+    madfs_tables_forget();
+  }
+  if (child && forking.shares_files) madfs_runtime_leave();
+  else madfs_runtime_fork_ends(child);
 }
 
 static long on_hook_stack(void *begins) {
@@ -66,6 +83,7 @@ static long on_hook_stack(void *begins) {
 }
 
 static void on_stack(bool begins) {
+  madfs_twin_enters();
   madfs_local.inside |= 1;
   arch_on_stack(madfs_local.thread, on_hook_stack, begins ? "" : NULL);
   madfs_local.inside &= ~1;
@@ -147,6 +165,13 @@ void madfs_clone_inside(const struct madfs_frame *f) {
   its->inside = 1;
 }
 
+// A process that lives beside this one on the same memory, perhaps with the same thread-local variables.
+static void note_companion(const struct new_process *p) {
+  if (p->flags & CLONE_THREAD) return;
+  atomic_store(&memory_process, madfs_memory_owner());
+  if (!(p->flags & CLONE_SETTLS)) madfs_tables_twins();
+}
+
 // True: a copy of the process is made past libc's fork(), whose handlers have not run.  All else is executed where it
 // stands: nothing of ours is on the stack, so a child may return from there.
 static bool clone_concerns(struct madfs_frame *f) {
@@ -156,6 +181,8 @@ static bool clone_concerns(struct madfs_frame *f) {
   if (kind == KIND_COPY && !madfs_local.forking && !madfs_in_vfork()) return true;
   if (!(p.flags & CLONE_FILES)) madfs_fds_fork_begins();
   if (kind == KIND_VFORK) note_vfork();
+  if (kind == KIND_FILES) madfs_tables_clone();
+  if (kind == KIND_FILES || kind == KIND_THREAD) note_companion(&p);
   return false;
 }
 
@@ -165,6 +192,11 @@ static enum madfs_verdict clone_work(struct madfs_frame *f) {
   read_request(f, &p);
   fork_begins();
   madfs_fds_fork_begins();
+  if (p.flags & CLONE_FILES) {
+    madfs_fds_need();
+    madfs_fds_distrust();
+    forking.shares_files = true;
+  }
   if (p.stack || (p.flags & CLONE_SETTLS)) {  // the child cannot return from here
     madfs_local.forking = FORKS_IN_PLACE;
     return MADFS_PASS;
@@ -182,10 +214,25 @@ const struct madfs_shim madfs_shim_clone3 = {clone_concerns, clone_work};
 
 // --- the end --------------------------------------------------------------------------------------------------------
 
-static bool exit_concerns(struct madfs_frame *f) { return (void)f, madfs_runtime_loaded() && !madfs_in_vfork(); }
+// The end of a process on the memory of another one's is not the end of the runtime.
+static bool exit_concerns(struct madfs_frame *f) {
+  (void)f;
+  int owner = atomic_load(&memory_process);
+  return madfs_runtime_loaded() && !madfs_in_vfork() && (!owner || owner == (int)RAW(SYS_getpid));
+}
+
+static _Atomic int exiting;  // the thread that ends this process
+
+// The kernel would have ended the other threads by now: none of them may see that descriptors are closed.
+void madfs_exit_waits(void) {
+  int thread = atomic_load_explicit(&exiting, memory_order_relaxed);
+  if (thread && thread != (int)RAW(SYS_gettid))
+    while (!madfs_failed(RAW(SYS_tgkill, RAW(SYS_getpid), thread, 0))) RAW(SYS_ppoll, 0, 0, 0, 0);
+}
 
 static enum madfs_verdict exit_work(struct madfs_frame *f) {
   (void)f;
+  atomic_store(&exiting, (int)RAW(SYS_gettid));
   madfs_fds_exit();
   madfs_runtime_exiting();
   return MADFS_PASS;

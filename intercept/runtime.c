@@ -25,6 +25,7 @@ enum {
 static struct {
   _Atomic(const struct madfs_runtime *) table;
   bool failed;  // said so once; every call is EIO
+  bool apart;   // because this process has another one's descriptors: not said yet
   struct madfs_lock lock;
 } runtime;
 
@@ -189,8 +190,20 @@ void madfs_runtime_fork_ends(bool child) {
   madfs_unlock(&runtime.lock);
 }
 
+void madfs_runtime_leave(void) {
+  atomic_store(&runtime.table, NULL);
+  runtime.failed = true;
+  runtime.apart = true;
+  madfs_unlock(&runtime.lock);
+}
+
 static const struct madfs_runtime *need(void) {
   const struct madfs_runtime *table = atomic_load(&runtime.table);
+  if (MADFS_UNLIKELY(runtime.apart)) {
+    runtime.apart = false;
+    madfs_say("a process made by clone() with CLONE_FILES but without CLONE_VM cannot use ", madfs_settings.mount,
+              ", its calls fail with EIO: let it share memory, too, or nothing", NULL);
+  }
   if (table || runtime.failed) return table;
   madfs_lock(&runtime.lock);
   if (!atomic_load(&runtime.table) && !runtime.failed) arch_preserve(start, NULL);
@@ -354,6 +367,7 @@ long madfs_runtime_call(const struct madfs_call *call, int *escaped_argument) {
   bool answered = false;
   long special = madfs_in_vfork() ? call_in_vfork(call, escaped_argument, &answered) : 0;
   if (answered) return special;
+  if (MADFS_UNLIKELY(madfs_tables_many) && madfs_table_own()) return madfs_table_call(call, escaped_argument);
   struct job job = {.table = need(), .call = call};
   if (!job.table) return -EIO;
   tell_identity(job.table);

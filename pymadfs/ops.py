@@ -487,6 +487,8 @@ Syscall("vfork", "vfork()", shim=True, only=X86,
         note="what the child opens below the mount, a copy of the process opens for it")
 Syscall("clone", "clone(a0, a1, a2, a3, a4)", shim=True)
 Syscall("clone3", "clone3(a0, a1)", shim=True)
+Syscall("unshare", "unshare(a0)", shim=True,
+        note="complete; noted because of CLONE_FILES, after which a thread has a table of descriptors of its own")
 Syscall("exit_group", "exit_group(a0)", shim=True)
 Syscall("sendmsg", "sendmsg(a0, a1, a2)", shim=True, note=_SOCKETS)
 Syscall("sendmmsg", "sendmsg(a0, a1, a2, a3)", shim=True, note=_SOCKETS)
@@ -536,7 +538,7 @@ security gettid tkill time futex sched_setaffinity sched_getaffinity set_thread_
 io_cancel get_thread_area lookup_dcookie epoll_create epoll_ctl_old epoll_wait_old remap_file_pages set_tid_address
 restart_syscall semtimedop timer_create timer_settime timer_gettime timer_getoverrun timer_delete clock_settime
 clock_gettime clock_getres clock_nanosleep tgkill vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink
-kexec_load add_key request_key keyctl ioprio_set ioprio_get inotify_init migrate_pages unshare set_robust_list
+kexec_load add_key request_key keyctl ioprio_set ioprio_get inotify_init migrate_pages set_robust_list
 get_robust_list move_pages timerfd_create eventfd eventfd2 epoll_create1 pipe2 inotify_init1 rt_tgsigqueueinfo
 fanotify_init prlimit64 clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr seccomp
 getrandom memfd_create userfaultfd membarrier mlock2 pkey_alloc pkey_free io_pgetevents rseq fsopen
