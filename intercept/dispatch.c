@@ -87,6 +87,7 @@ static int directory_of(const struct madfs_frame *f, const struct madfs_paramete
 struct names {
   int ours, theirs, error;
   bool second;  // the error is that of the second one
+  bool nameless;  // a path is empty or NULL: the directory is meant, or it is wrong
 };
 
 // A path of the host's as the runtime can use it, for calls with two paths whose errors depend on both.
@@ -109,6 +110,8 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   long given = madfs_user_text(path, MADFS_GIVEN_MAX, (const char *)f->argument[(int)p->argument]);
   names->second = which;
   if (given < 0) {
+    names->ours += p->directory >= 0 && madfs_path_concerns(directory_of(f, p), NULL);
+    names->nameless |= !f->argument[(int)p->argument];
     names->error = (int)given;
     return;
   }
@@ -119,7 +122,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   if (where < 0) names->error = where;
   else if (where == PATH_HOST || (!*out->text && madfs_path_cwd(path)))
     names->theirs++, out->length = host_path(directory_of(f, p), path, room);
-  else if (names->ours++, !*path) names->error = -ENOENT;
+  else if (names->ours++, !*path) names->error = -ENOENT, names->nameless = true;
   out->kind = MADFS_ARG_PATH;
   out->text = room;
 }
@@ -144,9 +147,10 @@ static void build_text(const char *text, struct madfs_arg *out, struct names *na
 // `follow`: paths such as /proc/self/fd/3 mean the file, not the link.
 static struct names build(const struct madfs_frame *f, const struct madfs_parameter *parameters, unsigned count,
                           bool follow, struct madfs_call *call) {
-  struct names names = {0, 0, 0, false};
+  struct names names = {0};
   call->count = (int)count;
-  for (unsigned i = 0; i < count && !names.error; i++) {
+  for (unsigned i = 0; i < count; i++) {
+    const struct names before = names;
     const struct madfs_parameter *p = &parameters[i];
     struct madfs_arg *out = &call->arg[i];
     unsigned long value = f->argument[(int)p->argument];
@@ -163,6 +167,7 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
       default:
         *out = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = integer(f, p)};
     }
+    if (before.error) names.error = before.error, names.second = before.second;  // the first counts
   }
   return names;
 }
@@ -447,7 +452,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
     long first = check_first(f, row, &call);
     if (first) return answer(f, first);
   }
-  if (names.error && (row->kind != ROW_REFUSE || names.error != -ENOENT)) return answer(f, names.error);
+  if (names.error && !(row->kind == ROW_REFUSE && names.nameless)) return answer(f, names.error);
   if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);
   if (names.theirs && row->call != CALL_linkat) return answer(f, -EXDEV);
   if (!check_buffer(f, &call)) return answer(f, -EFAULT);

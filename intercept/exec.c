@@ -234,7 +234,7 @@ static int locate(struct program *p, size_t *length) {
   int slot = FD_HOST, magic = madfs_path_magic(p->path);
   if (magic >= 0) slot = madfs_fd_slot(magic);
   else if (!*p->path && (p->flags & AT_EMPTY_PATH)) slot = madfs_fd_slot(p->directory);
-  else if (!*p->path) return PATH_HOST;
+  else if (!*p->path) return madfs_path_concerns(p->directory, NULL) ? -ENOENT : PATH_HOST;
   else return madfs_path_locate(p->directory, p->path, p->names[0], length);
   if (slot == FD_INTERNAL) return -EBADF;
   if (slot == FD_HOST) return PATH_HOST;

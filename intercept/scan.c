@@ -182,16 +182,33 @@ static bool bounds(const struct image *image, const uint8_t *site, struct madfs_
 // What is known about no function at all: hand-written code without unwinding information.  A number loaded just
 // before the instruction is proof enough that it is one; it is rewritten in place unless a branch nearby might end
 // inside what is overwritten.
-static void lonely(struct madfs_code *code, struct madfs_plan *plan) {
-  enum { SETS_NUMBER = 5, AROUND = 4096 };
-  plan->tier = ARCH_NO_SITE;
-  if (plan->site - code->text < SETS_NUMBER) return;
-  code->start = plan->site - SETS_NUMBER;
+static bool lonely_from(struct madfs_code *code, struct madfs_plan *plan, const uint8_t *start) {
+  plan->tier = ARCH_NONE;
+  code->start = start;
   code->end = plan->site + ARCH_SITE_BYTES;
   code->padding_end = code->end;
   code->pads[0] = code->pads[1] = (struct arch_pad){code->end, 0};
   arch_survey(code, plan, 1);
-  if (plan->tier != ARCH_NONE || plan->number < 0 || plan->number >= MADFS_ROWS) {
+  return plan->tier == ARCH_NONE;
+}
+
+// Compilers that describe no functions, such as Go's, put traps between them.  Where instructions that follow such a
+// trap lead to the site, and what comes of it is compared with the greatest errno, it is one.  A function without a trap
+// before it is read with the one before.
+static bool lonely_after_trap(struct madfs_code *code, struct madfs_plan *plan) {
+  enum { APART = 16, FAR = 2048 };
+  const uint8_t *at = plan->site - ((unsigned long)plan->site & (APART - 1));
+  if (!arch_looks_at_result(plan->site + ARCH_SITE_BYTES, code->text_end)) return false;
+  for (; at > code->text && plan->site - at < FAR; at -= APART)
+    if (arch_is_trap(at - 1) && lonely_from(code, plan, at)) return true;
+  return false;
+}
+
+static void lonely(struct madfs_code *code, struct madfs_plan *plan) {
+  enum { SETS_NUMBER = 5, AROUND = 4096 };
+  bool found = plan->site - code->text >= SETS_NUMBER && lonely_from(code, plan, plan->site - SETS_NUMBER) &&
+               plan->number >= 0 && plan->number < MADFS_ROWS;
+  if (!found && !lonely_after_trap(code, plan)) {
     plan->tier = ARCH_NO_SITE;
     return;
   }

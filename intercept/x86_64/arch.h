@@ -202,6 +202,14 @@ void arch_crossings(const uint8_t *text, const uint8_t *end, const uint8_t *mark
 // branch.
 void arch_suspect(struct madfs_plan *plan, const uint8_t *from, const uint8_t *to);
 // Whether `at` is an instruction that only fills space, and which.
+static inline bool arch_is_trap(const uint8_t *at) { return *at == 0xcc; }  // int3
+
+// cmp $-4095, %rax
+static inline bool arch_looks_at_result(const uint8_t *at, const uint8_t *end) {
+  return end - at >= 6 && at[0] == 0x48 && at[1] == 0x3d && at[2] == 0x01 && at[3] == 0xf0 && at[4] == 0xff &&
+         at[5] == 0xff;
+}
+
 bool arch_is_padding(const uint8_t *at, size_t room, struct arch_instruction *out);
 
 // A plan of tiers A to E as one word, relative to the text; and back, when the code is what it was.

@@ -14,7 +14,16 @@ from .files import load
 from .table import call
 
 _PROGRAM_BYTES = 1 << 20  # read at once
+_FOREIGN_BYTES = 64 << 20  # of what only an interpreter that the administrator registered can execute
 _program_buffer = 0
+
+
+def _needed(head, size):
+    """How many bytes of a program the kernel may look at: of a script and of what is no program, not all of a file that
+    may be huge."""
+    if head[:2] == b"#!":
+        return 1
+    return size if head == b"\x7fELF" else min(size, _FOREIGN_BYTES)
 
 
 # execve(2): "EACCES: The file or a script interpreter is not a regular file. ... Execute permission is denied for the
@@ -36,10 +45,12 @@ def program(path, flags, fd):
         _program_buffer = _shim.anonymous(
             0, _PROGRAM_BYTES, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
         )
-    offset = 0
+    offset, end = 0, 1
     try:
-        while done := files.fs.read(file, offset, ((_program_buffer, _PROGRAM_BYTES),)):
+        while offset < end and (done := files.fs.read(file, offset, ((_program_buffer, _PROGRAM_BYTES),))):
             data = load(_program_buffer, done)
+            if not offset:
+                end = _needed(bytes(data[:4]), attr.size)
             offset += done
             while data:
                 data = data[posix.write(fd, data) :]

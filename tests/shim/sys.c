@@ -19,7 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { CALLS = 64, ARGUMENTS = 6, BUFFER_MAX = 1 << 20 };
+enum { CALLS = 128, ARGUMENTS = 6, BUFFER_MAX = 1 << 20 };
 
 static const struct {
   const char *name;
