@@ -193,8 +193,8 @@ static bool lonely_from(struct madfs_code *code, struct madfs_plan *plan, const 
 }
 
 // Compilers that describe no functions, such as Go's, put traps between them.  Where instructions that follow such a
-// trap lead to the site, and what comes of it is compared with the greatest errno, it is one.  A function without a trap
-// before it is read with the one before.
+// trap lead to the site, and what comes of it is compared with the greatest errno, it is one.  A function that has no
+// trap before it is read with the one before.
 static bool lonely_after_trap(struct madfs_code *code, struct madfs_plan *plan) {
   enum { APART = 16, FAR = 2048 };
   const uint8_t *at = plan->site - ((unsigned long)plan->site & (APART - 1));

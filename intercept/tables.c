@@ -209,8 +209,8 @@ void madfs_tables_forget(void) {
 // No other task has this table: nothing parts.  The directory of tasks has three links then.
 bool madfs_alone(void) {
   struct stat tasks;
-  return !madfs_tables_many && !madfs_shares_memory() && !madfs_failed(RAW(SYS_newfstatat, AT_FDCWD, "/proc/self/task", &tasks, 0)) &&
-         tasks.st_nlink == 3;
+  if (madfs_tables_many || madfs_shares_memory()) return false;
+  return !madfs_failed(RAW(SYS_newfstatat, AT_FDCWD, "/proc/self/task", &tasks, 0)) && tasks.st_nlink == 3;
 }
 
 long madfs_tables_unshare(unsigned long flags) {

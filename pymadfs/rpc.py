@@ -91,6 +91,15 @@ def _real_transport():
     return Ucx
 
 
+def _close_if_open(fd):
+    """In a child whose parent's thread had a table of descriptors of its own, what another thread opened is missing."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+
+
 class _Peer:
     """A server we have met: ``handle`` of the ``transport``, whose ``ask`` is at hand, ``conn`` (our id there),
     ``door`` (socket or None) and, in a server, the event ``loop`` that watches it."""
@@ -238,10 +247,9 @@ class Client:
         holds locks as its parent does, so its copies of the doors stay open."""
         for peer in self._peers + self._left:
             if peer is not None and peer.door is not None:
-                if keep:
-                    peer.door.detach()
-                else:
-                    peer.door.close()  # else the server would take the child's copy for the parent's life
+                fd = peer.door.detach()
+                if not keep:  # else the server would take the child's copy for the parent's life
+                    _close_if_open(fd)
         if self._second is not None:
             self._second.abandon()
         successor = self._transport.abandon() if self._transport is not None else None

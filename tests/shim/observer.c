@@ -3,7 +3,7 @@
 //
 //   observer MOUNT REPORT FD FD -- PROGRAM ARGUMENTS...
 //
-// REPORT gets one line for each call that enters the kernel with one of the descriptors, or with a text that begins with
+// REPORT gets one line for each call that enters the kernel with one of the descriptors, or a text that begins with
 // MOUNT, as an argument: the number of the call, then ARGUMENT:fd and ARGUMENT:path.  Children are not watched.
 #include <errno.h>
 #include <signal.h>

@@ -27,13 +27,16 @@ HEADERS = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/aarch6
 SHIM = {"close", "close_range", "dup", "dup2", "dup3", "fcntl", "lseek", "fstat", "openat", "ioctl"}
 # Rows that C answers: where their descriptors and paths are.
 PLACES = {
-    "copy_file_range": ("fd 0", "fd 2"), "sendfile": ("fd 0", "fd 1"), "fchdir": ("fd 0",), "chdir": ("path 0",), "flock": ("fd 0",),
+    "copy_file_range": ("fd 0", "fd 2"), "sendfile": ("fd 0", "fd 1"), "fchdir": ("fd 0",), "chdir": ("path 0",),
+    "flock": ("fd 0",),
     "execve": ("path 0",), "execveat": ("at 0 1",),
 }
 UNTRIED = {"close", "close_range", "dup", "dup2", "dup3",  # test_system_calls.py; FILE would be gone
-           "fork", "vfork", "clone", "clone3", "exit_group", "umask", "getcwd", "rt_sigaction", "sigaltstack", "unshare",
+           "fork", "vfork", "clone", "clone3", "exit_group", "umask", "getcwd", "rt_sigaction", "sigaltstack",
+           "unshare",
            "munmap", "mremap", "msync", "mprotect", "pkey_mprotect",  # these name memory
-           "io_uring_setup", "io_submit", "bind", "connect", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg", "pidfd_getfd", "fcntl",
+           "io_uring_setup", "io_submit", "bind", "connect", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg",
+           "pidfd_getfd", "fcntl",
            "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups"}
 
 
@@ -132,7 +135,7 @@ def test_the_kernel_sees_nothing_of_ours(observed):
     for at in range(0, len(lines), TOGETHER):
         some = lines[at:at + TOGETHER]
         answers, seen = observed(some)
-        wrong.update({one: some for one in reached(seen)})
+        wrong.update(dict.fromkeys(reached(seen), some))
         results.update(zip(some, answers))
     assert not wrong, "\n".join(sorted(wrong))
     refused = {line: results[line] for line in lines if ops.SYSCALLS[line.split()[0]].refuse}
@@ -148,7 +151,7 @@ def test_the_observer_sees(observed):
 def test_every_row_is_tried():
     tried = {row.name for row in rows() if list(calls(row))}
     assert {row.name for row in rows()} - tried == set()
-    assert len(tried) > 100 and UNTRIED <= ops.SYSCALLS.keys()
+    assert len(tried) > 100 and ops.SYSCALLS.keys() >= UNTRIED
 
 
 def test_nothing_is_newer_than_the_table():
