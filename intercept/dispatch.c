@@ -284,8 +284,31 @@ static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
   return row->call == CALL_linkat ? (value & AT_SYMLINK_FOLLOW) != 0 : !(value & AT_SYMLINK_NOFOLLOW);
 }
 
+// chmod("/proc/self/fd/N") and its like: the same call of the open file, with as many of its arguments.
+static bool names_file(struct madfs_frame *f, const struct madfs_row *row) {
+  static const struct {
+    int call, instead, count;
+  } like[] = {{CALL_fchmodat, CALL_fchmod, 2},       {CALL_fchownat, CALL_fchown, 3},
+              {CALL_futimesat, CALL_futimes, 2},     {CALL_utimensat, CALL_futimens, 2},
+              {CALL_faccessat, CALL_faccess, 3},     {CALL_truncate, CALL_truncate_again, 2},
+              {CALL_setxattr, CALL_fsetxattr, 5},    {CALL_getxattr, CALL_fgetxattr, 4},
+              {CALL_listxattr, CALL_flistxattr, 3},  {CALL_removexattr, CALL_fremovexattr, 2}};
+  size_t i = 0;
+  while (i < sizeof like / sizeof *like && like[i].call != row->call) i++;
+  if (i == sizeof like / sizeof *like || !follows(f, row)) return false;
+  int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]), ignored;
+  if (fd < 0 || (madfs_slot_flags(madfs_fd_slot(fd)) & O_PATH)) return false;
+  struct madfs_call call = {.number = like[i].instead, .count = like[i].count};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(madfs_fd_slot(fd))};
+  for (int n = 1; n < call.count; n++)
+    call.arg[n] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = integer(f, &row->parameter[n])};
+  f->number = madfs_runtime_call(&call, &ignored);
+  return true;
+}
+
 // stat("/proc/self/fd/N") and its like mean the open file, which may have no name any more.
 static bool names_descriptor(struct madfs_frame *f, const struct madfs_row *row) {
+  if (names_file(f, row)) return true;
   if (!row->empty_count || row->parameter[0].directory < 0 || !follows(f, row)) return false;
   int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]);
   if (fd < 0) return false;
@@ -342,6 +365,24 @@ static void mapped_over(const struct madfs_frame *f, long at) {
   madfs_maps_settle();
 }
 
+// open("/proc/self/fd/N") means the file that is open there, which may have no name any more, or another one's.
+static bool reopens(struct madfs_frame *f, const struct madfs_row *row, enum madfs_verdict *verdict) {
+  int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]), which = -1;
+  long flags = integer(f, &row->parameter[1]);
+  if (fd < 0 || (flags & (O_PATH | O_NOFOLLOW)) == (O_PATH | O_NOFOLLOW)) return false;
+  if (flags & O_NOFOLLOW || (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
+    *verdict = answer(f, flags & O_NOFOLLOW ? -ELOOP : -EEXIST);
+    return true;
+  }
+  struct madfs_call call = {.number = CALL_reopen, .count = 3};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(madfs_fd_slot(fd))};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = flags};
+  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = integer(f, &row->parameter[2])};
+  long result = madfs_runtime_call(&call, &which);
+  *verdict = result == MADFS_HOST_PATH ? escape(f, row, row->parameter, 0, 1) : answer(f, result);
+  return true;
+}
+
 // openat2() of an absolute path from a directory of ours that is to be left by no means, or is to be the root.
 static bool is_rooted(const struct madfs_frame *f, uint64_t *resolve) {
   struct open_how how;
@@ -371,6 +412,7 @@ static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_
 // Calls of which C knows more than their row says.
 static enum madfs_verdict answer_special(struct madfs_frame *f, const struct madfs_row *row, bool *answered) {
   uint64_t resolve;
+  enum madfs_verdict verdict;
   *answered = true;
   if (row->call == CALL_lseek || row->call == CALL_ioctl) {
     int slot = madfs_fd_slot((int)f->argument[0]);
@@ -387,6 +429,8 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
     if (madfs_path_cwd(path)) return read_magic_link(f, row, madfs_cwd_get(madfs_local.thread->path[0]));
     if (madfs_path_program(path))
       return read_magic_link(f, row, madfs_copy(madfs_local.thread->path[0], MADFS_PATH_MAX, madfs_settings.program));
+  } else if (row->call == CALL_openat && reopens(f, row, &verdict)) {
+    return verdict;
   } else if (row->call == CALL_openat2 && is_rooted(f, &resolve)) {
     return open_rooted(f, row, resolve);
   } else if (row->call == CALL_mmap && is_hosts_mapping(f)) {
@@ -436,6 +480,14 @@ static long check_first(const struct madfs_frame *f, const struct madfs_row *row
   return madfs_failed(result) ? result : 0;
 }
 
+// Flags of open() that Linux refuses before it looks at the path.
+static bool is_no_way_to_open(long flags) {
+  long unnamed = O_TMPFILE & ~O_DIRECTORY;
+  if (flags & O_PATH) return false;
+  if (flags & unnamed) return (flags & (O_TMPFILE | O_CREAT)) != O_TMPFILE || (flags & O_ACCMODE) == O_RDONLY;
+  return (flags & O_CREAT) && (flags & O_DIRECTORY);
+}
+
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
   bool answered;
   if (row->kind == ROW_SHIM) return row->shim->work(f);
@@ -448,6 +500,8 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
+  if (names.error && row->call == CALL_openat && is_no_way_to_open(integer(f, &row->parameter[1])))
+    return answer(f, -EINVAL);
   if (names.error && names.ours && names.second) {
     long first = check_first(f, row, &call);
     if (first) return answer(f, first);

@@ -332,6 +332,13 @@ class FileSystem(FileData):
                 self.images().resized(attr.ino, attr.size)
         return path, attr
 
+    def open_again(self, file, flags):
+        """Open the inode of an open file once more, whatever its name is by now.  Returns its attributes."""
+        attr = ATTR.unpack(self._call(home(file.ino), REOPEN, file.path, file.ino, flags & 0xFFFFFFFF)[0].attr)
+        if flags & posix.O_TRUNC and self.mapped[0]:
+            self.images().resized(attr.ino, attr.size)
+        return attr
+
     def reopen(self, file):
         """Count an opening that another process began and this one goes on with.  Never raises: the file works without,
         but may be removed under this process when the other one ends and its name is gone."""
@@ -528,7 +535,13 @@ class FileSystem(FileData):
         """Attributes of an open file."""
         if file.ino == ROOT_INO:
             return self.lookup(file.path)[1]
-        attr = self._getattr(file.ino, file.path)
+        try:
+            attr = self._getattr(file.ino, file.path)
+        except OSError as error:
+            if error.errno != errno.ENOENT or not file.directory:
+                raise
+            who = self.rpc.who  # it was removed, and where it was is not known any more: this much is
+            attr = ATTR.type(file.ino, 0, 0, 0, 0, 0, file.mode, 0, who.uid, who.gid, 0, 0, 0, 0, 0)
         file.size, file.cuts = attr.size, attr.cuts
         return attr
 

@@ -569,6 +569,8 @@ EXTRA_CALLS = {
     "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
     "socket_bind": "socket_bind(at(a0, a1), str(a2), a3, a4)",  # makes the entry of a socket and says where to bind it
     "socket_find": "socket_find(at(a0, a1), a2)",  # where the socket at a path is bound
+    "reopen": "reopen(fd(a0), a1, a2)",  # open("/proc/self/fd/N")
+    "truncate_again": "truncate_again(fd(a0), a1)",  # truncate("/proc/self/fd/N")
     "leave": "leave(fd(a0))",  # other processes may go on with an open file that this one does not use any more
     "release": "release(fd(a0))",  # the last descriptor of an open file went away
 }

@@ -23,6 +23,7 @@ from . import meta
 from .meta import entry_key, is_directory, is_symlink, target_of
 
 DIRECTORIES_MAX = 1 << 16
+REMOVED_MAX = 1024
 FETCH_TRIES = 64  # asked again when an INVALIDATE overtook the answer
 
 Dir = namedtuple("Dir", "mode uid gid key chunk_size")
@@ -48,6 +49,7 @@ class Directories:
         self._held = {}  # key -> Future, or None when what holds it is stuck
         self._holders = {}  # path of a directory whose entry is here -> bits of server numbers
         self._forgetful = not store.fresh
+        self.removed = {}  # ino -> the last value of directories that were removed lately: they may still be open
         self.freezes = None  # Freezes of frozen.py: what is about to begin waits for them
 
     # --- names in use -----------------------------------------------------------------------------------------------
@@ -81,6 +83,12 @@ class Directories:
         future, self._held[key] = self._held[key], None
         if future is not None:
             future.set_result(None)
+
+    def remember(self, ino, value):
+        """The directory was removed; who has it open may ask about it."""
+        if len(self.removed) >= REMOVED_MAX:
+            del self.removed[next(iter(self.removed))]
+        self.removed[ino] = value
 
     def is_held(self, key):
         return key in self._held

@@ -56,6 +56,7 @@ from .meta import (
     CHUNK_SIZE_MAX,
     SIZE_MAX,
     TARGET_BYTES_MAX,
+    changed,
     check_access,
     check_new_path,
     check_owner,
@@ -128,7 +129,12 @@ def lookup(server, request):
 
 @serves(GETATTR)
 def getattr_(server, request):
-    _, value = server.meta.find(request.fields[0], request.tail)
+    try:
+        _, value = server.meta.find(request.fields[0], request.tail)
+    except OSError:
+        value = server.dirs.removed.get(request.fields[0])
+        if value is None:
+            raise
     return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
 
 
@@ -336,6 +342,7 @@ async def rmdir(server, request):
         else:
             debt = counts.owe(server, 0, -1, parent(path), now)
         server.commit()
+        server.dirs.remember(ino_of(value), changed(value, nlink=0, ctime_ns=now))
     finally:
         server.dirs.let_go(key)
     if moved is not None:

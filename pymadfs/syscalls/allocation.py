@@ -7,11 +7,11 @@ import errno
 
 import _shim
 from pymadfs import abi
-from pymadfs.client import S_IFDIR, S_IFMT, S_IFREG
+from pymadfs.client import S_IFDIR, S_IFMT, S_IFREG, W_OK, allowed
 from pymadfs.errors import fail
 
 from . import files
-from .files import offset_get, offset_set, opened
+from .files import file_of, offset_get, offset_set, opened
 from .table import call
 
 
@@ -56,6 +56,23 @@ def truncate(path, length):
     if 0 <= _shim.size_limit() < length and files.fs.lookup(path)[1].size < length:
         raise exceeded()
     files.fs.truncate(path, length)
+    return 0
+
+
+# proc(5): a path of /proc/self/fd means the open file, which needs to be writable by who asks, not to be open for it.
+@call
+def truncate_again(handle, length):
+    file = file_of(handle)
+    attr = files.fs.getattr(file)
+    if length < 0 or attr.mode & S_IFMT not in (S_IFREG, S_IFDIR):
+        raise fail(errno.EINVAL)
+    if attr.mode & S_IFMT == S_IFDIR:
+        raise fail(errno.EISDIR)
+    if not allowed(attr, files.fs.rpc.who, W_OK):
+        raise fail(errno.EACCES)
+    if 0 <= _shim.size_limit() < length and attr.size < length:
+        raise exceeded()
+    files.fs.ftruncate(file, length)
     return 0
 
 

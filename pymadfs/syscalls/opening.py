@@ -6,7 +6,7 @@ import posix
 
 import _shim
 from pymadfs import abi, links
-from pymadfs.client import S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, X_OK, File, allowed
+from pymadfs.client import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, X_OK, File, allowed
 from pymadfs.errors import fail
 
 from . import files, nodes
@@ -30,6 +30,24 @@ def openat(path, flags, mode):
         if attr.mode & S_IFMT == S_IFIFO:
             raise nodes.pipe(attr.ino)
     return descriptor(path, attr, flags)
+
+
+# proc(5): "For file descriptors for files that have no name ... it is possible to use the file descriptor [...] as
+# though it were a symbolic link": what is opened is the file itself, with the permissions it has now.
+@call
+def reopen(handle, flags, mode):
+    file = file_of(handle)
+    kind = file.mode & S_IFMT
+    if kind not in (S_IFREG, S_IFIFO) or flags & _TMPFILE and not flags & posix.O_PATH:
+        return openat(host_name(file.path), flags | (posix.O_NOFOLLOW if kind == S_IFLNK else 0), mode)
+    if flags & posix.O_DIRECTORY:
+        raise fail(errno.EINVAL if flags & posix.O_CREAT and not flags & posix.O_PATH else errno.ENOTDIR)
+    if flags & posix.O_PATH:
+        return descriptor(file.path, files.fs.getattr(file), flags & (posix.O_PATH | posix.O_CLOEXEC))
+    attr = files.fs.open_again(file, flags & ~(posix.O_CREAT | posix.O_EXCL))
+    if kind == S_IFIFO:
+        raise nodes.pipe(attr.ino)
+    return descriptor(file.path, attr, flags)
 
 
 _TMPFILE = posix.O_TMPFILE & ~posix.O_DIRECTORY
