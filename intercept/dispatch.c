@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <linux/fs.h>
 #include <linux/openat2.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -480,12 +481,26 @@ static long check_first(const struct madfs_frame *f, const struct madfs_row *row
   return madfs_failed(result) ? result : 0;
 }
 
-// Flags of open() that Linux refuses before it looks at the path.
 static bool is_no_way_to_open(long flags) {
   long unnamed = O_TMPFILE & ~O_DIRECTORY;
   if (flags & O_PATH) return false;
   if (flags & unnamed) return (flags & (O_TMPFILE | O_CREAT)) != O_TMPFILE || (flags & O_ACCMODE) == O_RDONLY;
   return (flags & O_CREAT) && (flags & O_DIRECTORY);
+}
+
+// Flags that Linux refuses before it looks at a path.
+static bool refuses_flags(const struct madfs_frame *f, const struct madfs_row *row) {
+  const struct madfs_parameter *last = &row->parameter[row->count - 1];
+  long flags = integer(f, last);
+  switch (row->call) {
+    case CALL_openat: return is_no_way_to_open(integer(f, &row->parameter[1]));
+    case CALL_unlinkat: return flags & ~AT_REMOVEDIR;
+    case CALL_linkat: return flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH);
+    case CALL_renameat2:
+      return flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) ||
+             (flags & RENAME_EXCHANGE && flags & (RENAME_NOREPLACE | RENAME_WHITEOUT));
+    default: return false;
+  }
 }
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
@@ -500,8 +515,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
-  if (names.error && row->call == CALL_openat && is_no_way_to_open(integer(f, &row->parameter[1])))
-    return answer(f, -EINVAL);
+  if (names.error && refuses_flags(f, row)) return answer(f, -EINVAL);
   if (names.error && names.ours && names.second) {
     long first = check_first(f, row, &call);
     if (first) return answer(f, first);

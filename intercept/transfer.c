@@ -28,7 +28,7 @@ struct side {
 static bool side_open(struct side *s, int fd, unsigned long pointer, long *error) {
   *s = (struct side){.fd = fd, .slot = madfs_fd_slot(fd), .pointer = pointer};
   *error = 0;
-  if (s->slot == FD_INTERNAL) *error = -EBADF;
+  if (s->slot == FD_INTERNAL || (s->slot >= 0 && madfs_slot_flags(s->slot) & O_PATH)) *error = -EBADF;
   else if (pointer && !madfs_user_in(&s->offset, (const void *)pointer, sizeof s->offset)) *error = -EFAULT;
   else if (pointer && s->offset < 0) *error = -EINVAL;
   else if (s->slot >= 0 && (madfs_slot_flags(s->slot) & O_DIRECTORY)) *error = -EISDIR;
@@ -144,24 +144,6 @@ static bool sendfile_concerns(struct madfs_frame *f) {
   return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[1]);
 }
 
-static enum madfs_verdict sendfile_work(struct madfs_frame *f) {
-  struct side in, out;
-  long error;
-  if (!side_open(&in, (int)f->argument[1], f->argument[2], &error) ||
-      !side_open(&out, (int)f->argument[0], 0, &error))
-    return answer(f, error == -EISDIR ? -EINVAL : error);
-  if (in.slot < 0 && out.slot < 0) return MADFS_PASS;
-  if (out.slot >= 0 && (madfs_slot_flags(out.slot) & O_APPEND)) return answer(f, -EINVAL);
-  error = check_host(&in);
-  if (error) return answer(f, error);
-  if (out.slot < 0 && madfs_failed(RAW(SYS_fcntl, out.fd, F_GETFD))) return answer(f, -EBADF);
-  struct madfs_thread *t = madfs_local.thread;
-  long result = copy_file(f, &in, &out, f->argument[3], true);
-  return t->later_frame == f ? MADFS_DONE : answer(f, result);
-}
-
-const struct madfs_shim madfs_shim_sendfile = {sendfile_concerns, sendfile_work};
-
 static bool copy_concerns(struct madfs_frame *f) {
   return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[2]);
 }
@@ -190,22 +172,89 @@ static long check_overlap(const struct side *in, const struct side *out, size_t 
   return (size_t)(apart < 0 ? -apart : apart) < *size ? -EINVAL : 0;
 }
 
-static enum madfs_verdict copy_work(struct madfs_frame *f) {
+// Type and flags of what is open, from its slot or from the kernel.
+static long kind_of(const struct side *s, uint32_t *mode, uint32_t *flags) {
+  struct {
+    uint64_t ino, size;
+    uint32_t chunk_size, mode;
+    char rest[128];
+  } record;  // RECORD of files.py
+  size_t length = sizeof record, path_length;
+  struct stat file;
+  if (s->slot >= 0) {
+    if (madfs_fds_slot_read(madfs_fd_handle(s->slot), flags, &record, &length, madfs_local.thread->scratch, &path_length))
+      return -EBADF;
+    *mode = record.mode;
+    return 0;
+  }
+  long result = RAW(SYS_fcntl, s->fd, F_GETFL);
+  if (madfs_failed(result) || result & O_PATH) return -EBADF;
+  *flags = (uint32_t)result;
+  result = RAW(SYS_fstat, s->fd, &file);
+  *mode = file.st_mode;
+  return madfs_failed(result) ? result : 0;
+}
+
+// In the order of Linux's do_sendfile().
+static long check_send(const struct side *in, const struct side *out, size_t size) {
+  uint32_t mode, flags;
+  if (kind_of(in, &mode, &flags) || (flags & O_ACCMODE) == O_WRONLY) return -EBADF;
+  if (in->pointer && in->offset < 0) return -EINVAL;
+  uint32_t in_mode = mode;
+  if (kind_of(out, &mode, &flags) || (flags & O_ACCMODE) == O_RDONLY) return -EBADF;
+  if (flags & O_APPEND) return -EINVAL;
+  return size && S_ISDIR(in_mode) ? -EINVAL : 0;
+}
+
+static enum madfs_verdict sendfile_work(struct madfs_frame *f) {
   struct side in, out;
-  long error;
+  long error, failed;
+  size_t size = f->argument[3];
+  side_open(&in, (int)f->argument[1], f->argument[2], &error);
+  side_open(&out, (int)f->argument[0], 0, &failed);
+  if (in.slot < 0 && out.slot < 0 && error != -EBADF && failed != -EBADF) return MADFS_PASS;
+  if (error == -EFAULT) return answer(f, -EFAULT);
+  if (error != -EBADF) error = check_send(&in, &out, size);
+  if (!error && size) error = check_host(&in);
+  if (error || !size) return answer(f, error);
+  struct madfs_thread *t = madfs_local.thread;
+  long result = copy_file(f, &in, &out, size, true);
+  return t->later_frame == f ? MADFS_DONE : answer(f, result);
+}
+
+const struct madfs_shim madfs_shim_sendfile = {sendfile_concerns, sendfile_work};
+
+// In the order of Linux's generic_copy_file_checks().
+static long check_copy(const struct side *in, const struct side *out, uint64_t size) {
+  uint32_t in_mode, out_mode, in_flags, out_flags;
+  if (kind_of(in, &in_mode, &in_flags) || kind_of(out, &out_mode, &out_flags)) return -EBADF;
+  if (S_ISDIR(in_mode) || S_ISDIR(out_mode)) return -EISDIR;
+  if (!S_ISREG(in_mode) || !S_ISREG(out_mode)) return -EINVAL;
+  if ((in_flags & O_ACCMODE) == O_WRONLY || (out_flags & O_ACCMODE) == O_RDONLY || out_flags & O_APPEND) return -EBADF;
+  const struct side *sides[] = {in, out};
+  bool negative = false;
+  for (int i = 0; i < 2; i++) {
+    uint64_t at = (uint64_t)(sides[i]->pointer ? sides[i]->offset : sides[i]->slot >= 0 ? position(sides[i]) : 0);
+    if (at + size < at) return -EOVERFLOW;
+    negative |= (int64_t)at < 0;
+  }
+  return negative ? -EINVAL : 0;
+}
+
+static enum madfs_verdict copy_work(struct madfs_frame *f) {
+  struct side in = {.fd = (int)f->argument[0]}, out = {.fd = (int)f->argument[2]};
+  long error, failed;
   size_t size = f->argument[4];
-  if (!side_open(&in, (int)f->argument[0], f->argument[1], &error) ||
-      !side_open(&out, (int)f->argument[2], f->argument[3], &error))
-    return answer(f, error);
-  if (in.slot < 0 && out.slot < 0) return MADFS_PASS;
+  side_open(&in, in.fd, f->argument[1], &error);
+  side_open(&out, out.fd, f->argument[3], &failed);
+  if (in.slot < 0 && out.slot < 0 && error != -EBADF && failed != -EBADF) return MADFS_PASS;
+  bool bad = error == -EBADF || failed == -EBADF || madfs_failed(RAW(SYS_fcntl, in.fd, F_GETFD)) ||
+             madfs_failed(RAW(SYS_fcntl, out.fd, F_GETFD));
+  if (bad) return answer(f, -EBADF);
+  if (error == -EFAULT || failed == -EFAULT) return answer(f, -EFAULT);
   if (f->argument[5]) return answer(f, -EINVAL);
-  error = check_host(&in);
-  if (!error) error = check_host(&out);
-  if (error) return answer(f, error);
-  uint32_t flags = out.slot >= 0 ? madfs_slot_flags(out.slot) : (uint32_t)RAW(SYS_fcntl, out.fd, F_GETFL);
-  if (flags & O_APPEND || (flags & O_ACCMODE) == O_RDONLY) return answer(f, -EBADF);
-  if (in.slot >= 0 && (madfs_slot_flags(in.slot) & O_ACCMODE) == O_WRONLY) return answer(f, -EBADF);
-  if (in.slot >= 0 && out.slot >= 0) error = check_overlap(&in, &out, &size);
+  error = check_copy(&in, &out, size);
+  if (!error && in.slot >= 0 && out.slot >= 0) error = check_overlap(&in, &out, &size);
   if (error) return answer(f, error);
   return answer(f, copy_file(f, &in, &out, size, false));
 }

@@ -33,10 +33,13 @@ class Side:
         self.top = f"{self.base}/{number}"
         self.inodes = {}
         self.ask(0, "begin", self.base, 0)
+        self.ask(0, "chmod", self.base, 0o755)  # an example may have changed it, through ".."
+        self.ask(0, "chown", self.base, 0, 0, True)
         self.ask(0, "mkdir", self.top, 0o777)
         self.ask(0, "chmod", self.top, 0o777)
         for actor, uid in enumerate(self.users):
-            assert self.ask(actor, "begin", self.top, uid) == ["ok", None]
+            begun = self.ask(actor, "begin", self.top, uid)
+            assert begun == ["ok", None], (self.top, uid, begun)
 
     def ask(self, actor, name, *arguments):
         process = self.actors[actor]
