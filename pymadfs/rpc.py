@@ -132,7 +132,8 @@ class Client:
             self._transport = transport
         else:
             # Imported here, on one thread: a fork during an import leaves its lock taken in the child.
-            self._new_transport = _real_transport()
+            kind, near = _real_transport(), all(server.host.startswith("127.") for server in cluster.servers)
+            self._new_transport = lambda config: kind(config, near=near)
         self._reset()
         self.who = self._who(uid, gid, groups)
         self.names = {}  # thread -> its own Who, where that is another
