@@ -16,7 +16,7 @@ from pymadfs.config import Config
 from pymadfs.errors import fail
 from pymadfs.rpc import Service
 
-ATTR = bytes(range(80))
+ATTR = bytes(range(ops.ATTR.size))
 
 
 def content(seed, length):

@@ -24,7 +24,7 @@ from pymadfs.rpc import Client
 
 SERVER = Path(__file__).with_name("rpc_server.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(pymadfs.__file__))}  # installed or not
-SHM, TCP = "posix,cma,self", "tcp,self"
+SHM, TCP = "sysv,cma,self", "tcp,self"
 SIZES = (0, 1, 1023, 1024, 8191, 8192, 8193, 65536, 524288, 3 << 20)
 
 sys.path.insert(0, str(SERVER.parent))
@@ -476,6 +476,19 @@ assert state() == before
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20, env=ENVIRONMENT)
 
 
+@pytest.mark.parametrize("transports", ["", "posix,tcp,self", TCP])
+def test_on_one_machine_tcp_waits_until_it_is_needed(tmp_path, transports):
+    """A client shares memory with servers of its machine, without looking for TCP; where that fails, it uses TCP."""
+    servers = Servers(tmp_path, 1, transports)
+    try:
+        before = listening(os.getpid())
+        with servers.client(MADFS_UCX_TLS="") as client:
+            assert client.call(0, ops.LOOKUP, b"/")
+            assert (listening(os.getpid()) == before) is (transports == "")
+    finally:
+        servers.stop()
+
+
 def test_transports_that_do_not_exist_are_said_so():
     program = "from pymadfs.config import Config; from pymadfs.transport.ucx import Ucx; Ucx(Config())"
     done = subprocess.run([sys.executable, "-c", program], env={**ENVIRONMENT, "MADFS_UCX_TLS": "carrier_pigeon"},
@@ -487,7 +500,10 @@ def listening(pid):
     """TCP addresses that the process listens at: its door and, over TCP, UCX's own."""
     inodes = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{name}")
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:  # the one by which the directory was listed
+            continue
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
