@@ -164,6 +164,7 @@ def count(server, request):
 
 @serves(TMPFILE)
 def tmpfile(server, request):
+    from .handlers import created_mode
     exclusive, mode, chunk_size = request.fields
     if not 0 < chunk_size <= CHUNK_SIZE_MAX:
         raise fail(errno.EINVAL)
@@ -171,7 +172,10 @@ def tmpfile(server, request):
     chunk_size = above.chunk_size or chunk_size
     now = now_ns()
     ino = server.meta.serial()
-    gid = above.gid if above.mode & stat.S_ISGID else request.gid
+    gid = request.gid
+    if above.mode & stat.S_ISGID:
+        gid = above.gid
+        mode = created_mode(mode, gid, request)
     value = ATTR.pack(ino, 0, 0, now, now, now, stat.S_IFREG | mode & 0o7777, 0, request.uid, gid, 0, chunk_size,
                       0 if exclusive else FLAG_LINKABLE, 0, now)
     server.kv.put(inode_key(ino), value)

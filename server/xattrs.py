@@ -239,7 +239,7 @@ async def _set_chunk_size(server, key, value, chunk_size):
 
 @serves(MKNOD)
 def mknod(server, request):
-    from .handlers import group_of, new_entry
+    from .handlers import created_mode, group_of, new_entry
     mode, rdev = request.fields
     kind = stat.S_IFMT(mode)
     if kind not in NODES:
@@ -249,8 +249,9 @@ def mknod(server, request):
     if device and request.uid and not (kind == stat.S_IFCHR and not rdev):  # 0:0 is overlayfs' whiteout: for all
         raise fail(errno.EPERM)
     now = now_ns()
-    value = new_attr(server.meta.serial(), kind | mode & 0o7777, request.uid, group_of(above, request), now,
-                     rdev=rdev if device else 0)
+    gid = group_of(above, request)
+    mode = created_mode(mode & 0o7777, gid, request) if above.mode & stat.S_ISGID else mode & 0o7777
+    value = new_attr(server.meta.serial(), kind | mode, request.uid, gid, now, rdev=rdev if device else 0)
     server.kv.put(key, value)
     server.touched(request.tail, above, now)
     return (value,), b""

@@ -239,7 +239,12 @@ def _nanoseconds(seconds, ns):
 def utimensat(path, times, flags):
     if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
         raise fail(errno.EINVAL)
-    valid, atime, mtime = _timespecs(times)
+    try:
+        valid, atime, mtime = _timespecs(times)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            _lookup(path, flags)  # comes first
+        raise
     return _set(path, flags, valid, atime=atime, mtime=mtime) if valid else 0
 
 
