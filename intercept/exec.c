@@ -23,11 +23,13 @@ struct program {
   const char *path;     // what to execute there
   unsigned long flags;  // of execveat
   int memory;           // the memfd of a program that lies on the mount, or -1
+  int slot;             // of the open file that was named, or -1
   const char *name;     // its path then, or NULL
   char *const *arguments, *const *environment;  // the application's
   const char *before[3 * SCRIPTS_MAX];          // instead of its first argument, from the last to the first
   unsigned before_count;
   unsigned scripts;
+  struct madfs_startup startup;
   char heads[SCRIPTS_MAX][HEAD + 1];
   char names[3][MADFS_PATH_MAX];  // the path in the mount, the script's, the host's that one led to
 };
@@ -87,9 +89,38 @@ static long count_strings(char *const *list) {
   return count;
 }
 
+// More text at the end of what was added last.
+static void append(struct builder *b, const char *text) {
+  b->text += madfs_copy(b->text - 1, (size_t)(b->end - b->text), text);
+}
+
+// The variables by which the program finds copies of its first libraries, and what they would be else.
+static void add_startup(struct builder *b, struct madfs_thread *t, const struct madfs_startup *s,
+                        const char *library_path, const char *preload) {
+  char number[24];
+  t->exec_stage = b->text + strlen("MADFS_STAGE=");
+  add(b, "MADFS_STAGE=", madfs_decimal(number, (unsigned long)(s->lock < 0 ? INT32_MAX : s->lock)), ":");
+  append(b, s->pages);
+  add(b, "LD_LIBRARY_PATH=", s->library_path, NULL);
+  if (library_path) add(b, "MADFS_WAS=LD_LIBRARY_PATH=", library_path, NULL);
+  if (!*s->preload) return;
+  bool ours = preloads_us(s->preload);
+  add(b, "LD_PRELOAD=", ours ? "" : madfs_settings.library, ours ? NULL : ":");
+  append(b, s->preload);
+  add(b, "MADFS_WAS=LD_PRELOAD=", ours ? "" : madfs_settings.library, ours ? NULL : ":");
+  append(b, preload);
+}
+
+static const char *variable(char *const *list, size_t count, const char *name) {
+  for (size_t i = 0; i < count; i++)
+    if (madfs_starts(list[i], name)) return list[i] + strlen(name);
+  return NULL;
+}
+
 static void build_environment(struct builder *b, struct madfs_thread *t, const struct program *p, size_t count,
                               const char *preload) {
   char *const *theirs = p->environment;
+  const struct madfs_startup *s = &p->startup;
   bool cluster = false, other = false, mount = false, version = false, trace = false;
   for (size_t i = 0; i < count; i++) {
     if (madfs_starts(theirs[i], "MADFS_CLUSTER=")) {
@@ -100,15 +131,20 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
     version |= madfs_starts(theirs[i], "MADFS_VERSION=");
     trace |= madfs_starts(theirs[i], "MADFS_TRACE=");
     if (madfs_starts(theirs[i], "MADFS_STATE=") || madfs_starts(theirs[i], "MADFS_CWD=") ||
-        madfs_starts(theirs[i], "MADFS_PROGRAM=") || madfs_starts(theirs[i], "MADFS_CLUSTER_FD="))
+        madfs_starts(theirs[i], "MADFS_PROGRAM=") || madfs_starts(theirs[i], "MADFS_CLUSTER_FD=") ||
+        madfs_starts(theirs[i], "MADFS_STAGE=") || madfs_starts(theirs[i], "MADFS_WAS="))
       continue;
+    if (s->pages && madfs_starts(theirs[i], "LD_LIBRARY_PATH=")) continue;
+    if (s->pages && *s->preload && madfs_starts(theirs[i], "LD_PRELOAD=")) continue;
     if (preload && theirs[i] == preload - 11 && !preloads_us(preload)) continue;
     b->list[b->count++] = theirs[i];
   }
-  if (!preload || !*preload) add(b, "LD_PRELOAD=", madfs_settings.library, NULL);
+  if (s->pages) add_startup(b, t, s, variable(theirs, count, "LD_LIBRARY_PATH="), preload);
+  if (s->pages && *s->preload) preload = s->preload;
+  else if (!preload || !*preload) add(b, "LD_PRELOAD=", madfs_settings.library, NULL);
   else if (!preloads_us(preload)) {
     add(b, "LD_PRELOAD=", madfs_settings.library, ":");
-    b->text = (char *)memcpy(b->text - 1, preload, strlen(preload) + 1) + strlen(preload) + 1;
+    append(b, preload);
   }
   if (!cluster && madfs_settings.in_cluster) add(b, "MADFS_CLUSTER=", madfs_settings.cluster, NULL);
   if (!mount) add(b, "MADFS_MOUNT=", madfs_settings.mount, NULL);
@@ -125,17 +161,24 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
 // The caller's environment with what the next program needs to be on the mount as this one is, and its arguments.
 // MADFS_PRELOAD=0 in it says that it shall not: servers and mpirun are started so, also from a process that is
 // preloaded itself.
-static long build_lists(struct madfs_thread *t, const struct program *p, char ***arguments, char ***environment) {
-  const char *preload = NULL;
+static long build_lists(struct madfs_thread *t, struct program *p, char ***arguments, char ***environment) {
+  const char *preload = NULL, *library_path;
   bool leave = false;
-  long count = count_strings(p->environment), words = count_strings(p->arguments);
+  long count = count_strings(p->environment), words = count_strings(p->arguments), result;
   if (count < 0 || words < 0) return -EFAULT;
   for (long i = 0; i < count; i++) {
     if (madfs_starts(p->environment[i], "LD_PRELOAD=")) preload = p->environment[i] + 11;
     leave |= strcmp(p->environment[i], "MADFS_PRELOAD=0") == 0;
   }
-  size_t pointers = ((size_t)count + 11 + (size_t)words + p->before_count + 1) * sizeof(char *);
-  size_t texts = (8 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? strlen(preload) : 0);
+  library_path = variable(p->environment, (size_t)count, "LD_LIBRARY_PATH=");
+  if (!leave && (result = madfs_startup_prepare(&p->startup, p->directory, p->path, p->memory, p->name, library_path,
+                                                preload)) < 0)
+    return result;
+  size_t pointers = ((size_t)count + 16 + (size_t)words + p->before_count + 1) * sizeof(char *);
+  size_t texts = (8 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? 2 * strlen(preload) : 0);
+  if (p->startup.pages)
+    texts += strlen(p->startup.pages) + strlen(p->startup.library_path) + strlen(p->startup.preload) +
+             (library_path ? strlen(library_path) : 0) + 3 * MADFS_PATH_MAX;
   char *pages = exec_pages(t, pointers + texts);
   if (!pages) return -ENOMEM;
   struct builder b = {.list = (char **)pages, .text = pages + pointers, .end = pages + pointers + texts};
@@ -146,6 +189,7 @@ static long build_lists(struct madfs_thread *t, const struct program *p, char **
     b.list += b.count + 1;
     b.count = 0;
   }
+  madfs_startup_free(&p->startup);
   *arguments = (char **)p->arguments;
   if (!p->before_count) return 0;
   *arguments = b.list;
@@ -163,22 +207,33 @@ static void forget_memory(int fd) {
   madfs_fds_forget(fd);
 }
 
-// Copies the program at p->names[0] to a memfd.  MADFS_HOST_PATH: a link of it leads out of the mount.
-static long copy_program(struct program *p, size_t length) {
-  int ignored;
-  const char *name = p->names[0];
-  for (const char *at = name; *at; at++)
+// An executable file in memory with the last part of a path for its name.
+static long make_memory(const char *path) {
+  const char *name = path;
+  for (const char *at = path; *at; at++)
     if (*at == '/' && at[1]) name = at + 1;
   char title[64];
   madfs_copy(title, sizeof title, name);
   long fd = RAW(SYS_memfd_create, title, MFD_CLOEXEC | MFD_EXEC);
   if (fd == -EINVAL) fd = RAW(SYS_memfd_create, title, MFD_CLOEXEC);
-  fd = madfs_fds_hide(fd);
+  return madfs_fds_hide(fd);
+}
+
+// Copies the program at p->names[0] to a memfd.  MADFS_HOST_PATH: a link of it leads out of the mount.
+static long copy_program(struct program *p, size_t length) {
+  int ignored;
+  long fd = make_memory(p->names[0]);
   if (madfs_failed(fd)) return fd;
   struct madfs_call call = {.number = CALL_program, .count = 3};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = p->names[0], .length = length};
   call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)p->flags};
   call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = fd};
+  if (p->slot >= 0) {  // which may have no name any more
+    call.number = CALL_program_opened;
+    call.count = 2;
+    call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(p->slot)};
+    call.arg[1] = call.arg[2];
+  }
   long result = madfs_runtime_call(&call, &ignored);
   if (result < 0) {
     forget_memory((int)fd);
@@ -232,6 +287,7 @@ static long follow_script(struct program *p, int fd, const char *name) {
 // Where p->path leads: PATH_HOST, PATH_OURS with the path in p->names[0], or -errno.
 static int locate(struct program *p, size_t *length) {
   int slot = FD_HOST, magic = madfs_path_magic(p->path);
+  p->slot = -1;
   if (magic >= 0) slot = madfs_fd_slot(magic);
   else if (!*p->path && (p->flags & AT_EMPTY_PATH)) slot = madfs_fd_slot(p->directory);
   else if (!*p->path) return madfs_path_concerns(p->directory, NULL) ? -ENOENT : PATH_HOST;
@@ -239,6 +295,7 @@ static int locate(struct program *p, size_t *length) {
   if (slot == FD_INTERNAL) return -EBADF;
   if (slot == FD_HOST) return PATH_HOST;
   *length = madfs_slot_path(slot, p->names[0]);
+  p->slot = slot;
   return PATH_OURS;
 }
 
@@ -273,6 +330,25 @@ static long resolve(struct program *p) {
   }
 }
 
+// A program of the host's whose loader lies on the mount becomes a copy, which can be told of a copy of that.
+static long copy_host_program(struct program *p, int from) {
+  long fd = make_memory(p->path), done;
+  if (madfs_failed(fd)) return fd;
+  while ((done = RAW(SYS_sendfile, fd, from, 0, 1 << 30)) > 0) continue;
+  if (done < 0) {
+    forget_memory((int)fd);
+    return done;
+  }
+  p->memory = (int)fd;
+  char name[40], number[24];
+  size_t n = madfs_copy(name, sizeof name, "/proc/self/fd/");
+  madfs_copy(name + n, sizeof name - n, madfs_decimal(number, (unsigned long)from));
+  done = RAW(SYS_readlinkat, AT_FDCWD, name, p->names[0], MADFS_PATH_MAX - 1);
+  p->names[0][done > 0 ? done : 0] = 0;
+  p->name = p->names[0];
+  return 0;
+}
+
 // A script of the host's may have an interpreter that only we can find: the kernel said ENOENT.
 static long resolve_script(struct program *p) {
   size_t length;
@@ -286,6 +362,11 @@ static long resolve_script(struct program *p) {
   long fd = RAW(SYS_openat, p->directory, p->path, O_RDONLY | O_CLOEXEC, 0);
   if (madfs_failed(fd)) return -ENOENT;
   long result = follow_script(p, (int)fd, p->path);
+  if (result == 0 && madfs_startup_loader((int)fd)) {
+    result = copy_host_program(p, (int)fd);
+    RAW(SYS_close, fd);
+    return result;
+  }
   RAW(SYS_close, fd);
   if (result <= 0 || locate(p, &length) != PATH_OURS) return -ENOENT;
   return resolve(p);
@@ -309,6 +390,7 @@ static bool exec_finish(struct madfs_thread *t) {
   }
   t->exec_busy = 0;
   forget_memory(t->exec_memory);
+  madfs_startup_failed(t->exec_stage);
   if (result == -ENOENT && !again && t->exec_memory < 0) {
     t->exec_again = true;
     return false;
@@ -318,9 +400,10 @@ static bool exec_finish(struct madfs_thread *t) {
 }
 
 // execve keeps the signal mask, so it is done on the application's stack once our own is lifted.
-static long execute(struct madfs_frame *f, const struct program *p) {
+static long execute(struct madfs_frame *f, struct program *p) {
   struct madfs_thread *t = madfs_local.thread;
   char **arguments, **environment;
+  t->exec_stage = NULL;
   long result = build_lists(t, p, &arguments, &environment);
   if (result < 0) return result;
   if (environment != (char **)p->environment)

@@ -110,6 +110,7 @@ struct madfs_thread {
   int exec_busy;                   // the process that is executing them
   long exec_number;
   char **exec_list[2];  // arguments, environment
+  const char *exec_stage;  // MADFS_STAGE in it, or NULL
   int exec_directory, exec_memory;
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
@@ -158,6 +159,8 @@ struct madfs_settings {
   char program[MADFS_PATH_MAX];  // what this process executes, when it lies on the mount; else empty
   char cluster[MADFS_PATH_MAX];  // MADFS_CLUSTER as it was, for programs that are executed
   char trace[MADFS_PATH_MAX];    // MADFS_TRACE, when it can be used; else empty
+  char stage[256];               // where copies of the libraries were that this program started with; else empty
+  size_t stage_length;
   bool debug, strict;
   bool in_cluster, in_version;  // the variables were there
   unsigned long text_start, text_end;  // where this library's code is
@@ -304,6 +307,23 @@ void madfs_twin_enters(void);
 // Says so when the program that is about to be executed will not be preloaded, although it is given something of ours.
 // `memory`: a copy of the program, or -1.  REQUIRES: on the hook stack; the arguments can be read.
 void madfs_unreached_warn(int directory, const char *path, int memory, char *const *arguments);
+
+// --- startup.c: libraries on the mount that a program starts with ----------------------------------------------------
+
+struct madfs_startup {
+  char *pages;                               // NULL: there are none; else "STAGE:NAMES" for MADFS_STAGE
+  const char *library_path, *preload;  // what the variables are to be; `preload` empty: as it is
+  int lock;                                  // a descriptor that the program inherits, or -1
+};
+
+// Copies them for the program `path` in `directory`, or that at `name` of which `memory` is a copy; 0 or -errno.
+// REQUIRES: on the hook stack; the variables can be read.
+long madfs_startup_prepare(struct madfs_startup *s, int directory, const char *path, int memory, const char *name,
+                           const char *library_path, const char *preload);
+void madfs_startup_free(struct madfs_startup *s);                // its strings were copied
+void madfs_startup_failed(const char *stage);                    // MADFS_STAGE of a program that was not executed
+void madfs_startup_done(const char *stage, char **environment);  // in the program: `stage` is MADFS_STAGE, or NULL
+bool madfs_startup_loader(int fd);  // whether the loader of a program of the host's lies on the mount
 
 // --- locks.c ---------------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,14 @@ static bool under_mount(const char *path) {
   return end == 0 || end == '/';
 }
 
+// What follows in a path into the stage of this program's first libraries, which stands for the mount; or NULL.
+static const char *in_stage(const char *path) {
+  const char *stage = madfs_settings.stage;
+  if (!*stage) return NULL;
+  while (*stage && *stage == BYTE(path)) stage++, path++;
+  return !*stage && (!BYTE(path) || BYTE(path) == '/') ? path : NULL;
+}
+
 // Whether the component at `path` is one of the mount's, as "b" is of "/a/b".
 static bool is_on_the_way(const char *path) {
   char first = BYTE(path);
@@ -83,8 +91,10 @@ bool madfs_path_concerns(int directory, const char *path) {
   if (BYTE(path) != '/') return base_is_ours(directory) || may_enter(path);
   // What most paths are: plain, and the second letter says that it is neither ours nor in /dev or /proc.
   char second = BYTE(path + 1);
-  if (second != madfs_settings.mount[1] && second != 'd' && second != 'p' && !arch_has_dots(path, false)) return false;
-  return under_mount(path) || is_odd(path) || through_link(path);
+  if (second != madfs_settings.mount[1] && second != 'd' && second != 'p' && second != madfs_settings.stage[1] &&
+      !arch_has_dots(path, false))
+    return false;
+  return under_mount(path) || in_stage(path) || is_odd(path) || through_link(path);
 }
 
 static bool begins_with(const char *path, const char *prefix) {
@@ -265,6 +275,12 @@ int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX],
     if (under_mount(path)) {
       memcpy(out, path, size + 1);
       *length = size;
+      return PATH_OURS;
+    }
+    const char *inside = in_stage(path);
+    if (inside) {
+      *length = madfs_copy(out, MADFS_PATH_MAX, madfs_settings.mount);
+      *length += madfs_copy(out + *length, MADFS_PATH_MAX - *length, inside);
       return PATH_OURS;
     }
     int where = behind_link(path, out, length);

@@ -113,14 +113,28 @@ void madfs_thread_register(struct madfs_thread *t) {
 
 // --- start ----------------------------------------------------------------------------------------------------------
 
+static char *kept(int which, const char *name, const char *value) {
+  static char text[2][MADFS_PATH_MAX + 32];
+  size_t n = madfs_copy(text[which], sizeof *text, name);
+  madfs_copy(text[which] + n, sizeof *text - n, value);
+  return text[which];
+}
+
 // The runtime's UCX must not take over the application's settings, nor its signals, nor its memory functions.
 static char **environment_for_runtime(char **list) {
   static char *const ours[] = {"UCX_MEM_EVENTS=n",   "UCX_ERROR_SIGNALS=", "UCX_HANDLE_ERRORS=none",
                                "UCX_DEBUG_SIGNO=0",  "UCX_VFS_ENABLE=n",   "UCX_WARN_UNUSED_ENV_VARS=n",
                                "UCX_LOG_FILE=stderr"};
   size_t n = 0;
-  for (char **at = environ; at && *at && n < ENVIRONMENT_MAX; at++)
+  bool cluster = false, mount = false;
+  for (char **at = environ; at && *at && n < ENVIRONMENT_MAX; at++) {
     if (!madfs_starts(*at, "UCX_")) list[n++] = *at;
+    cluster |= madfs_starts(*at, "MADFS_CLUSTER=");
+    mount |= madfs_starts(*at, "MADFS_MOUNT=");
+  }
+  // The program may have emptied its environment meanwhile (env -i), and is on the mount all the same.
+  if (!cluster && madfs_settings.in_cluster) list[n++] = kept(0, "MADFS_CLUSTER=", madfs_settings.cluster);
+  if (!mount) list[n++] = kept(1, "MADFS_MOUNT=", madfs_settings.mount);
   for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) list[n++] = ours[i];
   list[n] = NULL;
   return list;
@@ -349,6 +363,8 @@ static long call_in_vfork(const struct madfs_call *call, int *escaped_argument, 
     case CALL_openat:
     case CALL_openat2:
     case CALL_program:
+    case CALL_program_opened:
+    case CALL_libraries:
     case CALL_chdir_path:
     case CALL_chdir_fd: return call_beside(call, escaped_argument);
     case CALL_faccessat:

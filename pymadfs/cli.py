@@ -136,7 +136,7 @@ def command_run(options):
     argv = program_of(options)
 
     def prepare(cluster, mount, more=()):
-        command = launch.command(argv, mount)
+        command = launch.command(argv, mount, os.environ)
         launch.find_program(command[0], os.environ)
         if warning := doctor.warning(command):
             keeper.say(f"madfs run: warning: {warning}")
@@ -171,7 +171,8 @@ def command_run_quietly(options, report):
     """Run the program of ``options`` and put what was counted into the list ``report``; returns its exit status."""
     def prepare(cluster, mount, more=()):
         variables = launch.preload_variables(cluster, mount, os.environ, options.chunk_size)
-        return launch.command(options.program, mount), {**os.environ, **variables, **dict(more)}
+        environment = {**os.environ, **variables, **dict(more)}
+        return launch.command(options.program, mount, os.environ), environment
 
     status = run_job(options, prepare, report)
     return os.waitstatus_to_exitcode(status)

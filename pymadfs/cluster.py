@@ -43,6 +43,9 @@ class Cluster:
         self.path = path
 
 
+PLACES = (b"/tmp", b"/var/tmp")  # where a directory of that name is when files in /dev/shm cannot be executed
+
+
 def shared_directory(secret):
     """Path (bytes) of the directory in memory that the processes of a user share on a node, while this job lasts."""
     from _blake2 import blake2s  # what hashlib is made of, without the rest

@@ -348,9 +348,24 @@ def preload_variables(cluster, mount, environment, chunk_size=None):
     return variables
 
 
-def command(argv, mount):
-    """What to execute for ``argv``: a program that lies below ``mount`` can be seen only by one that is on it."""
-    return ["env", "--", *argv] if os.path.normpath(argv[0]).startswith(mount + "/") else argv
+def command(argv, mount, environment):
+    """What to execute for ``argv``: a program on the mount, and one whose libraries may lie there, can be started only
+    by one that is on it."""
+    names = re.compile(rb"(^|[:; =])" + re.escape(os.fsencode(mount)) + rb"($|[/:; ])")
+    searched = any(names.search(os.fsencode(environment.get(name, ""))) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD"))
+    if os.path.normpath(argv[0]).startswith(mount + "/") or searched or _built_for(argv[0], mount, environment):
+        return ["env", "--", *argv]
+    return argv
+
+
+def _built_for(name, mount, environment):
+    """Whether the program ``name`` may have a path of the mount in it as that of its libraries."""
+    path = shutil.which(name, path=environment.get("PATH", os.defpath))
+    try:
+        with open(path or "", "rb") as file:
+            return file.read(4) == b"\x7fELF" and os.fsencode(mount) + b"/" in file.read()
+    except OSError:
+        return False
 
 
 def find_program(name, environment):

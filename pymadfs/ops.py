@@ -113,6 +113,9 @@ LOCK_TRY, LOCK_WAIT, LOCK_ASK = range(3)
 LOCK_RECORD, LOCK_WHOLE = range(2)
 OWNER_FILE = 1 << 63
 
+# A flag of OPEN that no program can pass: the file is opened to be executed, which asks for another permission.
+OPEN_TO_EXECUTE = 1 << 31
+
 # Bits of SETATTR.valid.
 SET_MODE, SET_UID, SET_GID, SET_SIZE, SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = (1 << i for i in range(8))
 SET_CHOWN = 1 << 9  # chown, whatever it leaves as it is: privileges of the file end
@@ -476,7 +479,8 @@ Syscall("fchdir", "fchdir(a0)", shim=True)
 Syscall("getcwd", "getcwd(a0, a1)", shim=True)
 Syscall("umask", "umask(a0)", shim=True)
 Syscall("execve", "execve(a0, a1, a2)", shim=True,
-        note="a program that lies on the mount is copied to memory and must be readable; set-user-ID bits are ignored")
+        note="a program that lies on the mount is copied to memory, as are libraries there that it starts with; "
+             "set-user-ID bits are ignored")
 Syscall("execveat", "execveat(a0, a1, a2, a3, a4)", shim=True, note="as execve")
 Syscall("rt_sigaction", "rt_sigaction(a0, a1, a2, a3)", shim=True,
         note="handlers of SIGSEGV and SIGBUS are called by the shim, which looks for bad addresses of its own first")
@@ -567,6 +571,8 @@ EXTRA_CALLS = {
     "closing": "closing(fd(a0), a1)",  # a descriptor goes away of a process that holds record locks
     "unlock_file": "unlock_file(fd(a0))",  # the last descriptor of an open file that was locked goes away
     "program": "program(at(a0, a1), a2, a3)",  # copies what is to be executed to a descriptor of the kernel's
+    "program_opened": "program_opened(fd(a0), a1)",  # the same of an open file, which may have no name any more
+    "libraries": "libraries(str(a0), a1, str(a2), str(a3), str(a4), a5)",  # copies what a program starts with
     "socket_bind": "socket_bind(at(a0, a1), str(a2), a3, a4)",  # makes the entry of a socket and says where to bind it
     "socket_find": "socket_find(at(a0, a1), a2)",  # where the socket at a path is bound
     "reopen": "reopen(fd(a0), a1, a2)",  # open("/proc/self/fd/N")

@@ -17,6 +17,7 @@ from pymadfs.ops import (
     LOOKUP,
     MKDIR,
     OPEN,
+    OPEN_TO_EXECUTE,
     OPS,
     RELEASE,
     REOPEN,
@@ -224,6 +225,8 @@ def reopened(server, request, key, value, flags):
         xattrs.check_node(request, value, flags)
         return (value[:ATTR_SIZE],), b""
     want = (READ if access != os.O_WRONLY else 0) | (WRITE if access != os.O_RDONLY or flags & os.O_TRUNC else 0)
+    if flags & OPEN_TO_EXECUTE:
+        want = SEARCH
     if is_directory(value):
         if want & WRITE:
             raise fail(errno.EISDIR)

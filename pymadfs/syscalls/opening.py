@@ -8,6 +8,7 @@ import _shim
 from pymadfs import abi, links
 from pymadfs.client import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, X_OK, File, allowed
 from pymadfs.errors import fail
+from pymadfs.ops import OPEN_TO_EXECUTE
 
 from . import files, nodes
 from .files import RECORD, descriptor, file_of, host_name, load, locked, open_files, slot, unlock
@@ -18,6 +19,7 @@ from .table import call
 @call
 def openat(path, flags, mode):
     path = files.fs.inside(path)
+    flags &= ~OPEN_TO_EXECUTE
     if flags & posix.O_PATH:
         flags &= posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
         path, attr, _ = files.fs.lookup(path, not flags & posix.O_NOFOLLOW)

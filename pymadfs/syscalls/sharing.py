@@ -6,19 +6,20 @@ import errno
 import posix
 
 import _shim
-from pymadfs import abi
+from pymadfs import abi, cluster
 from pymadfs.client import FileSystem
 from pymadfs.errors import fail
 
 NAMES = posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
 
-_fs = _directory = _live = _images = None
+_fs = _directory = _live = _images = _name = None
 
 
 def start(fs, directory):
     """Let ``fs`` look at the images in ``directory``.  Where there can be none, files cannot be mapped for shared
     writing."""
-    global _fs, _directory, _live
+    global _fs, _directory, _live, _name
+    _name = directory
     try:
         _live = live(directory)
     except OSError:
@@ -27,8 +28,8 @@ def start(fs, directory):
     fs.mapped, fs.images = _live, images
 
 
-def live(directory):
-    """Memory with the number of images of this node, shared by its processes.  Raises OSError."""
+def private(directory):
+    """Make the directory if need be; nobody else may have made it.  Raises OSError."""
     try:
         posix.mkdir(directory, 0o700)
     except FileExistsError:
@@ -36,9 +37,21 @@ def live(directory):
     info = posix.lstat(directory)
     if info.st_uid != posix.geteuid() or info.st_mode & 0o170077 != 0o040000:
         raise fail(errno.EPERM, directory)
+
+
+def places():
+    """Paths of this job's directory for what is not the images: the first that can be used is to be taken."""
+    name = _name.rsplit(b"/", 1)[1]
+    return [_name, *(place + b"/" + name for place in cluster.PLACES)]
+
+
+def live(directory):
+    """Memory with the number of images of this node, shared by its processes.  Raises OSError."""
+    private(directory)
     fd = posix.open(directory + b"/live", NAMES | posix.O_CREAT, 0o600)
     try:
-        posix.ftruncate(fd, abi.PAGE)
+        if posix.fstat(fd).st_size < abi.PAGE:  # `ulimit -f` may forbid it
+            posix.ftruncate(fd, abi.PAGE)
         address = _shim.map(0, abi.PAGE, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_SHARED, fd, 0)
     finally:
         posix.close(fd)
