@@ -174,7 +174,7 @@ long madfs_startup_prepare(struct madfs_startup *s, int directory, const char *p
     if (*host == '/') result = stage(s, host, ~(int)fd, library_path, preload);
   }
   RAW(SYS_close, fd);
-  return result;
+  return result == -ENOMEM || result == -E2BIG ? result : 0;  // else the loader says what it does not find
 }
 
 // --- in the program -------------------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ def directories_on_node(secret):
     """What both functions above name, of all users who made one."""
     import glob
 
-    shared = shared_directory(secret)
-    return [*glob.glob(b"/dev/shm/madfs-*-" + shared.rpartition(b"-")[2]), node_directory(secret)[0]]
+    job = b"/madfs-*-" + shared_directory(secret).rpartition(b"-")[2]
+    return [*(path for place in (b"/dev/shm", *PLACES) for path in glob.glob(place + job)), node_directory(secret)[0]]
 
 
 def read(path, kept=-1):

@@ -21,6 +21,7 @@ import traceback
 from collections import namedtuple
 
 from . import cluster as clusters
+from . import leftovers
 
 HOST = "127.0.0.1"
 START_S = 30
@@ -120,6 +121,8 @@ class Keeper:
         """The whole life; returns the exit status."""
         if self.plan.lock >= 0:
             os.write(self.plan.lock, b"%d\n" % os.getpid())
+        leftovers.sweep()
+        leftovers.hold(self.secret)  # until this process ends
         try:
             self.start(self.servers)
             self.report("ready")
@@ -227,8 +230,7 @@ class Keeper:
                 os.unlink(path)
         if self.plan.lock >= 0 and os.fstat(2).st_size == 0:
             os.unlink(log_path(self.plan.cluster))  # Nothing was worth saying.
-        for directory in clusters.directories_on_node(self.secret):
-            shutil.rmtree(directory, ignore_errors=True)
+        leftovers.remove(self.secret)
         if self.plan.temporary:
             shutil.rmtree(self.plan.temporary, ignore_errors=True)
 

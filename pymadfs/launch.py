@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from . import __version__, elf, keeper
+from . import __version__, elf, keeper, leftovers
 from . import cluster as clusters
 from .config import Config, size
 from .keeper import LaunchError
@@ -137,6 +137,7 @@ class Running:
                 keeper.say(f"madfs: the keeper of the servers was killed by signal {os.WTERMSIG(status)}, they "
                            "ended with it")
                 shutil.rmtree(self.plan.temporary, ignore_errors=True)
+                leftovers.sweep()
 
     def __enter__(self):
         return self
@@ -216,6 +217,7 @@ def standing(cluster):
 
 def stop_standing(cluster):
     """End a standing set and wait until it has ended.  Raises LaunchError when none runs."""
+    leftovers.sweep()
     _signal_keeper(cluster, signal.SIGTERM, keeper.STOP_S + 5)
 
 

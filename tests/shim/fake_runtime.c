@@ -232,6 +232,7 @@ static long on_handle(const struct madfs_call *c) {
     case CALL_lseek: return seek(c);
     case CALL_fstat: return fill_stat(f, (struct stat *)c->arg[1].value);
     case CALL_fstatx: return fill_statx(f, (struct statx *)c->arg[2].value);
+    case CALL_program_opened: return copy_program(f, 0, (int)c->arg[1].value);
     case CALL_ftruncate: return (f->size = c->arg[1].value) * 0;
     case CALL_fsync:
     case CALL_advise: return 0;
@@ -287,7 +288,9 @@ static long call(const struct madfs_call *c, char escaped[MADFS_PATH_MAX], int *
   int at = -1;
   for (int i = 0; i < c->count; i++)
     if (c->arg[i].kind == MADFS_ARG_PATH) at = at < 0 ? i : at;
-  if (at < 0) {
+  if (c->number == CALL_libraries) {
+    result = 0;  // none lies on the mount
+  } else if (at < 0) {
     result = on_handle(c);
   } else if (!below(&c->arg[at], path, escaped)) {
     *escaped_arg = at;
