@@ -541,7 +541,7 @@ class FileSystem(FileData):
             if error.errno != errno.ENOENT or not file.directory:
                 raise
             who = self.rpc.who  # it was removed, and where it was is not known any more: this much is
-            attr = ATTR.type(file.ino, 0, 0, 0, 0, 0, file.mode, 0, who.uid, who.gid, 0, 0, 0, 0, 0)
+            attr = ATTR.type(file.ino, 0, 0, 0, 0, 0, file.mode, 0, who.uid, who.gid, 0, 0, 0, 0, 0)  # type: ignore
         file.size, file.cuts = attr.size, attr.cuts
         return attr
 

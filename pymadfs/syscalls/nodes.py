@@ -21,7 +21,7 @@ from .table import call
 _JOB_DIGITS = 16  # of the outer directory's name
 _SEARCH = posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC | posix.O_NOFOLLOW
 
-_place = ()  # (outer, inner, descriptor of the inner one)
+_place: tuple = ()  # (outer, inner, descriptor of the inner one)
 
 
 def _directories(error):
