@@ -182,7 +182,8 @@ static long kind_of(const struct side *s, uint32_t *mode, uint32_t *flags) {
   size_t length = sizeof record, path_length;
   struct stat file;
   if (s->slot >= 0) {
-    if (madfs_fds_slot_read(madfs_fd_handle(s->slot), flags, &record, &length, madfs_local.thread->scratch, &path_length))
+    char *path = madfs_local.thread->scratch;
+    if (madfs_fds_slot_read(madfs_fd_handle(s->slot), flags, &record, &length, path, &path_length))
       return -EBADF;
     *mode = record.mode;
     return 0;
