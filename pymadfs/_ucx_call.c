@@ -86,8 +86,8 @@ static void on_sent(void *request, ucs_status_t status, void *arg)
 /* Keep what a ..._nbx function returned. */
 static void started(ux_call_t *c, int which, void *request)
 {
-    if (UCS_PTR_IS_ERR(request))
-        ux_fail_call(c->p->u, c, ux_errno(UCS_PTR_STATUS(request)));
+    if (UCS_PTR_IS_ERR(request)) /* of a message that could not be sent nothing is ever received */
+        ux_fail_call(c->p->u, c, which >= MESSAGE_SEND ? -ECOMM : ux_errno(UCS_PTR_STATUS(request)));
     else if (request) {
         c->part[which].call = c;
         c->part[which].request = request;

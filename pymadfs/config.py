@@ -45,7 +45,7 @@ SETTINGS = (
     Setting("spin_us", "MADFS_SPIN_US", int, -1,
             "Microseconds to poll before sleeping; -1 chooses by the cores at hand."),
     Setting("transports", "MADFS_UCX_TLS", str, "",
-            "UCX transports MadFS may use (UCX_TLS syntax); empty: UCX chooses."),
+            "UCX transports MadFS may use (UCX_TLS syntax); empty: UCX chooses, but not POSIX shared memory."),
     Setting("log", "MADFS_LOG", str, "", "File that messages go to; empty: standard error."),
     Setting("preload", "MADFS_PRELOAD", flag, True,
             "Whether programs that are executed stay on MadFS; 0 lets them leave."),

@@ -267,6 +267,8 @@ ITEM_FILE = b"f"  # takes the place of the C in the key that a chunk file should
 MEND = Op(57, "mend", "action:B ino:Q number:Q", "done:B",
           doc="Put one thing right that fsck found; only for root and the servers' user. `done` is 0 when it is not so "
               "any more. Tail: a path.")
+ARRIVED = Op(71, "arrived", "conn:I id:Q", "arrived:B", retry=True,
+             doc="Whether request `id` of a former connection may have come to this server before it began anew.")
 UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
                 doc="How much waits here for a server that was dead: names that answer EIO until a rename is completed "
                     "or taken back, and link counts. A server that was killed says so to the others when it is back.")

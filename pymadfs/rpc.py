@@ -20,14 +20,14 @@ import struct
 import time
 
 from . import cluster as clusters
-from . import door, ops
+from . import door, hearing, ops
 from .errors import Restart, fail, from_status, to_status
 from .identity import NO_GROUPS, Who
 from .log import log
-from .ops import FSYNC, OPS, REPLY, REQUEST
+from .ops import ARRIVED, FSYNC, OPS, REPLY, REQUEST
 from .transport import HEAD_MAX, MESSAGE_MAX, TRANSFER
+from .visitors import ID_BITS, ID_LOW, Conn, Lost, Request, ServerPeer
 
-ID_BITS = 28
 EAGER_LIMIT = 64 << 10
 """Bytes: a larger ``eager_max`` would not leave room for header and paths in a small message."""
 TAIL_MAX = 64 << 10
@@ -36,6 +36,8 @@ GROUP_SETS_MAX = 4096
 """Sets of supplementary groups that a connection can tell apart."""
 GROUPS_MAX = 16000
 """Groups in a set; a message has no room for more, so the highest ones do not count."""
+LEFT_MAX = 1 << 16  # connections of former lives of a server of which is known what came
+TRIES = 3  # of a request that did not come, or may be repeated, after its connection was lost
 BLAME_S = 1.0
 """Seconds for which a server that did not answer the door in time is not asked again."""
 
@@ -43,9 +45,7 @@ _REQUEST, _FSYNC, _REPLY, _FSYNC_REPLY, _BULK_IN, _BULK_OUT = (
     kind << ops.TAG_SHIFT
     for kind in (ops.TAG_REQUEST, ops.TAG_FSYNC, ops.TAG_REPLY, ops.TAG_FSYNC_REPLY, ops.TAG_BULK_IN, ops.TAG_BULK_OUT))
 _LOW = (1 << ops.TAG_SHIFT) - 1
-_ID_LOW = (1 << ID_BITS) - 1
-_CONN_MASK = (1 << 64) - 1 ^ _ID_LOW  # kind and connection of a TAG_BULK_IN
-
+_CONN_MASK = (1 << 64) - 1 ^ ID_LOW  # kind and connection of a TAG_BULK_IN
 
 
 def _codec(record, header):
@@ -79,7 +79,7 @@ _REQUEST_SIZE = REQUEST.size
 
 
 def _bulk_in_tag(conn, request_id):
-    return _BULK_IN | conn << ID_BITS | request_id & _ID_LOW
+    return _BULK_IN | conn << ID_BITS | request_id & ID_LOW
 
 
 def _new_ids():
@@ -128,6 +128,7 @@ class Client:
         self._timeout_us = config.timeout_ms * 1000
         self._transport = self._second = None
         self._user, self._stranger = uid, False
+        self._new_transport = None
         if transport is not None:
             self._transport = transport
         else:
@@ -140,6 +141,7 @@ class Client:
 
     def _reset(self):
         self._peers = [None] * self.servers
+        self._deaf = []  # transports that hear nothing any more
         self._left = []  # of a stranger: connections made before it became one
         self._blamed = {}  # server -> time until which it is not asked again
         self._mourned = set()  # servers whose death is in the log already
@@ -251,8 +253,9 @@ class Client:
                 fd = peer.door.detach()
                 if not keep:  # else the server would take the child's copy for the parent's life
                     _close_if_open(fd)
-        if self._second is not None:
-            self._second.abandon()
+        for transport in (self._second, *self._deaf):
+            if transport is not None:
+                transport.abandon()
         successor = self._transport.abandon() if self._transport is not None else None
         self._transport, self._second = successor, None
         self._reset()
@@ -266,7 +269,7 @@ class Client:
             peer.transport.disconnect(peer.handle)
             if peer.door is not None:
                 peer.door.close()
-        for transport in (self._transport, self._second):
+        for transport in (self._transport, self._second, *self._deaf):
             if transport is not None:
                 transport.close()
         self._transport = self._second = None
@@ -291,12 +294,29 @@ class Client:
             if self._stranger or self._transport is None:
                 self._stranger = True
                 return
-            self._second = self._second or self._transport.beside()
-            self._stranger = self._second is not None
-            for server, peer in enumerate(self._peers):
-                if self._stranger and peer is not None and peer.transport is not self._second:
-                    self._left.append(peer)
-                    self._peers[server] = None
+            try:
+                self._second = self._second or self._transport.beside()
+                self._stranger = self._second is not None
+            except OSError:
+                self._stranger = True  # rather nobody can be reached than everybody's queue is blocked
+                raise
+            finally:
+                for server, peer in enumerate(self._peers):
+                    if self._stranger and peer is not None and peer.transport is not self._second:
+                        self._left.append(peer)
+                        self._peers[server] = None
+
+    def _unshare(self):
+        """A message could not be sent, because no more of a server's memory can be mapped here: go on without sharing
+        any.  -> whether that is possible; the message may be sent again then."""
+        if self._stranger:
+            return False
+        try:
+            self._become_a_stranger()
+        except OSError as error:
+            log(str(error.strerror))
+            return False
+        return self._stranger
 
     def _who(self, uid, gid, groups):
         groups = frozenset(groups) - {gid} if uid else NO_GROUPS
@@ -377,21 +397,38 @@ class Client:
                 bytes(slot.reply[end:count]) if count > end and recv is None else b"")
 
     def _retry(self, code, slot, server, op, request_id, tail, fields, send, recv):
-        """After a failed attempt: once more where that is harmless.  -> as an attempt, >= 0, or raises OSError EIO."""
-        if code in (-errno.ENOTCONN, -errno.ECONNRESET):
-            self._lose(server)
-            if code == -errno.ENOTCONN or op.retry:
-                code = self._attempt(slot, server, op, request_id, tail, fields, send, recv)
-                if code >= 0:
-                    return code
-                if code in (-errno.ENOTCONN, -errno.ECONNRESET):
-                    self._lose(server)
+        """After a failed attempt: again where that is harmless.  -> as an attempt, >= 0, or raises OSError EIO."""
+        for _ in range(TRIES):
+            if code == -errno.ECOMM:
+                if not (op.retry or send is None or send[1] <= self._eager_max) or not self._unshare():
+                    break
+            elif code in (-errno.ENOTCONN, -errno.ECONNRESET):
+                conn = _request_header(slot.head)[2]
+                self._lose(server)
+                if code == -errno.ECONNRESET and not op.retry and self._arrived(server, conn, request_id):
+                    break
+            else:
+                break
+            if not op.retry:
+                request_id = next(self._ids)  # those of a connection grow: see arrived()
+            code = self._attempt(slot, server, op, request_id, tail, fields, send, recv)
+            if code >= 0:
+                return code
         if code == -errno.ETIMEDOUT:
+            self._listen(self._transport)
             log(f"{self._name(server)} did not answer {op.name} within {self.config.timeout_ms} ms; look whether it "
                 "hangs, or raise MADFS_TIMEOUT_MS")
         elif code not in (-errno.ENOTCONN, -errno.ECONNRESET):
             log(f"{self._name(server)}: {op.name} failed in transport: {os.strerror(-code)}")
         raise fail(errno.EIO)
+
+    def _arrived(self, server, conn, request_id):
+        """Whether a request on a connection that was lost may have come there: a server that could not hear any more
+        and began anew knows which did not."""
+        try:
+            return self.call(server, ARRIVED, b"", conn, request_id)[0].arrived
+        except OSError:
+            return True
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -470,17 +507,35 @@ class Client:
     def _lose(self, server):
         peer = self._peers[server]
         if peer is not None and not peer.transport.alive(peer.handle):
-            self._drop(server, peer)
+            if self._drop(server, peer):
+                self._listen(peer.transport)
             self._mourn(server, "died")
 
     def _drop(self, server, peer):
         with self._lock:
             if self._peers[server] is not peer:
-                return  # another thread was faster
+                return False  # another thread was faster
             self._peers[server] = None
             peer.transport.disconnect(peer.handle)
             if peer.door is not None:
                 peer.door.close()
+        return True
+
+    def _listen(self, transport):
+        """A server died or is silent: perhaps ``transport`` is deaf.  Then all that is under way on it fails, and is
+        repeated on a new one where that is harmless."""
+        if self._new_transport is None or transport is not self._transport:
+            return
+        if hearing.hears(transport, next(self._ids)):
+            return
+        log("a server died within a message and blocks this process's queue in shared memory: connecting anew")
+        for server, peer in enumerate(self._peers):
+            if peer is not None and peer.transport is transport:
+                self._drop(server, peer)
+        with self._lock:
+            if self._transport is transport:
+                self._transport = self._new_transport(self.config)
+                self._deaf.append(transport)  # other threads may be in it yet
 
     def _mourn(self, server, what):
         """One line for each death of a server, not one for each call that notices."""
@@ -515,60 +570,14 @@ def _decode(data, op):
 # --- the serving twin -----------------------------------------------------------------------------------------------
 
 
-class Request:
-    """What a caller asks: ``op`` (Op), ``fields`` (named tuple), ``tail`` (bytes); ``id``, ``conn``, ``uid``, ``gid``,
-    ``groups`` (supplementary ones); ``bulk``: bytes that follow as a message of their own, or the room for such a
-    message; ``fsync``: came under fsync's tags; ``unread``: bytes of bulk that the caller sends and nobody has received
-    yet.
-    """
-
-    __slots__ = ("bulk", "conn", "fields", "fsync", "gid", "groups", "id", "op", "tail", "uid", "unread")
-    op: ops.Op
-    id: int
-    conn: int
-    uid: int
-    gid: int
-    groups: frozenset
-    fields: tuple
-    tail: bytes
-    bulk: int
-    fsync: bool
-    unread: int
-
-    def __repr__(self):
-        return f"<{self.op.name} {self.id & _ID_LOW} of {self.conn}: {self.fields}>"
-
-
-class _Conn:
-    """A visitor let in: transport ``handle`` (None until its first request), ``address``, ``kind`` (door.KIND_*),
-    tokens of its ``transfers``, sets of ``groups`` by number."""
-
-    __slots__ = ("address", "groups", "handle", "kind", "transfers")
-
-    def __init__(self, address, kind):
-        self.address, self.handle, self.kind, self.transfers, self.groups = address, None, kind, set(), {}
-
-
-class _Lost(Exception):
-    """Another server died while it had our call."""
-
-
-class _ServerPeer:
-    """Another server as we call it: ``peer`` (_Peer) once met, ``meeting`` (Future) until then, ``calls`` under way."""
-
-    __slots__ = ("calls", "meeting", "peer")
-
-    def __init__(self):
-        self.calls, self.meeting, self.peer = set(), None, None
-
-
 class Service:
     """The serving side of one server, on its event loop's thread.
 
-    ``address`` is the transport's address; ``counters`` counts requests by operation name, and ``"garbage"``.
+    ``address`` is the transport's address; ``counters`` counts requests by operation name, and ``"garbage"``;
+    ``arrivals`` is what ``arrivals()`` of a former life of this process gave.
     """
 
-    def __init__(self, cluster, number, config, transport=None):
+    def __init__(self, cluster, number, config, transport=None, arrivals=()):
         self.cluster, self.number, self.config = cluster, number, config
         self.secret, self.servers = cluster.secret, len(cluster.servers)
         self._transport = transport = transport or _real_transport()(config)
@@ -577,11 +586,14 @@ class Service:
         self.counters["garbage"] = 0
         self._eager_max = min(config.eager_max, EAGER_LIMIT)
         self._conns = {}
-        self._numbers = itertools.count(1)
+        self._left = dict(arrivals)
+        self._numbers = itertools.count(max(self._left, default=0) + 1)
+        self._ends = False  # this process will begin anew
+        self.probing = 0  # id of a message to ourselves that has not come yet
         self._transfers = {}  # token -> (conn id, Future or None, what has to stay in memory, expected length)
         self._ids = _new_ids()
         self._calls = {}  # request id -> (Future, server number, Op, timer)
-        self._peers = {}  # server number -> _ServerPeer
+        self._peers = {}  # server number -> ServerPeer
         self._limit_s = config.timeout_ms / 1000
         self.lost = None  # called with the number of a server whose connection was lost
 
@@ -643,6 +655,8 @@ class Service:
         if only_servers and conn.kind != door.KIND_SERVER:
             return self._refuse(conn, request_id, fsync, errno.EPERM)
         self.counters[op.name] += 1
+        if request_id > conn.newest:
+            conn.newest = request_id
         request = _new_object(Request)
         request.op, request.id, request.conn, request.uid, request.gid = op, request_id, conn_id, uid, gid
         request.fields = _new(op.request.type, fields(arena, start))
@@ -755,7 +769,7 @@ class Service:
     def accept(self, kind, address, process=None):
         """Let a visitor in whose transport is at ``address`` (bytes); -> its connection id.  Raises OSError."""
         conn_id = next(self._numbers)
-        self._conns[conn_id] = _Conn(address, kind)
+        self._conns[conn_id] = Conn(address, kind)
         return conn_id
 
     def announced(self, conn_id, number, groups):
@@ -766,6 +780,8 @@ class Service:
 
     def _connect_back(self, conn_id, conn):
         """Connect to a visitor once it has sent something, for then its connection serves both ways; -> success."""
+        if self._ends and conn.kind != door.KIND_SERVER:
+            return False  # the reply might get lost; it asks again when we have begun anew
         try:
             conn.handle = self._transport.connect(conn.address, -1)
         except OSError as error:
@@ -773,6 +789,29 @@ class Service:
             self.forget(conn_id)
             return False
         return True
+
+    def arrivals(self):
+        """``[(connection, the newest id of its requests that came)]``, for who goes on in our place."""
+        here = [(number, conn.newest) for number, conn in self._conns.items()]
+        return [*self._left.items(), *here][-LEFT_MAX:]
+
+    def arrived(self, conn_id, request_id):
+        """Whether a former life of this process may have had that request.  The ids of a connection grow."""
+        newest = self._left.get(conn_id)
+        return newest is None or request_id <= newest
+
+    def renew(self):
+        """Our transport is deaf: another takes its place for what is under way.  Calls are made again where they may
+        be, to answer those who visit by the old one until they come again.  Raises OSError."""
+        transport = hearing.Successor(self._transport, self._transport.another())
+        for server in list(self._peers):
+            self._lose(server, "this server's queue is blocked")
+        self._transport, self.address, self._ends = transport, transport.address, True
+
+    def probe(self):
+        """Send ourselves a message as others do; -> its Probe.  ``probing`` is 0 once it came.  Raises OSError."""
+        self.probing = next(self._ids)
+        return hearing.Probe(self._transport, self.probing)
 
     def forget(self, conn_id):
         """The visitor is gone: end its transfers, release what it cost."""
@@ -798,7 +837,7 @@ class Service:
         """Ask another server; -> asyncio.Future of (reply fields, tail).
 
         It fails with what the other answered, or OSError EIO when it is dead or silent; an operation that may be
-        repeated is tried once more after reconnecting.
+        repeated is tried twice more after reconnecting.
         """
         import asyncio
         return asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields))
@@ -807,11 +846,11 @@ class Service:
         import asyncio
         loop = asyncio.get_running_loop()
         request_id = next(self._ids)
-        for may_repeat in (op.retry, False):
+        for may_repeat in (op.retry, op.retry, False):
             state = await self._meet(loop, server)
             try:
                 return await self._ask(loop, loop.create_future(), state, server, op, request_id, tail, fields)
-            except _Lost:
+            except Lost:
                 if not may_repeat:
                     break
         raise fail(errno.EIO)
@@ -829,7 +868,7 @@ class Service:
 
     async def _meet(self, loop, server):
         """The state of ``server`` once it is met; knocking happens on a thread, for it may take a while."""
-        state = self._peers.setdefault(server, _ServerPeer())
+        state = self._peers.setdefault(server, ServerPeer())
         if state.peer is not None:
             return state
         if state.meeting is None:
@@ -875,7 +914,7 @@ class Service:
             log(f"server {self.number}: lost server {server} ({entry.host}:{entry.port}) with {len(state.calls)} calls "
                 f"under way: {why}")
         for request_id in list(state.calls):
-            self._end(request_id, error=_Lost())
+            self._end(request_id, error=Lost())
         self._transport.disconnect(peer.handle)
         if peer.door is not None:
             peer.loop.remove_reader(peer.door.fileno())
@@ -895,6 +934,8 @@ class Service:
         request_id = _reply_header(arena, offset)[0]
         call = self._calls.get(request_id)
         if call is None:
+            if request_id == self.probing:
+                self.probing = 0
             return  # it came too late
         try:
             result = _decode(bytes(arena[offset:offset + length]), call[2])

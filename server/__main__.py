@@ -12,6 +12,7 @@ from pymadfs.cluster import read as read_cluster
 from pymadfs.config import Config
 
 from .service import StartError, run
+from .watchdog import arrivals
 
 
 def arguments(argv):
@@ -22,6 +23,7 @@ def arguments(argv):
     parser.add_argument("--cpu", type=int, metavar="K", help="run the network on this processor")
     parser.add_argument("--listen-fd", type=int, metavar="FD", help="an inherited socket that listens already")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="descriptor to write the port to when serving")
+    parser.add_argument("--arrivals-fd", type=int, metavar="FD", help="what this process left when it began anew")
     return parser.parse_args(argv)
 
 
@@ -48,7 +50,8 @@ def main(argv=None):
         config = Config()
         ready = functools.partial(announce, options.number, options.ready_fd)
         serve = functools.partial(run, cluster, options.number, store, config, listen_fd=options.listen_fd,
-                                  cpu=options.cpu, ready=ready)
+                                  cpu=options.cpu, ready=ready,
+                                  arrivals=arrivals(options.arrivals_fd))
         anyio.run(serve, backend_options={"use_uvloop": True})
     except (ClusterError, StartError, ValueError) as error:
         print(f"madfs-server: {error}", file=sys.stderr)

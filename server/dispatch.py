@@ -423,6 +423,12 @@ class Server:
         under_way = len(clients.running) + len(servers.running) + len(self._removals.running)
         return self._flush_due or under_way > self._receiving
 
+    @property
+    def unanswered(self):
+        """Whether requests of clients are under way."""
+        clients = self._pools[0]
+        return bool(clients.running or self.subtrees.active)
+
     def owns(self, path):
         """Whether the entry of ``path`` has its place here."""
         return owner(path, self.servers) == self.number

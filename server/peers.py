@@ -9,7 +9,7 @@ import time
 from flatbuffers import flexbuffers
 
 from pymadfs.errors import fail
-from pymadfs.ops import ATTR, CUT, DIRINFO, EMPTY, INVALIDATE, SHUTDOWN, STATUS, TOUCH
+from pymadfs.ops import ARRIVED, ATTR, CUT, DIRINFO, EMPTY, INVALIDATE, SHUTDOWN, STATUS, TOUCH
 
 from .dispatch import serves
 from .inodes import cut_here
@@ -123,6 +123,11 @@ async def census(server):
             after = page[-1][0][len(kind):] if len(page) == CENSUS_PAGE else None
             await asyncio.sleep(0)
     return files, stored
+
+
+@serves(ARRIVED)
+def arrived(server, request):
+    return (server.rpc.arrived(*request.fields),), b""
 
 
 @serves(SHUTDOWN)

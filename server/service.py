@@ -18,7 +18,7 @@ import anyio
 from pymadfs import door
 from pymadfs.rpc import Service
 
-from . import handlers
+from . import handlers, watchdog
 from .dispatch import Server
 from .kv import RocksKV
 from .meta import StoreError
@@ -27,6 +27,7 @@ POLL_LIMIT = 64
 ROUNDS_MAX = 16  # polls before others on the event loop get their turn
 SPIN_US = 50
 UNEASY_S = 0.005  # how long to trust the descriptor while transfers are under way
+BEAT_S = 0.25  # while somebody may come: see watchdog.py
 BACKLOG = 1024
 
 
@@ -35,16 +36,23 @@ class StartError(Exception):
 
 
 class Poller:
-    """Connects the event loop and the network of ``server``; ``pollers`` is how many other processes poll here."""
+    """Connects the event loop and the network of ``server``; ``neighbours`` is how many other processes poll here.
+    ``renew()`` is called when the network is deaf."""
 
-    def __init__(self, server, loop, neighbours):
+    def __init__(self, server, loop, neighbours, renew):
         self._server, self._rpc, self._loop = server, server.rpc, loop
         self._neighbours = neighbours
         self._spin_us = server.config.spin_us
         self._cores = len(os.sched_getaffinity(0))
-        self._again = self._timer = None
+        self._again = self._timer = self._beat = None
+        self._watchdog = watchdog.Watchdog(self._rpc, renew)
         server.posted = self.soon
-        loop.add_reader(self._rpc.fileno(), self._wake)
+        self.start()
+
+    def start(self):
+        """Listen to the network, which may be another one than before."""
+        self._loop.add_reader(self._rpc.fileno(), self._wake)
+        self.soon()
 
     def soon(self):
         """Something was sent or asked for outside of a poll: give the network a chance to move it."""
@@ -53,11 +61,14 @@ class Poller:
 
     def _wake(self):
         self._again = None
-        rpc, server = self._rpc, self._server
+        rpc, server, watch = self._rpc, self._server, self._watchdog
+        nap = 0.0
         for _ in range(ROUNDS_MAX):
             pending = rpc.pending
             requests = rpc.poll(self._spin(), POLL_LIMIT)
             ended = rpc.pending < pending
+            if watch.since and (requests or ended):
+                watch.calm()
             if requests:
                 server.serve(requests)
             if ended:
@@ -69,8 +80,21 @@ class Poller:
             if rpc.arm():
                 if rpc.pending and self._timer is None:
                     self._timer = self._loop.call_later(UNEASY_S, self._uneasy)
+                if watch.since:
+                    watch.calm()
+                if self._beat is None and server.conns:
+                    self._beat = self._loop.call_later(BEAT_S, self._look)
                 return
-        self.soon()
+            nap = watch.busy()
+        if nap:
+            self._loop.call_later(nap, self.soon)
+        else:
+            self.soon()
+
+    def _look(self):
+        """Asleep: who left a gap in the queue may have left without waking us, and nobody else will."""
+        self._beat = None
+        self._wake()
 
     def _uneasy(self):
         self._timer = None
@@ -85,16 +109,18 @@ class Poller:
 
     def stop(self):
         self._loop.remove_reader(self._rpc.fileno())
-        for handle in (self._again, self._timer):
+        for handle in (self._again, self._timer, self._beat):
             if handle is not None:
                 handle.cancel()
+        self._again = self._timer = self._beat = None
 
 
-async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, ready):
+async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, arrivals=(), ready):
     """Serve until SIGTERM, SIGINT or SHUTDOWN.
 
     ``cluster`` names this server as ``number``; ``store`` is its directory; ``listen_fd`` a socket that listens
-    already; ``cpu`` pins the event loop's thread; ``ready(host, port)`` is called when clients can come.  Raises
+    already; ``cpu`` pins the event loop's thread; ``arrivals`` is what a former life of this process left
+    (watchdog.py); ``ready(host, port)`` is called when clients can come.  Raises
     StartError.
     """
     raise_limits()
@@ -102,15 +128,23 @@ async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, ready
         stopped = anyio.Event()
         try:
             kv = RocksKV(os.path.join(store, "kv"))
-            server = Server(Service(cluster, number, config), kv, store, config, stopped.set)
+            server = Server(Service(cluster, number, config, arrivals=arrivals), kv, store, config, stopped.set)
         except (StoreError, OSError) as error:
             raise StartError(f"the store {store} cannot be used: {error}") from None
+        affinity = os.sched_getaffinity(0)
         if cpu is not None:
             os.sched_setaffinity(0, {cpu})
         loop = asyncio.get_running_loop()
         handlers.start(server)
         neighbours = sum(each.host == cluster.servers[number].host for each in cluster.servers)
-        poller = Poller(server, loop, neighbours)
+
+        def renew():
+            poller.stop()
+            server.rpc.renew()
+            poller.start()
+            server.spawn(watchdog.last_things(server, lambda: watchdog.begin_anew(number, server.rpc, sock, affinity)))
+
+        poller = Poller(server, loop, neighbours, renew)
         gc.freeze()
         gate = await loop.create_server(door.guard(server), sock=sock, backlog=BACKLOG)
         async with anyio.create_task_group() as tasks:

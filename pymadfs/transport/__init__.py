@@ -38,6 +38,7 @@ class Transport:
     Calling side, any thread:
 
     - ``knock(server, secret, kind, timeout_ms) -> Visit``: raises OSError whose strerror says what is wrong.
+    - ``another()``: a transport of the same kind, to send to this one.
     - ``beside()``: one for servers that this one cannot reach, because their memory is another user's; or None.
     - ``slot() -> Slot``
     - ``call(handle, peer, tag, reply_tag, head_length, tail, tail_length, send, send_length, recv, recv_room, bulk_tag,

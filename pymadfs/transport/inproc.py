@@ -218,6 +218,9 @@ class Inproc(Transport):
     def beside(self):
         return None
 
+    def another(self):
+        return self.network.transport()
+
     def knock(self, server, secret, kind, timeout_ms):
         service = self.network.find(server.number)
         if service is None:

@@ -36,6 +36,10 @@ SETTINGS = {
 
 NEAR = "sysv,cma,self"
 """What serves between processes of one machine: looking for the devices of TCP is a quarter of a client's start."""
+TRANSPORTS = "^posix", "^sysv", "^posix,sysv"
+"""What is tried: one kind of shared memory, System V's first.  POSIX shared memory needs a descriptor whenever UCX maps
+more of another process's memory: where there are none left, that fails in the middle of a send."""
+
 PURE_US = 4
 """Microseconds to poll without giving the processor away."""
 SPIN_US = 50
@@ -50,14 +54,16 @@ class Ucx(Transport):
 
     def __init__(self, config, transports=None, near=False):
         self._config = config
-        settings = dict(SETTINGS)
-        transports = transports or config.transports or (NEAR if near else None)
-        if transports:
-            settings["TLS"] = transports
-        strings = [ffi.new("char[]", text.encode()) for pair in settings.items() for text in pair]
         message = ffi.new("char[]", 512)
-        self._u = lib.ux_open(ffi.new("char *[]", strings), len(settings), message, 512)
-        if not self._u:
+        self._near = near
+        transports = transports or config.transports
+        for each in (transports,) if transports else (NEAR, *TRANSPORTS)[not near:]:
+            settings = {**SETTINGS, "TLS": each}
+            strings = [ffi.new("char[]", text.encode()) for pair in settings.items() for text in pair]
+            self._u = lib.ux_open(ffi.new("char *[]", strings), len(settings), message, 512)
+            if self._u:
+                break
+        else:
             why = ffi.string(message).decode(errors="replace")
             raise OSError(errno.ENODEV, f"UCX cannot start: {why}; MADFS_UCX_TLS is {config.transports!r}, empty "
                                         "lets UCX choose")
@@ -84,6 +90,9 @@ class Ucx(Transport):
                                    f"{self._config.transports!r} here")
         return handle
 
+    def another(self):
+        return Ucx(self._config, near=self._near)
+
     def beside(self):
         return None if self._config.transports else Ucx(self._config, "tcp")
 
@@ -105,6 +114,12 @@ class Ucx(Transport):
     # --- calling ----------------------------------------------------------------------------------------------------
 
     def knock(self, server, secret, kind, timeout_ms):
+        try:
+            return door.knock(server.host, server.port, secret, kind, self.address, timeout_ms)
+        except OSError as error:
+            if error.errno != errno.ECONNRESET:
+                raise
+        # It ended at this moment, and may be back already: one that began anew keeps its socket.
         return door.knock(server.host, server.port, secret, kind, self.address, timeout_ms)
 
     def slot(self):

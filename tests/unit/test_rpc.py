@@ -15,7 +15,7 @@ from pymadfs.errors import Restart, fail
 from pymadfs.rpc import Client, Service
 from pymadfs.transport import inproc
 
-ATTR = bytes(range(80))
+ATTR = bytes(range(ops.ATTR.size))
 
 
 def cluster_of(servers):
@@ -229,7 +229,7 @@ def test_only_what_may_be_repeated_is_repeated(op, fields, answered, capfd):
 
     def die(service, request):
         house.network.kill(0)
-        house.answer = lambda service, request: service.reply(request, (ATTR,))
+        house.answer = lambda service, request: service.reply(request, (1 if request.op is ops.ARRIVED else ATTR,))
         house.services[0] = house.start(0)
 
     house.answer = die
@@ -240,6 +240,39 @@ def test_only_what_may_be_repeated_is_repeated(op, fields, answered, capfd):
         with pytest.raises(OSError) as caught:
             client.call(0, op, b"/x", *fields)
         assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_what_never_came_to_a_server_that_began_anew_is_repeated(came, capfd):
+    """A request that may not be repeated: the server knows up to which it had heard."""
+    house = House()
+    client = house.client()
+    client.call(0, ops.LOOKUP, b"/")
+    made = []
+
+    def begin_anew(service, request):
+        arrivals = [(conn, newest if came else newest - 1) for conn, newest in service.arrivals()]
+        house.network.kill(0)
+        house.answer = answer
+        house.services[0] = Service(house.cluster, 0, house.config, house.network.transport(), arrivals)
+        house.network.serve(house.services[0])
+
+    def answer(service, request):
+        if request.op is ops.ARRIVED:
+            service.reply(request, (service.arrived(*request.fields),))
+        else:
+            made.append(request)
+            service.reply(request, (ATTR,))
+
+    house.answer = begin_anew
+    if came:
+        with pytest.raises(OSError):
+            client.call(0, ops.MKDIR, b"/x", 0o755)
+        assert not made
+    else:
+        assert client.call(0, ops.MKDIR, b"/x", 0o755)[0].attr == ATTR
+        assert len(made) == 1 and made[0].conn not in house.services[0]._left
+    assert "died" in capfd.readouterr().err
 
 
 def test_a_stale_cluster_file_is_noticed(capfd):
@@ -255,8 +288,9 @@ def test_too_long_a_tail_is_refused_on_both_sides():
     with pytest.raises(OSError) as caught:
         house.client().call(0, ops.LOOKUP, bytes(100_000))
     assert caught.value.errno == errno.EMSGSIZE
-    request = type("R", (), {"op": ops.LOOKUP, "conn": 1, "unread": 0, "id": 1, "bulk": 0, "fsync": False})
     house.client().call(0, ops.LOOKUP, b"/")
+    conn = house.requests[-1].conn
+    request = type("R", (), {"op": ops.LOOKUP, "conn": conn, "unread": 0, "id": 1, "bulk": 0, "fsync": False})
     with pytest.raises(OSError):
         house.services[0].reply(request, (ATTR,), bytes(100_000))
 
