@@ -97,7 +97,7 @@ static long interpreter_of(long fd) {
     while (*end && *end != ' ' && *end != '\t' && *end != '\n') end++;
     *end = 0;
     RAW(SYS_close, fd);
-    fd = RAW(SYS_openat, AT_FDCWD, at, O_RDONLY | O_CLOEXEC, 0);
+    fd = RAW(SYS_openat, AT_FDCWD, at, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
   }
   return fd;
 }
@@ -110,7 +110,7 @@ static long open_program(int directory, const char *path) {
     directory = AT_FDCWD;
     path = name;
   }
-  return interpreter_of(RAW(SYS_openat, directory, path, O_RDONLY | O_CLOEXEC, 0));
+  return interpreter_of(RAW(SYS_openat, directory, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0));
 }
 
 // The path of an open file of the host's.

@@ -39,7 +39,7 @@ static bool has_ours(char *const *arguments) {
 
 static bool read_head(struct target *t) {
   long fd = t->memory;
-  if (fd < 0) fd = RAW(SYS_openat, t->directory, t->path, O_RDONLY | O_CLOEXEC, 0);
+  if (fd < 0) fd = RAW(SYS_openat, t->directory, t->path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
   if (madfs_failed(fd)) return false;
   t->size = RAW(SYS_pread64, fd, t->head, HEAD, 0);
   bool good = t->size > 0 && !madfs_failed(RAW(SYS_fstat, fd, &t->file));

@@ -177,12 +177,17 @@ def _installation(mount, environment):
                       "say --mount with another path")
     for library in keeper.other_preloads(environment):
         path = library if "/" in library else None
-        if path and not os.path.exists(path):
+        if path and path.startswith(mount + "/"):
+            yield Finding(NOTE, library, "is in LD_PRELOAD and is looked for on the mount", "nothing, if it lies there")
+        elif path and not os.path.exists(path):
             yield Finding(WARNING, library, "is in LD_PRELOAD and does not exist; the loader says so in every process",
                           "take it out of LD_PRELOAD")
         else:
             yield Finding(NOTE, library, "is in LD_PRELOAD; it stays, behind the library of MadFS",
                           "nothing, unless it replaces system calls itself")
+    if mount + "/" in environment.get("LD_AUDIT", ""):
+        yield Finding(WARNING, "LD_AUDIT", "names libraries on the mount, which the loader does not find there",
+                      "copy them to this node")
     for library in environment.get("LD_PRELOAD", "").replace(":", " ").split():
         if os.path.basename(library) == keeper.LIBRARY and not _same(library, launch.LIBRARY):
             yield Finding(WARNING, library, "is in LD_PRELOAD and belongs to another installation of MadFS; it is "
@@ -226,6 +231,10 @@ def _process():
 def _objects(path, mount, environment, certain):
     """Findings about the program at ``path`` and all libraries it starts with, and how many sites are rewritten."""
     loader = elf.Elf(path).interpreter()
+    there = launch.looks_for_libraries(path, mount, environment)
+    if there and loader and loader.startswith(mount + "/"):
+        return [Finding(NOTE, path, f"has its loader, {loader}, on the mount; its libraries are not examined",
+                        "nothing, if it lies there")], 0
     if loader and not os.path.exists(loader):
         return [Finding(ERROR if certain else WARNING, path, f"needs the loader {loader}, which does not exist",
                         "install it, or build the program for this system")], 0
@@ -236,6 +245,10 @@ def _objects(path, mount, environment, certain):
                  "LD_PRELOAD": ":".join([launch.LIBRARY, *keeper.other_preloads(environment)])}
     listed = subprocess.run([loader, "--list", path], env=environment, capture_output=True, text=True, errors="replace",
                             timeout=SCAN_S, check=False)
+    if there and listed.returncode:
+        said = listed.stderr.strip().rpartition(path + ": ")[2]
+        return [Finding(NOTE, path, f"starts with libraries that are not on this node ({said}); they are looked for on "
+                        "the mount", "nothing, if they lie there")], 0
     findings = [Finding(ERROR if certain else WARNING, path, f"needs {name}, which is not found",
                         "install it or set LD_LIBRARY_PATH")
                 for name in re.findall(r"^\s*(\S+) => not found", listed.stdout, re.MULTILINE)]

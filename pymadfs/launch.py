@@ -353,16 +353,17 @@ def preload_variables(cluster, mount, environment, chunk_size=None):
 def command(argv, mount, environment):
     """What to execute for ``argv``: a program on the mount, and one whose libraries may lie there, can be started only
     by one that is on it."""
-    names = re.compile(rb"(^|[:; =])" + re.escape(os.fsencode(mount)) + rb"($|[/:; ])")
-    searched = any(names.search(os.fsencode(environment.get(name, ""))) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD"))
-    if os.path.normpath(argv[0]).startswith(mount + "/") or searched or _built_for(argv[0], mount, environment):
+    path = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
+    if os.path.normpath(argv[0]).startswith(mount + "/") or looks_for_libraries(path, mount, environment):
         return ["env", "--", *argv]
     return argv
 
 
-def _built_for(name, mount, environment):
-    """Whether the program ``name`` may have a path of the mount in it as that of its libraries."""
-    path = shutil.which(name, path=environment.get("PATH", os.defpath))
+def looks_for_libraries(path, mount, environment):
+    """Whether the program at ``path`` may be given libraries, or a loader, from below ``mount``."""
+    names = re.compile(rb"(^|[:; ])" + re.escape(os.fsencode(mount)) + rb"($|[/:; ])")
+    if any(names.search(os.fsencode(environment.get(name, ""))) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")):
+        return True
     try:
         with open(path or "", "rb") as file:
             return file.read(4) == b"\x7fELF" and os.fsencode(mount) + b"/" in file.read()

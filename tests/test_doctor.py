@@ -174,6 +174,22 @@ def test_missing_library_and_loader(tmp_path):
     assert severities(doctor.examine([str(odd)], "/madfs")[0], "/nonexistent/ld.so") == ["error"]
 
 
+def test_libraries_that_lie_on_the_mount(tmp_path):
+    """They are not on this node, and will be found."""
+    compile_c(tmp_path, "int f(void) { return 1; }", "-shared", "-fPIC", name="libthere.so")
+    program = compile_c(tmp_path, "int f(void); int main(void) { return f(); }", "-L", tmp_path, "-lthere",
+                        "-Wl,-rpath,/madfs/lib", "-Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2")
+    assert severities(doctor.examine([str(program)], "/madfs")[0], "libthere.so") == ["note"]
+    assert severities(doctor.examine([str(program)], "/other")[0], "libthere.so") == ["error"]
+    searching = {**os.environ, "LD_LIBRARY_PATH": "/lib:/other/lib"}
+    assert severities(doctor.examine([str(program)], "/other", searching)[0], "libthere.so") == ["note"]
+    loader = compile_c(tmp_path, "int main(void) { return 0; }", "-Wl,--dynamic-linker=/madfs/ld.so", name="odd")
+    assert severities(doctor.examine([str(loader)], "/madfs")[0], "/madfs/ld.so") == ["note"]
+    auditing = {**os.environ, "LD_AUDIT": "/madfs/audit.so", "LD_PRELOAD": "/madfs/lib.so"}
+    assert severities(doctor.examine(["true"], "/madfs", auditing)[0], "LD_AUDIT") == ["warning"]
+    assert severities(doctor.examine(["true"], "/madfs", auditing)[0], "/madfs/lib.so") == ["note"]
+
+
 def test_surroundings(tmp_path, monkeypatch):
     (tmp_path / "mount" / "files").mkdir(parents=True)
     assert severities(doctor.examine(["true"], str(tmp_path / "mount"))[0], "mount hides") == ["warning"]
