@@ -11,7 +11,7 @@ from .client import S_IFDIR, S_IFMT
 from .errors import Restart, fail
 from .filedata import MAX_PARALLEL, windows
 from .layout import owner, parent
-from .ops import ATTR, DIRENT, LOOKUP, READDIR
+from .ops import DIRENT, NUMBER, READDIR
 
 WINDOW_BYTES = 128 << 10  # of all servers' pages together
 PAGE_BYTES_MIN, PAGE_BYTES_MAX = 1 << 10, 32 << 10
@@ -40,7 +40,7 @@ def read(fs, path, ino, after):
     calls: list = [(server, READDIR, path, (after, limit), None, None) for server in range(fs.servers)]
     above = parent(path)
     if after < DOTDOT:
-        calls.append((owner(above, fs.servers), LOOKUP, above, (), None, None))
+        calls.append((owner(above, fs.servers), NUMBER, above, (), None, None))
     results: list = []
     for some in windows(calls, MAX_PARALLEL):
         results += fs.rpc.call_many(some)
@@ -48,7 +48,7 @@ def read(fs, path, ino, after):
     if after < DOTDOT:
         up = results.pop()
         dots = [(DOT, ino, S_IFDIR >> 12, b".") if after < DOT else None,
-                (DOTDOT, ino if isinstance(up, BaseException) else ATTR.unpack(up[0].attr).ino, S_IFDIR >> 12, b"..")]
+                (DOTDOT, ino if isinstance(up, BaseException) else up[0].ino, S_IFDIR >> 12, b"..")]
     return _merged(after, [dot for dot in dots if dot], results, ino)
 
 

@@ -170,8 +170,9 @@ STATFS = Op(17, "statfs", "", "block:Q blocks:Q free:Q available:Q files:Q files
             doc="Space of this server's store, in units of `block` bytes. Stores with the same `device` share it.")
 STATUS = Op(18, "status", "", "", retry=True, doc="A FlexBuffer with this server's counters in the reply's tail.")
 SHUTDOWN = Op(19, "shutdown", "", "", doc="End the server after what it has in hand.")
-DIRINFO = Op(20, "dirinfo", "server:I", _A, peer=True, retry=True,
-             doc="Attributes of the directory in the tail, for `server` to keep until INVALIDATE; as LOOKUP otherwise.")
+DIRINFO = Op(20, "dirinfo", "server:I writes:B", _A, peer=True, retry=True,
+             doc="Attributes of the directory in the tail, for `server` to keep until INVALIDATE; as LOOKUP otherwise. "
+                 "`writes`: it is going to change entries in it, until TIMES asks when it did.")
 INVALIDATE = Op(21, "invalidate", "", "", peer=True, retry=True,
                 doc="Forget the directory in the tail, or all without one.")
 EMPTY = Op(22, "empty", "", "empty:B", peer=True, retry=True,
@@ -184,9 +185,8 @@ INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I groups:H id:Q below:Q 
 CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server: cut number `cuts` of the file. "
              "Answers how many blocks of 512 bytes that freed.")
-TOUCH = Op(25, "touch", "mtime_ns:q at_ns:q", "", peer=True,
-           doc="Entries of the directory in the tail changed: set its times, unless somebody has set them since. The "
-               "last change was at at_ns; mtime_ns is that as coarse as times in inodes are.")
+TOUCH = Op(25, "touch", "server:I keep:B", "", peer=True, retry=True,
+           doc="`server` changed entries of the directory in the tail and wants to be asked by TIMES when.")
 LOCK = Op(26, "lock", "ino:Q owner:Q opener:I start:Q end:Q type:H how:B space:B", "type:H start:Q end:Q owner:Q",
           retry=True,
           doc="Lock [start, end) of a file for an owner: type F_RDLCK, F_WRLCK or F_UNLCK; how LOCK_TRY, LOCK_WAIT "
@@ -269,6 +269,12 @@ MEND = Op(57, "mend", "action:B ino:Q number:Q", "done:B",
               "any more. Tail: a path.")
 ARRIVED = Op(71, "arrived", "conn:I id:Q", "arrived:B", retry=True,
              doc="Whether request `id` of a former connection may have come to this server before it began anew.")
+TIMES = Op(73, "times", "server:I keep:B", "mtime_ns:q", peer=True,
+           doc="When entries of the directory in the tail last changed on the asked server, 0: not since it was last "
+               "asked. Without `keep` it announces the next change by DIRINFO. Without a tail: the same of directories "
+               "that `server` owns, a page of records in the reply's tail, until there are none.")
+NUMBER = Op(72, "number", "", "ino:Q", retry=True,
+            doc="Inode number of the directory in the tail, without the times that LOOKUP may have to collect.")
 UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
                 doc="How much waits here for a server that was dead: names that answer EIO until a rename is completed "
                     "or taken back, and link counts. A server that was killed says so to the others when it is back.")

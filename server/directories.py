@@ -15,7 +15,7 @@ import errno
 from collections import namedtuple
 
 from pymadfs.errors import Restart, fail
-from pymadfs.identity import SEARCH, allowed
+from pymadfs.identity import SEARCH, WRITE, allowed
 from pymadfs.layout import covers, owner, parent
 from pymadfs.ops import ATTR, DIRINFO, INVALIDATE
 
@@ -45,6 +45,7 @@ class Directories:
     def __init__(self, store, call_peer):
         self._meta, self._call_peer = store, call_peer
         self._known = {}
+        self.changed = {}  # directories elsewhere that may be changed from here -> when they were last; see times.py
         self._fetching = {}  # path -> [waiting futures, overtaken by an INVALIDATE]
         self._held = {}  # key -> Future, or None when what holds it is stuck
         self._holders = {}  # path of a directory whose entry is here -> bits of server numbers
@@ -118,17 +119,26 @@ class Directories:
 
     # --- parents ----------------------------------------------------------------------------------------------------
 
-    def parent(self, path, request, want):
+    def parent(self, path, request, want, counted=False):
         """The Dir above ``path``, which ``request.uid`` must have ``want`` permission on.
 
-        Raises OSError (ENOENT, ENOTDIR, EACCES), Restart, or Wait.
+        WRITE means that an entry will come or go here, which the owner of the directory must know, unless it will be
+        told by COUNT (``counted``).  Raises OSError (ENOENT, ENOTDIR, EACCES), Restart, or Wait.
         """
         above = path[:path.rindex(b"/")] or b"/"
+        changes = want & WRITE and not counted
         if request.uid:
-            return self._searched(above, request, want)
-        return self._known.get(above) or self.load(above)
+            return self._searched(above, request, want, changes)
+        found = self._known.get(above) or self.load(above, changes)
+        return found if found.key is not None or not changes else self._changing(above, found)
 
-    def _searched(self, path, who, want):
+    def _changing(self, path, found):
+        """``found``, the Dir of ``path``, which lies elsewhere: once its owner knows that entries change here."""
+        if path not in self.changed:
+            raise Wait(lambda: self.fetch(path, True))
+        return found
+
+    def _searched(self, path, who, want, changes):
         """The Dir of ``path`` after the walk of a user who is not root: search permission above, ``want`` on it."""
         above, at = b"/", path.find(b"/", 1)
         while path != b"/":
@@ -138,15 +148,16 @@ class Directories:
             if at < 0:
                 break
             above, at = path[:at], path.find(b"/", at + 1)
-        found = self._known.get(path) or self.load(path)
+        found = self._known.get(path) or self.load(path, changes)
         if not allowed(found.mode, found.uid, found.gid, who, want):
             raise fail(errno.EACCES)
-        return found
+        return found if found.key is not None or not changes else self._changing(path, found)
 
-    def load(self, path):
-        """The Dir of a path whose entry lies here, else Wait for its owner's answer."""
+    def load(self, path, changes=False):
+        """The Dir of a path whose entry lies here, else Wait for its owner's answer; ``changes``: and until it knows
+        that entries in it will come and go here."""
         if owner(path, self._meta.servers) != self._meta.number:
-            raise Wait(lambda: self.fetch(path))
+            raise Wait(lambda: self.fetch(path, bool(changes)))
         key = entry_key(path)
         value = self.above(key)
         if value is None:
@@ -176,14 +187,14 @@ class Directories:
         found = self._known[path] = Dir(attr.mode, attr.uid, attr.gid, key, attr.chunk_size)
         return found
 
-    async def fetch(self, path):
-        """Make the directory ``path`` known here.  When it does not exist, the nearest existing name above tells why:
-        a directory means ENOENT, a file ENOTDIR, a link Restart."""
+    async def fetch(self, path, writes=False):
+        """Make the directory ``path`` known here, with ``writes`` to change its entries.  When it does not exist, the
+        nearest existing name above tells why: a directory means ENOENT, a file ENOTDIR, a link Restart."""
         wanted = path
         while True:
             if path[:1] != b"/":
                 raise fail(errno.ENOENT)
-            value = await self._ask(path)
+            value = await self._ask(path, writes and path == wanted)
             if value is not None:
                 break
             if path == b"/":
@@ -195,8 +206,10 @@ class Directories:
         self._keep(path, value, entry_key(path) if here else None)
         if path != wanted:
             raise fail(errno.ENOENT)
+        if writes and not here:
+            self.changed.setdefault(path, 0)
 
-    async def _ask(self, path):
+    async def _ask(self, path, writes):
         """Entry of ``path`` from its owner, None when there is none, True when somebody else has asked meanwhile."""
         server = owner(path, self._meta.servers)
         if server == self._meta.number:
@@ -210,7 +223,7 @@ class Directories:
         try:
             for _ in range(FETCH_TRIES):
                 state[1] = False
-                reply, tail = await self._call_peer(server, DIRINFO, path, self._meta.number)
+                reply, tail = await self._call_peer(server, DIRINFO, path, self._meta.number, writes)
                 if not state[1]:
                     return bytes(reply.attr) + bytes(tail)
             raise fail(errno.EAGAIN)
@@ -229,8 +242,12 @@ class Directories:
     # --- as a holder ------------------------------------------------------------------------------------------------
 
     def forget(self, path):
-        """INVALIDATE or EMPTY came, or it changed here.  An answer about it that is on its way is void."""
+        """INVALIDATE or EMPTY came, or it changed here."""
         self._known.pop(path, None)
+        self.overtake(path)
+
+    def overtake(self, path):
+        """An answer about ``path`` that is on its way is void."""
         if path in self._fetching:
             self._fetching[path][1] = True
 

@@ -23,7 +23,6 @@ from pymadfs import door
 from pymadfs.errors import fail
 from pymadfs.layout import owner
 from pymadfs.log import log
-from pymadfs.ops import TOUCH
 
 from .chunks import Chunks
 from .cuts import Cuts
@@ -43,8 +42,6 @@ QUEUE_MAX = 1 << 16
 WAITS_MAX = 1000  # times one request may run again
 IO_THREADS = 8
 LAZY_S = 0.1
-TOUCH_S = 0.001
-TIMES_SET_MAX = 4096  # directories
 RETRY_S = 1.0
 BUFFER_BYTES = 1 << 20
 BUFFERS_KEPT = 16
@@ -168,8 +165,7 @@ class Server:
         self._receiving = 0  # coroutines that wait for bulk data
         self._pools = _Pool(), _Pool()
         self._removals = _Pool(line_max=None)
-        self._touches, self._touching = {}, set()
-        self.set_times = {}  # key of a directory -> when utimensat set its mtime; of those that were set lately
+        self.times = None  # see times.py; handlers.start makes it
         self.linking = {}  # debt -> the directory elsewhere whose links it changes; see counts.py
         self._lazy_timer = None
         self._buffers = []
@@ -190,13 +186,13 @@ class Server:
 
     async def stop(self):
         """End what is under way and close the store."""
+        await self.times.stop()
         for pool in (*self._pools, self._removals):
             await pool.stop()
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self.flush()
-        self._touches.clear()
         if self._lazy_timer:
             self._lazy_timer.cancel()
         if self.syncer:
@@ -470,7 +466,7 @@ class Server:
     # --- times of directories ---------------------------------------------------------------------------------------
 
     def touched(self, path, above, now):
-        """An entry ``path`` in the directory ``above`` (a Dir) came or went: its times become ``now``, soon."""
+        """An entry ``path`` in the directory ``above`` (a Dir) came or went: its times become ``now``."""
         if self.read_lately:
             self.read_lately.clear()  # a name changed: so did the ctime of an inode
         if above.key is not None:
@@ -480,24 +476,13 @@ class Server:
                 if self._lazy_timer is None:
                     self.write_lazily_soon()
             return
-        directory = path[:path.rindex(b"/")] or b"/"
-        self._touches[directory] = now, time.time_ns()
-        if directory not in self._touching:
-            self._touching.add(directory)
-            self.loop.call_later(TOUCH_S, self._send_touch, directory)
-
-    def times_set(self, key):
-        """utimensat gives a directory an mtime: what came and went in it before, but is told later, leaves it."""
-        self.set_times.pop(key, None)
-        self.set_times[key] = time.time_ns()
-        if len(self.set_times) > TIMES_SET_MAX:
-            del self.set_times[next(iter(self.set_times))]
+        self.times.note(path[:path.rindex(b"/")] or b"/", now)
 
     def directories_touched(self):
         """Paths of directories elsewhere whose owners have not yet been told of all changes made here."""
         for number in [number for number in self.linking if self.kv.get(debt_key(number)) is None]:
             del self.linking[number]  # told, or its batch was refused
-        return (*self._touching, *self.linking.values())
+        return (*self.times.unstored(), *self.linking.values())
 
     def write_lazily_soon(self):
         if self._lazy_timer is None:
@@ -509,18 +494,3 @@ class Server:
             self.commit(lazily=True)
         except OSError as error:
             log(f"server {self.number}: times of directories could not be stored: {error}")
-
-    def _send_touch(self, directory):
-        times = self._touches.pop(directory, None)
-        if times is None:  # the server stops
-            return
-        future = self.call_peer(owner(directory, self.servers), TOUCH, directory, *times)
-        future.add_done_callback(lambda done: self._touch_sent(directory, done))
-
-    def _touch_sent(self, directory, future):
-        if not future.cancelled():
-            future.exception()  # its owner is dead or the directory is gone: nobody needs the times
-        if directory in self._touches:
-            self.loop.call_later(TOUCH_S, self._send_touch, directory)
-        else:
-            self._touching.discard(directory)

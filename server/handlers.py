@@ -25,8 +25,6 @@ from pymadfs.ops import (
     SET_GID,
     SET_LINK,
     SET_MODE,
-    SET_MTIME,
-    SET_MTIME_NOW,
     SET_SIZE,
     SET_UID,
     SETATTR,
@@ -48,6 +46,7 @@ from . import (  # all for their handlers
     relocate,  # noqa: F401
     rename,  # noqa: F401
     subtree,  # noqa: F401
+    times,
     xattrs,
 )
 from .attributes import attributes
@@ -89,18 +88,20 @@ def start(server):
     server.start()
     server.locking = locking.Locking(server)
     server.locking.start()
+    server.times = times.Times(server)
+    server.times.start()
     recovery.resume(server)
 
 
-def new_entry(server, path, request):
-    """``(key, parent's Dir)`` for a name that must not exist yet."""
+def new_entry(server, path, request, counted=False):
+    """``(key, parent's Dir)`` for a name that must not exist yet; ``counted``: see Directories.parent."""
     check_new_path(path)
     if owner(path, server.servers) != server.number:
         raise fail(errno.EPROTO)
     key = entry_key(path)
     server.dirs.free(key)
     exists = server.kv.get(key) is not None
-    above = server.dirs.parent(path, request, SEARCH if exists else WRITE | SEARCH)
+    above = server.dirs.parent(path, request, SEARCH if exists else WRITE | SEARCH, counted)
     if exists:
         raise fail(errno.EEXIST)
     return key, above
@@ -122,6 +123,12 @@ def group_of(above, request):
 
 @serves(LOOKUP)
 def lookup(server, request):
+    if server.times.active and server.times.elsewhere(request.tail):
+        return server.times.afterwards(request.tail, looked_up, request)
+    return looked_up(server, request)
+
+
+def looked_up(server, request):
     key, value = server.dirs.entry(request.tail, request)
     if is_pointer(value):
         key, value = server.meta.resolve(key, value)
@@ -130,6 +137,16 @@ def lookup(server, request):
 
 @serves(GETATTR)
 def getattr_(server, request):
+    try:
+        key, value = server.meta.find(request.fields[0], request.tail)
+    except OSError:
+        return found(server, request)
+    if server.times.active and is_directory(value) and server.times.elsewhere(path_of(key)):
+        return server.times.afterwards(path_of(key), found, request)
+    return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
+
+
+def found(server, request):
     try:
         _, value = server.meta.find(request.fields[0], request.tail)
     except OSError:
@@ -273,7 +290,7 @@ def release(server, request):
 @serves(MKDIR)
 def mkdir(server, request):
     path = request.tail
-    key, above = new_entry(server, path, request)
+    key, above = new_entry(server, path, request, counted=True)
     now = now_ns()
     mode = stat.S_IFDIR | request.fields.mode & 0o7777 | above.mode & stat.S_ISGID
     value = new_attr(server.meta.serial(), mode, request.uid, group_of(above, request), now, nlink=2,
@@ -324,7 +341,7 @@ def unlink(server, request):
 async def rmdir(server, request):
     path = request.tail
     key, value = server.dirs.entry(path, request)
-    above = server.dirs.parent(path, request, WRITE | SEARCH)
+    above = server.dirs.parent(path, request, WRITE | SEARCH, counted=True)
     sticky(server, above, request, path, value)
     if not is_directory(value):
         raise fail(errno.ENOTDIR)
@@ -372,6 +389,15 @@ def is_empty(server, path):
 
 @serves(SETATTR)
 def setattr_(server, request):
+    if server.times.active:
+        ino = request.fields.ino
+        path = path_of(server.meta.find(ino, request.tail)[0]) if ino else request.tail
+        if server.times.elsewhere(path):
+            return server.times.afterwards(path, set_attributes, request)
+    return set_attributes(server, request)
+
+
+def set_attributes(server, request):
     ino, valid = request.fields[:2]
     if ino:
         path = None
@@ -398,8 +424,6 @@ def setattr_(server, request):
     server.read_lately.discard(ino_of(value))
     if is_directory(value) and valid & (SET_MODE | SET_UID | SET_GID):
         return change_directory(server, request, key, path_of(key))
-    if is_directory(value) and valid & (SET_MTIME | SET_MTIME_NOW):
-        server.times_set(key)
     server.kv.put(key, updated)
     return (updated[:ATTR_SIZE],), updated[ATTR_SIZE:]
 

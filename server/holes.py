@@ -61,10 +61,11 @@ def accessed(server, ino, hint):
         server.read_lately.add(ino)
 
 
-def touch_atime(server, key, value):
+def touch_atime(server, key, value, modified=False):
+    """``modified``: since it was read last, probably; its mtime does not show it yet."""
     now = now_ns()
     atime, mtime, ctime = _TIMES.unpack_from(value, AT_ATIME)
-    if atime <= mtime or atime <= ctime or now - atime >= DAY_NS:
+    if modified or atime <= mtime or atime <= ctime or now - atime >= DAY_NS:
         server.kv.lazy(key, value[:AT_ATIME] + _TIME.pack(now) + value[AT_MTIME:])
         server.write_lazily_soon()
 

@@ -9,7 +9,7 @@ import errno
 
 from pymadfs.errors import fail
 from pymadfs.layout import order, order_key
-from pymadfs.ops import DIRENT, READDIR
+from pymadfs.ops import DIRENT, NUMBER, READDIR
 
 from .dispatch import serves
 from .holes import touch_atime
@@ -27,10 +27,16 @@ def readdir(server, request):
     ino = directory(server, path)
     if ino and not after:
         key = entry_key(path)
-        touch_atime(server, key, server.kv.get(key))
+        touch_atime(server, key, server.kv.get(key), server.times.elsewhere(path))
     server.commit()
     records, done = page(server.kv, entries_prefix(path), after, min(limit, PAGE_BYTES_MAX))
     return (done, ino), b"".join(records)
+
+
+@serves(NUMBER)
+def number(server, request):
+    _, value = server.dirs.entry(request.tail, request)
+    return (ino_of(value),), b""
 
 
 def directory(server, path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What servers ask of each other, and what people ask of a server.  None of these waits for another server, save
-INSTALL for its parent directory (rename.py): so servers that wait for each other always get their answers."""
+INSTALL for its parent directory (rename.py) and TOUCH for who asked it (times.py): so servers that wait for each other
+always get their answers."""
 import asyncio
 import errno
 import os
@@ -9,12 +10,11 @@ import time
 from flatbuffers import flexbuffers
 
 from pymadfs.errors import fail
-from pymadfs.ops import ARRIVED, ATTR, CUT, DIRINFO, EMPTY, INVALIDATE, SHUTDOWN, STATUS, TOUCH
+from pymadfs.ops import ARRIVED, ATTR, CUT, DIRINFO, EMPTY, INVALIDATE, SHUTDOWN, STATUS
 
 from .dispatch import serves
 from .inodes import cut_here
 from .meta import (
-    changed,
     entries_prefix,
     entry_key,
     inode_key,
@@ -35,6 +35,8 @@ def dirinfo(server, request):
         raise fail(errno.ENOENT)
     if is_directory(value) and request.fields.server < server.servers:
         server.dirs.told(path, request.fields.server)
+        if request.fields.writes:
+            server.times.grant(path, request.fields.server)
     return (value[:ATTR.size],), value[ATTR.size:]
 
 
@@ -53,22 +55,6 @@ def empty(server, request):
     server.commit()
     path = request.tail
     return (not server.kv.scan(entries_prefix(path), b"", 1) and not server.freezes.reserves(path),), b""
-
-
-@serves(TOUCH)
-def touch(server, request):
-    now, at = request.fields
-    key = entry_key(request.tail)
-    value = server.kv.get(key)
-    if value is None or not is_directory(value):
-        raise fail(errno.ENOENT)
-    attr = ATTR.unpack(value)
-    times = {"ctime_ns": max(now, attr.ctime_ns)}
-    if at > server.set_times.get(key, 0):
-        times["mtime_ns"] = max(now, attr.mtime_ns)
-    server.kv.lazy(key, changed(value, **times))
-    server.write_lazily_soon()
-    return (), b""
 
 
 @serves(CUT)

@@ -97,6 +97,7 @@ async def freeze_here(server, number, flags, old, new, conn=None):
     while _under_way(server, freeze):
         if server.loop.time() > deadline:  # it waits for a server that does not answer
             raise fail(errno.EIO)
+        await server.times.hand_over(freeze.concerns)
         await asyncio.sleep(DRAIN_S)
     server.dirs.forget_below(old, new)
     server.dirs.unheld_below(old, new)

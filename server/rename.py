@@ -170,7 +170,7 @@ async def _across(server, request, old, new, flags, above, value):
         server.spawn(_insist(server, move))
         raise
     _finish(server, move)
-    server.touched(old, above, now)
+    await server.times.note_surely(old, above, now)
     if known:
         await _stamp(server, ino_of(value))
     return (), b""
