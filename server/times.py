@@ -12,7 +12,6 @@ An owner that starts again does not know the writers: first it asks every server
 """
 import asyncio
 import errno
-import time
 
 from pymadfs.errors import fail
 from pymadfs.layout import owner
@@ -20,7 +19,7 @@ from pymadfs.log import log
 from pymadfs.ops import ATTR, TIMES, TOUCH, Record
 
 from .dispatch import DEFERRED, serves, settled
-from .meta import changed, entry_key, is_directory
+from .meta import changed, entry_key, is_directory, now_ns
 
 HAND_OVER_S = 1.0  # after a change the owner is made to store the time, in case that nobody looks
 CHANGED_MAX = 4096  # directories elsewhere that a server keeps times of
@@ -119,8 +118,6 @@ class Times:
         """At the end, as far as the owners are still there."""
         if self._due is not None:
             self._due.cancel()
-        if self._lost is not None:
-            self._lost.cancel()
         told = [self._server.spawn(self._ask_owner(path, False)) for path, now in self._changed.items() if now]
         if told:
             await asyncio.wait(told, timeout=STOP_S)
@@ -130,7 +127,7 @@ class Times:
     def start(self):
         """After a restart: ask all servers what they know of directories here."""
         if self._server.servers > 1 and not self._server.meta.fresh:
-            self._lost = self._server.loop.create_task(self._recover())
+            self._lost = self._server.spawn(self._recover())
             self.active = True
 
     async def _recover(self):
@@ -199,7 +196,7 @@ class Times:
             latest = 0
             for answer in await asyncio.gather(*calls):
                 dead = isinstance(answer, BaseException)
-                latest = max(latest, time.time_ns() if dead else answer[0].mtime_ns)
+                latest = max(latest, now_ns() if dead else answer[0].mtime_ns)
             self._store(path, latest)
         finally:
             del self._rounds[path]
