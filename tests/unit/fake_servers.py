@@ -164,6 +164,9 @@ class Servers:
         node = self.named(server, path)
         return (self.seen(server, node),), node.target
 
+    def number(self, server, request, path):
+        return (self.named(server, path).ino,), b""
+
     def getattr(self, server, request, hint):
         node = self.inode(server, request.ino)
         return (node.attr(),), node.target

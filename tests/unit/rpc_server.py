@@ -75,7 +75,8 @@ class Server:
                 await service.receive(request, memoryview(data))
                 service.reply(request, (zlib.crc32(data), 0))
             else:
-                reply, tail = await service.call_peer(request.fields.flags, ops.DIRINFO, request.tail, service.number)
+                reply, tail = await service.call_peer(request.fields.flags, ops.DIRINFO, request.tail, service.number,
+                                                        False)
                 assert (reply.attr, tail) == (ATTR, request.tail)
                 service.reply(request)
         except OSError as error:
