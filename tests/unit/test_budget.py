@@ -13,12 +13,14 @@ from pymadfs import listing, ops
 from pymadfs.client import FileSystem
 from pymadfs.config import Config
 from pymadfs.layout import owner
+from pymadfs.server import times
 
 SERVERS = 3
 
 
 @pytest.fixture(params=["root", "user"])
-def fs(request, tmp_path):
+def fs(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(times, "HAND_OVER_S", 1000)
     servers = RealServers(tmp_path / "stores", SERVERS)
     file_system = FileSystem(servers, Config({}), b"/madfs", lambda address, data: None)
     file_system.mkdir(b"/d", 0o777)
@@ -32,9 +34,9 @@ def fs(request, tmp_path):
 
 @pytest.fixture
 def asked(fs):
-    """Names of the requests that ``function`` costs; what is told later, as times of directories, is not waited for."""
+    """Names of the requests that ``function`` costs; what is told later is not waited for."""
     world = fs.rpc.world
-    later = {ops.TOUCH, ops.RELEASE}
+    later = {ops.RELEASE}
 
     def count(function, *arguments):
         fs.flush()
