@@ -31,7 +31,8 @@ PROGRAM = r"""
     }                                                                           \
   } while (0)
 
-static char data[20000], back[20000];
+static char data[20000];
+static __thread char back[20000];
 
 // Writes and reads a file of its own again and again, and finds what it wrote.
 static void work(const char *name, int rounds) {
@@ -52,6 +53,16 @@ static void reads(int signal) {
   int saved = errno, fd = open("small", O_RDONLY);
   (void)signal;
   CHECK(fd >= 0 && read(fd, text, 8) == 5 && memcmp(text, "small", 5) == 0 && close(fd) == 0);
+  ticks++;
+  errno = saved;
+}
+
+// With a stack of hardly any size: raw calls, no buffers.
+static void opens(int signal) {
+  int saved = errno;
+  (void)signal;
+  long fd = syscall(SYS_openat, AT_FDCWD, "small", O_RDONLY);
+  CHECK(fd >= 0 && syscall(SYS_lseek, fd, 3, SEEK_SET) == 3 && syscall(SYS_close, fd) == 0);
   ticks++;
   errno = saved;
 }
@@ -77,6 +88,43 @@ static void posix_timer(void) {
   CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0 && timer_settime(timer, 0, &often, NULL) == 0);
   for (int rounds = 0; rounds < 20 || ticks < 20; rounds++) work("f", 5);
   CHECK(timer_delete(timer) == 0);
+}
+
+// The same on an alternate stack of the smallest size, with the kernel's frame on it, too.
+static void small_stack(void) {
+  stack_t small = {.ss_size = (size_t)sysconf(_SC_MINSIGSTKSZ) + 2048};
+  small.ss_sp = malloc(small.ss_size);
+  CHECK(sigaltstack(&small, NULL) == 0);
+  timers(ITIMER_REAL, SIGALRM, opens, SA_ONSTACK | SA_RESTART, 5000);
+}
+
+// 10,000 times a second, by two timers, while several threads are at work: one in a hundred ticks writes to a file.
+static int log_fd;
+static atomic_int logged;
+static void logs(int signal) {
+  int saved = errno;
+  (void)signal;
+  if (ticks++ % 100 == 0) {
+    CHECK(write(log_fd, ".", 1) == 1);
+    logged++;
+  }
+  errno = saved;
+}
+
+static void *works(void *name) { return work(name, 40), NULL; }
+
+static void storm(void) {
+  pthread_t threads[2];
+  struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
+  log_fd = open("log", O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
+  handle(SIGALRM, logs, SA_RESTART);
+  handle(SIGPROF, logs, 0);
+  CHECK(log_fd >= 0 && setitimer(ITIMER_REAL, &often, NULL) == 0 && setitimer(ITIMER_PROF, &often, NULL) == 0);
+  CHECK(pthread_create(&threads[0], NULL, works, "s0") == 0 && pthread_create(&threads[1], NULL, works, "s1") == 0);
+  for (int rounds = 0; rounds < 10 || (logged < 3 && rounds < 500); rounds++) work("s2", 1);
+  CHECK(pthread_join(threads[0], NULL) == 0 && pthread_join(threads[1], NULL) == 0);
+  CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0 && setitimer(ITIMER_PROF, &never, NULL) == 0);
+  CHECK(logged >= 3 && lseek(log_fd, 0, SEEK_END) == logged);
 }
 
 static sigjmp_buf out;
@@ -162,6 +210,8 @@ int main(int count, char **words) {
   if (!strcmp(words[1], "profile")) timers(ITIMER_PROF, SIGPROF, counts, SA_RESTART, 100);
   if (!strcmp(words[1], "handler")) timers(ITIMER_REAL, SIGALRM, reads, SA_RESTART, 20000);
   if (!strcmp(words[1], "timer")) posix_timer();
+  if (!strcmp(words[1], "small_stack")) small_stack();
+  if (!strcmp(words[1], "storm")) storm();
   if (!strcmp(words[1], "jump")) jump();
   if (!strcmp(words[1], "cancel")) cancel();
   if (!strcmp(words[1], "coroutines")) coroutines();
@@ -169,6 +219,9 @@ int main(int count, char **words) {
   return 0;
 }
 """
+
+
+CASES = ["real", "profile", "handler", "timer", "jump", "cancel", "coroutines", "small_stack", "storm"]
 
 
 @pytest.fixture(scope="session")
@@ -179,10 +232,22 @@ def program(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("case", ["real", "profile", "handler", "timer", "jump", "cancel", "coroutines"])
+@pytest.mark.parametrize("case", CASES)
 def test_signals(runner, program, tmp_path, case):
     for directory, environment in ((tmp_path, runner.plain), (f"{runner.mount}/signals-{case}", runner.loaded)):
         subprocess.run(["mkdir", "-p", directory], env=environment, check=True, timeout=TIMEOUT_S)
         done = subprocess.run([program, case, directory], env=environment, text=True, capture_output=True,
+                              timeout=2 * TIMEOUT_S, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("case", CASES)
+def test_a_hundred_times(runner, program, case):
+    directory = f"{runner.mount}/signals-often-{case}"
+    subprocess.run(["mkdir", "-p", directory], env=runner.loaded, check=True, timeout=TIMEOUT_S)
+    for _ in range(100):
+        done = subprocess.run([program, case, directory], env=runner.loaded, text=True, capture_output=True,
                               timeout=2 * TIMEOUT_S, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")

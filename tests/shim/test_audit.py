@@ -142,6 +142,32 @@ def test_host(audited, run, programs, libraries, name):
     assert audit.lines == [] and audit.judged > 10
 
 
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("audited") / "tasks"
+    subprocess.run(["gcc", "-O1", "-o", path, ROOT / "tests" / "posix" / "tasks.c", "-lpthread"], check=True)
+    return path
+
+
+@pytest.mark.parametrize("case", ["nested_vfork", "vfork_changes", "spawned", "third_clone", "forks_of_threads",
+                                  "daemons", "unshared", "fork_at_the_first_touch"])
+def test_tasks(audited, on_mount, tasks, case):
+    """Threads and processes of all kinds: tests/posix/tasks.c."""
+    directory = f"/madfs/audit-{case}"
+    assert on_mount("mkdir", directory).returncode == 0
+    clean(audited(on_mount, tasks, case, directory, "1"), output="ok\n")
+
+
+def test_bash_with_jobs(audited, on_mount):
+    script = """
+cd /madfs; mkdir jobs; cd jobs; exec 3<> both; for i in 1 2 3; do (echo $i >> log; read -t 1 x < log) & done; wait
+coproc cat; echo hello >&${COPROC[1]}; read line <&${COPROC[0]}; echo $line >&3; eval "exec ${COPROC[1]}>&-"; wait
+trap 'echo trapped >> log' USR1; kill -USR1 $$; cat <(echo one) <(cat both) > sum; sort log | tail -1; wc -l < sum
+printf '#!/bin/sh\necho script\n' > run; chmod +x run; ./run | tee out; diff out <(./run)
+"""
+    clean(audited(on_mount, "bash", "-c", script), processes=5, output="trapped\n2\nscript\n")
+
+
 def test_compiler(audited, on_mount, tmp_path):
     script = "cd /madfs && printf 'int main(void){return 3;}' > a.c && gcc -O2 -o a.out a.c; ./a.out; test $? = 3"
     clean(audited(on_mount, "bash", "-c", script), processes=5)

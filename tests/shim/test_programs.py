@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unmodified programs under the shim, with a runtime in plain C behind it."""
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -159,6 +160,47 @@ late = ctypes.CDLL('{tmp_path}/late.so')
 print(late.late_open(b'/madfs/late') >= 0, os.path.exists('/madfs/late'))
 """
     assert run("python3", "-c", code).stdout == "True True\n"
+
+
+# A function as Go makes them: not described, behind traps, the number in a register, on a stack of 8 KB.
+UNDESCRIBED = """
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+long undescribed(long number, long a, long b, long c);
+__asm__(".text\\n.p2align 5,0xcc\\n.fill 32,1,0xcc\\nundescribed:\\n mov %rdi,%rax\\n mov %rsi,%rdi\\n mov %rdx,%rsi\\n"
+        " mov %rcx,%rdx\\n syscall\\n cmp $-4095,%rax\\n jb 1f\\n neg %rax\\n neg %rax\\n1: ret\\n .p2align 5,0xcc\\n");
+static ucontext_t back, routine;
+static char stack[8192];
+static long result[4];
+static void work(void) {
+  result[0] = undescribed(SYS_open, (long)"/madfs/go", O_RDWR | O_CREAT, 0600);
+  result[1] = undescribed(SYS_write, result[0], (long)"text", 4);
+  result[2] = undescribed(SYS_lseek, result[0], 0, 2);
+  result[3] = undescribed(SYS_write, 77, 0, 0);
+}
+int main(void) {
+  getcontext(&routine);
+  routine.uc_stack.ss_sp = stack, routine.uc_stack.ss_size = sizeof stack, routine.uc_link = &back;
+  makecontext(&routine, work, 0);
+  swapcontext(&back, &routine);
+  return printf("%d %ld %ld %ld\\n", result[0] >= 0, result[1], result[2], result[3]) < 0;
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86_64")
+def test_functions_that_nothing_describes(run, compiler, tmp_path):
+    (tmp_path / "go.c").write_text(UNDESCRIBED)
+    program = compiler(tmp_path / "go", tmp_path / "go.c", flags=["-fno-asynchronous-unwind-tables"])
+    done = run(program)
+    assert (done.stdout, done.stderr, done.returncode) == ("1 4 4 -9\n", "", 0)
+    # Where the result is not looked at, the bytes may be anything: they stay as they are.
+    (tmp_path / "data.c").write_text(UNDESCRIBED.replace("cmp $-4095,%rax", "cmp $-4094,%rax"))
+    program = compiler(tmp_path / "data", tmp_path / "data.c", flags=["-fno-asynchronous-unwind-tables"])
+    assert run(program).stdout == "0 -9 -9 -9\n"
 
 
 # --- start-up -------------------------------------------------------------------------------------------------------
