@@ -64,6 +64,11 @@ static void report(void) {
 
 __attribute__((constructor)) static void start(int count, char **arguments, char **environment) {
   (void)count, (void)arguments;
+  if (!madfs_fork_can_be_told()) {  // musl does not give us these arguments, either
+    madfs_say("warning: this program runs with another C library than the GNU libc: it is not intercepted and does not "
+              "see the mount; build it with the GNU libc", NULL);
+    return;
+  }
   madfs_settings.debug = on(variable(environment, "MADFS_DEBUG")) || on(variable(environment, "MADFS_SCAN"));
   madfs_settings.strict = on(variable(environment, "MADFS_STRICT"));
   read_mount(variable(environment, "MADFS_MOUNT"));

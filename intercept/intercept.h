@@ -394,6 +394,7 @@ void madfs_late_mapped(void);  // something of a file is being mapped
 extern const uint64_t madfs_asynchronous;  // the signals that wait while a thread is in the runtime
 
 void madfs_clone_inside(const struct madfs_frame *f);  // the runtime makes a thread or process, or some other call
+bool madfs_fork_can_be_told(void);  // false: this is not the GNU libc
 void madfs_fork_start(void);    // libc's fork() shall tell us
 void madfs_fork_finish(void);   // the fork that this thread has made in place is over
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory

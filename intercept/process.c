@@ -109,8 +109,14 @@ static void handler_after(void) {
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
 }
 
+// What glibc's pthread_atfork() is made of.  Weak, so that the loader of another C library can load us at all.
+extern int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void *) __attribute__((weak));
+extern void *__dso_handle __attribute__((visibility("hidden")));
+
+bool madfs_fork_can_be_told(void) { return __register_atfork != NULL; }
+
 void madfs_fork_start(void) {
-  if (pthread_atfork(handler_before, handler_after, handler_after))
+  if (__register_atfork(handler_before, handler_after, handler_after, __dso_handle))
     madfs_die(127, "no memory for a fork handler: run without LD_PRELOAD", NULL);
 }
 

@@ -65,6 +65,9 @@ def blocked(path):
                 f"build it for {platform.machine()}")
     if not program.interpreted() and not os.path.basename(path).startswith(LOADERS):
         return ("is statically linked; it cannot be preloaded and does not see the mount", "link it dynamically")
+    if os.path.basename(program.interpreter() or "").startswith("ld-musl"):
+        return ("runs with musl instead of the GNU libc; it is not intercepted and does not see the mount",
+                "build it with the GNU libc")
     return _privileged(path, status)
 
 

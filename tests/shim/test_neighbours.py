@@ -293,3 +293,23 @@ def test_static_pie_is_no_neighbour(built):
     program = built("int main(void) { return 0; }", "-static-pie")
     assert "static" in doctor.warning([str(program)])
     assert call([program]).returncode == 0
+
+
+# --- another C library ----------------------------------------------------------------------------------------------
+
+
+def test_musl(on_mount, tmp_path):
+    """It runs, and a line says that it is not on the mount."""
+    from pymadfs import doctor
+
+    (tmp_path / "program.c").write_text("""
+#include <stdio.h>
+#include <unistd.h>
+int main(void) { return printf("%d\\n", access("/madfs", F_OK)) < 0; }
+""")
+    subprocess.run([needs("musl-gcc", "musl-tools"), "-o", tmp_path / "program", tmp_path / "program.c"], check=True)
+    for command in ([tmp_path / "program"], ["bash", "-c", f"{tmp_path}/program; true"]):
+        done = on_mount(*command)
+        assert (done.stdout, done.returncode) == ("-1\n", 0) and "GNU libc" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "musl" in doctor.warning([str(tmp_path / "program")])
