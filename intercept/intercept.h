@@ -293,6 +293,8 @@ bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked
 bool madfs_table_own(void);  // this task's is not the one that the runtime's descriptors are in
 // madfs_runtime_call() for such a task.  REQUIRES: on the hook stack.
 long madfs_table_call(const struct madfs_call *call, int *escaped_argument);
+void madfs_agent_need(void);  // before a vfork.  REQUIRES: the thread has a hook stack, signals are blocked
+bool madfs_agent_there(void);
 long madfs_tables_unshare(unsigned long flags);  // unshare().  REQUIRES: on the hook stack
 void madfs_tables_clone(void);    // this thread makes a task with a table of its own
 void madfs_tables_twins(void);    // it makes a task that has its thread-local memory

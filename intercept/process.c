@@ -38,6 +38,7 @@ static void note_vfork(void) {
   struct madfs_thread *t = madfs_thread();
   madfs_in_vfork();  // forgets those that are over
   madfs_fds_need();  // the child cannot make the table: it could not give it to us
+  if (t && !madfs_local.vfork_depth && madfs_runtime_loaded()) madfs_agent_need();
   if (t && madfs_local.vfork_depth < MADFS_VFORK_DEPTH) {
     if (!madfs_local.vfork_depth) t->cwd_changed = false;
     t->vfork_parent[madfs_local.vfork_depth] = (int)RAW(SYS_getpid);

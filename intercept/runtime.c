@@ -375,6 +375,8 @@ static long call_in_vfork(const struct madfs_call *call, int *escaped_argument, 
     default:
       if (!madfs_runtime_loaded()) return -EAGAIN;
   }
+  // A connection that is made here would be a descriptor of the child's only.
+  if (madfs_agent_there()) return madfs_table_call(call, escaped_argument);
   *answered = false;
   return 0;
 }

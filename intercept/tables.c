@@ -116,6 +116,21 @@ static long need_agent(void) {
   return result;
 }
 
+static long agent_on_hook_stack(void *unused) {
+  (void)unused;
+  if (!madfs_local.thread->registered) madfs_thread_register(madfs_local.thread);
+  return need_agent();
+}
+
+void madfs_agent_need(void) {
+  if (atomic_load(&agent.process) == madfs_memory_owner()) return;
+  madfs_local.inside |= 1;
+  arch_on_stack(madfs_local.thread, agent_on_hook_stack, NULL);
+  madfs_local.inside &= ~1;
+}
+
+bool madfs_agent_there(void) { return atomic_load(&agent.process) == madfs_memory_owner(); }
+
 // With the lock held: what the agent answers, or -EIO.
 static long ask_agent(const struct madfs_call *call) {
   if (!wait_for(IDLE)) return -EIO;
