@@ -30,7 +30,8 @@ def test_redirections(bash):
     for n in range(TIMES):
         assert bash(f"""
             for i in 1 2 3; do (echo $i; exec cat /dev/null) >> /madfs/{n} & done; wait
-            {{ sort; echo end; }} < /madfs/{n} > /madfs/{n}.sorted 2>&1; cat /madfs/{n}.sorted; rm /madfs/{n} /madfs/{n}.sorted
+            {{ sort; echo end; }} < /madfs/{n} > /madfs/{n}.sorted 2>&1; cat /madfs/{n}.sorted
+            rm /madfs/{n} /madfs/{n}.sorted
         """) == "1\n2\n3\nend\n"
 
 
@@ -45,6 +46,7 @@ for n in range(25):
     assert os.path.getsize(f'/madfs/rank-{os.getpid()}') == n
 os.unlink(f'/madfs/rank-{os.getpid()}')
 """
-    script = f"for i in 1 2 3 4; do python3 -c \"{code}\" & all+=($!); done; for i in ${{all[@]}}; do wait $i || exit; done"
+    script = (f"for i in 1 2 3 4; do python3 -c \"{code}\" & all+=($!); done; "
+              "for i in ${all[@]}; do wait $i || exit; done")
     done = on_mount("bash", "-c", script, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
