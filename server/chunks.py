@@ -9,6 +9,7 @@ Bookkeeping (keys, descriptors, what is dirty) belongs to one thread; only ``Pie
 """
 import errno
 import os
+import resource
 from collections import OrderedDict
 from hashlib import blake2b
 
@@ -18,6 +19,7 @@ from . import allocation
 from .meta import chunk_key, chunk_of, chunks_prefix, data_key
 
 OPEN_FILES_MAX = 512
+OPEN_FILES_SHARE = 4  # at most one in so many descriptors: clients and the database need the others
 DIRTY_FILES_MAX = 1 << 16
 DIRECTORIES = 256
 CUT_PAGE = 1024
@@ -55,6 +57,8 @@ class Chunks:
 
     def __init__(self, kv, path, inline_max):
         self.kv, self.inline_max = kv, inline_max
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._open_share = limit // OPEN_FILES_SHARE
         os.makedirs(os.path.join(path, "data"), exist_ok=True)
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.device = device_of(self._directory)
@@ -143,7 +147,14 @@ class Chunks:
         return found
 
     def _opened(self, ino, chunk, flags):
-        fd = os.open(name_of(ino, chunk), flags | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        name = name_of(ino, chunk)
+        try:
+            fd = os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            self._close_idle(len(self._open))
+            fd = os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         found = self._open[ino, chunk] = Piece((ino, chunk), fd)
         self._close_some()
         return found
@@ -163,12 +174,14 @@ class Chunks:
             os.close(piece.fd)
 
     def _close_some(self):
-        excess = len(self._open) - OPEN_FILES_MAX
-        if excess <= 0:
-            return
-        newest = next(reversed(self._open))
-        idle = [key for key, piece in self._open.items() if not piece.users and key != newest]
-        for key in idle[:excess]:
+        excess = len(self._open) - min(OPEN_FILES_MAX, self._open_share)
+        if excess > 0:
+            self._close_idle(excess, next(reversed(self._open)))
+
+    def _close_idle(self, count, but=None):
+        """Close up to ``count`` chunk files that no thread uses, but not that with the key ``but``."""
+        idle = [key for key, piece in self._open.items() if not piece.users and key != but]
+        for key in idle[:count]:
             os.close(self._open.pop(key).fd)
 
     def _drop(self, key):

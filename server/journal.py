@@ -4,11 +4,11 @@
 A file mapped shared: what was stored in it is there after ``kill -9``.  It is not synced: after a power loss, which a
 new boot id tells, it says nothing, and what was fsynced is in the database's own log.  Layout: docs/format.md.
 """
-import errno
 import mmap
 import os
 import struct
 
+from pymadfs.log import log
 from pymadfs.ops import Record
 
 HEADER = Record("JournalHeader", "magic:8s boot:16s length:Q")
@@ -54,22 +54,22 @@ class Journal:
             self._map[:HEADER.size] = MAGIC + boot + _EMPTY
 
     def _read(self, header):
-        if header.length > _ROOM:
-            return
-        at, self.used = HEADER.size, header.length
-        end = at + header.length
-        while at < end:
+        """What is whole, from the start.  Nothing that a kill leaves ends within an item; a file that somebody cut off
+        or wrote to may."""
+        at, end = HEADER.size, HEADER.size + min(header.length, _ROOM)
+        while at + ITEM.size <= end:
             key_size, value_size = ITEM.unpack(self._map, at)
-            at += ITEM.size
-            key = self._map[at:at + key_size]
-            at += key_size
-            if value_size == NO_VALUE:
-                self.left[key] = None
-            else:
-                self.left[key] = self._map[at:at + value_size]
-                at += value_size
-        if at != end:
-            raise OSError(errno.EIO, "the journal is damaged: remove it to lose the last acknowledged changes only")
+            key_end = at + ITEM.size + key_size
+            item_end = key_end + (0 if value_size == NO_VALUE else value_size)
+            if not key_size or item_end > end:
+                break
+            key = self._map[at + ITEM.size:key_end]
+            self.left[key] = None if value_size == NO_VALUE else self._map[key_end:item_end]
+            at = item_end
+        self.used = at - HEADER.size
+        if at != HEADER.size + header.length:
+            log(f"the journal is damaged after {self.used} of {header.length} bytes: later changes are lost; "
+                "`madfs fsck --repair` mends what that leaves half done")
 
     def add(self, batch):
         """Keep ``batch``, a dict with None for what is deleted, until ``clear``.  False: there is no room."""

@@ -33,11 +33,18 @@ while True:
 
 @pytest.fixture
 def standing(tmp_path):
-    """A cluster of this test's own, since its servers get killed: (cluster file, store, environment of clients)."""
+    """A cluster of this test's own, since its servers get killed: (cluster file, store, environment of clients).  At
+    the end all of it is in order."""
     path, store = str(tmp_path / "cluster"), str(tmp_path / "store")
-    subprocess.run(["madfs", "up", "--servers", "2", "--cluster", path, "--store", store], check=True, timeout=60)
-    yield path, store, {**os.environ, **cli.preload_environment(path)}
-    subprocess.run(["madfs", "down", "--cluster", path], timeout=60, capture_output=True)
+    up = ["madfs", "up", "--servers", "2", "--cluster", path, "--store", store]
+    subprocess.run(up, check=True, timeout=60)
+    try:
+        yield path, store, {**os.environ, **cli.preload_environment(path)}
+        subprocess.run(up, check=True, timeout=60, capture_output=True)
+        done = subprocess.run(["madfs", "fsck", "--cluster", path], timeout=60, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        subprocess.run(["madfs", "down", "--cluster", path], timeout=60, capture_output=True)
 
 
 def kill(path, number):
