@@ -133,10 +133,15 @@ static long open_path(const char *path, const char *whole, long flags, long mode
   if (f->directory && (flags & O_ACCMODE) != O_RDONLY) return -EISDIR;
   if (!f->directory && (flags & O_DIRECTORY)) return -ENOTDIR;
   if (flags & O_TRUNC) f->size = 0;
-  int index = (int)(f - store->files);
+  // The shim looks at the mode, where the record of files.py has it.
+  struct {
+    int index;
+    char others[16];
+    uint32_t mode;
+  } record = {.index = (int)(f - store->files), .mode = (f->directory ? S_IFDIR : S_IFREG) | f->mode};
   f->opens++;
   uint32_t kept = (uint32_t)(flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC)) | (f->directory ? O_DIRECTORY : 0);
-  return host->open_fd(kept, &index, sizeof index, whole, strlen(whole), (flags & O_CLOEXEC) != 0);
+  return host->open_fd(kept, &record, sizeof record, whole, strlen(whole), (flags & O_CLOEXEC) != 0);
 }
 
 static long transfer(const struct madfs_call *c, int writing, long offset) {
@@ -208,6 +213,8 @@ static long on_path(const struct madfs_call *c, const char *path) {
     case CALL_program: return copy_program(f, c->arg[1].value, (int)c->arg[2].value);
     case CALL_unlinkat: return f ? (f->path[0] = 0) : -ENOENT;
     case CALL_linkat: return strncmp(c->arg[1].text, "/madfs/", 7) == 0 ? -EPERM : -EXDEV;
+    case CALL_socket_bind: return -EOPNOTSUPP;
+    case CALL_socket_find: return -ECONNREFUSED;
     case CALL_truncate: return f ? (f->size = c->arg[1].value) * 0 : -ENOENT;
     case CALL_chdir_path:
       if (!f) return -ENOENT;
@@ -239,6 +246,9 @@ static long on_handle(const struct madfs_call *c) {
     case CALL_fcntl_lock: return lock_file(f, (int)c->arg[1].value, (struct flock *)c->arg[2].value);
     case CALL_mmap: return map(c);
     case CALL_ioctl: return -ENOTTY;
+    case CALL_reopen:
+      host->slot_read((uint64_t)c->arg[0].value, &flags, record, &record_length, path, &path_length);
+      return open_path(f->path, path, c->arg[1].value & ~O_CREAT, c->arg[2].value);
     case CALL_release: return (f->releases++, 0);
     case CALL_chdir_fd:
       host->slot_read((uint64_t)c->arg[0].value, &flags, record, &record_length, path, &path_length);
