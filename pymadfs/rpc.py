@@ -128,7 +128,7 @@ class Client:
         self._timeout_us = config.timeout_ms * 1000
         self._transport = self._second = None
         self._user, self._stranger = uid, False
-        self._new_transport = None
+        self._renewable = transport is None  # else it is a test's
         if transport is not None:
             self._transport = transport
         else:
@@ -524,7 +524,7 @@ class Client:
     def _listen(self, transport):
         """A server died or is silent: perhaps ``transport`` is deaf.  Then all that is under way on it fails, and is
         repeated on a new one where that is harmless."""
-        if self._new_transport is None or transport is not self._transport:
+        if not self._renewable or transport is not self._transport:
             return
         if hearing.hears(transport, next(self._ids)):
             return

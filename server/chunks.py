@@ -14,6 +14,7 @@ from collections import OrderedDict
 from hashlib import blake2b
 
 from pymadfs.errors import fail
+from pymadfs.log import log
 
 from . import allocation
 from .meta import chunk_key, chunk_of, chunks_prefix, data_key
@@ -57,6 +58,7 @@ class Chunks:
 
     def __init__(self, kv, path, inline_max):
         self.kv, self.inline_max = kv, inline_max
+        self._lost = False
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._open_share = limit // OPEN_FILES_SHARE
         os.makedirs(os.path.join(path, "data"), exist_ok=True)
@@ -119,7 +121,13 @@ class Chunks:
             if found is None or os.fstat(found.fd).st_blocks << 9 < offset + length:
                 raise
         if found is None:
-            found = self._make(ino, chunk)
+            try:
+                found = self._make(ino, chunk)
+            except FileNotFoundError:  # no errno of the caller's: somebody removed directories of ours
+                if not self._lost:
+                    log("the store's directories were removed under the server: what has no place any more gets EIO")
+                self._lost = True
+                raise fail(errno.EIO) from None
         self._mark_dirty(ino, chunk)
         return found
 

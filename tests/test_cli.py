@@ -165,12 +165,20 @@ def running(tmp_path, servers=2):
     return process, cluster.parse(text).servers
 
 
+def shared_memory_of(pids):
+    """System V segments that one of the processes made."""
+    with open("/proc/sysvipc/shm") as file:
+        return [line for line in list(file)[1:] if int(line.split()[4]) in pids]
+
+
 @pytest.mark.parametrize("victim", ["launcher", "keeper"])
 def test_servers_end_when_somebody_is_killed(tmp_path, victim):
     process, servers = running(tmp_path)
-    guardian = parent(servers[0].pid)
+    guardian, pids = parent(servers[0].pid), [server.pid for server in servers]
+    assert shared_memory_of(pids)
     os.kill(process.pid if victim == "launcher" else guardian, signal.SIGKILL)
-    wait_for_end([server.pid for server in servers] + [guardian])
+    wait_for_end([*pids, guardian])
+    assert not shared_memory_of(pids)
     _, errors = process.communicate("done\n", timeout=TIMEOUT_S)
     assert process.returncode == (-signal.SIGKILL if victim == "launcher" else 0), errors
     assert ("keeper" in errors) == (victim == "keeper")

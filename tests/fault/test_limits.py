@@ -2,6 +2,7 @@
 """Servers that are stopped, that die in the middle of bulk data, that have few descriptors or a store without leave to
 write: what is acknowledged is there, what fails says so, and nobody hangs."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,3 +116,21 @@ def test_a_server_dies_within_bulk_data(standing):
     acknowledged = int(lines[-1].split()[3]) >> 19
     assert set(chunks[:acknowledged]) <= {last + 1}
     assert call([*MADFS, "fsck", "--cluster", path]).returncode == 0
+
+
+def test_a_store_that_is_removed_under_the_servers(standing):
+    """What cannot be stored gets EIO and nothing else; what is in the database goes on; the servers end in order."""
+    path, store, environment = standing
+    subprocess.run(["sh", "-c", "echo small > $MADFS_MOUNT/small"], env=environment, check=True, timeout=30)
+    for number in range(2):
+        shutil.move(f"{store}/server-{number}/data", f"{store}/data-{number}")
+    script = ("import os, sys\nos.chdir(sys.argv[1])\nfor number in range(8):\n"
+              "    try: os.write(os.open(f'f{number}', os.O_CREAT | os.O_WRONLY), b'x' * 20000)\n"
+              "    except OSError as error: print(error.errno)\nprint(open('small').read())")
+    done = subprocess.run([sys.executable, "-c", script, environment["MADFS_MOUNT"]], env=environment, text=True,
+                          capture_output=True, timeout=60)
+    assert done.stdout == "5\n" * 8 + "small\n\n", done.stderr
+    for number in range(2):
+        shutil.move(f"{store}/data-{number}", f"{store}/server-{number}/data")
+        with open(f"{store}/server-{number}.log") as file:
+            assert file.read().count("were removed under the server") == 1
