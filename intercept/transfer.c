@@ -266,7 +266,8 @@ const struct madfs_shim madfs_shim_copy_file_range = {copy_concerns, copy_work};
 
 enum { SPLICE_FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK | SPLICE_F_MORE | SPLICE_F_GIFT };
 
-static enum madfs_verdict on_pipe(struct madfs_frame *f, bool (*later)(struct madfs_thread *), char *buffer, long size) {
+static enum madfs_verdict on_pipe(struct madfs_frame *f, bool (*later)(struct madfs_thread *), char *buffer,
+                                  long size) {
   struct madfs_thread *t = madfs_local.thread;
   t->later = later;
   t->later_frame = f;
