@@ -488,11 +488,22 @@ static bool is_no_way_to_open(long flags) {
   return (flags & O_CREAT) && (flags & O_DIRECTORY);
 }
 
+static bool refuses_how(const void *at) {
+  const uint64_t known = 0x3f, either = RESOLVE_BENEATH | RESOLVE_IN_ROOT, unnamed = O_TMPFILE & ~O_DIRECTORY;
+  const uint64_t with_path = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+  struct open_how how;
+  if (!madfs_user_in(&how, at, sizeof how)) return false;
+  if (how.resolve & ~known || (how.resolve & either) == either || how.mode & ~07777UL) return true;
+  if (how.mode && !(how.flags & (O_CREAT | unnamed))) return true;
+  return (how.flags & O_PATH && how.flags & ~with_path) || is_no_way_to_open((long)how.flags);
+}
+
 // Flags that Linux refuses before it looks at a path.
 static bool refuses_flags(const struct madfs_frame *f, const struct madfs_row *row) {
   const struct madfs_parameter *last = &row->parameter[row->count - 1];
   long flags = integer(f, last);
   switch (row->call) {
+    case CALL_openat2: return refuses_how((const void *)f->argument[2]);
     case CALL_openat: return is_no_way_to_open(integer(f, &row->parameter[1]));
     case CALL_unlinkat: return flags & ~AT_REMOVEDIR;
     case CALL_linkat: return flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH);

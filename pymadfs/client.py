@@ -434,7 +434,12 @@ class FileSystem(FileData):
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise fail(errno.EINVAL, old)
         old, old_ending = self.clean(old)
-        new, new_ending = self.clean(new)
+        try:
+            new, new_ending = self.clean(new)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG and len(new[new.rindex(b"/") :]) > NAME_MAX + 1:
+                self.lookup(old, follow=False)  # ENOENT comes first, once there is a way to both
+            raise
         if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
             for path in (old if old_ending > SLASH else parent(old), new if new_ending > SLASH else parent(new)):
                 self.directory(path, search=True)  # ENOENT, ENOTDIR and EACCES come first

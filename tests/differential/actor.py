@@ -10,15 +10,24 @@ import errno
 import fcntl
 import json
 import os
+import struct
 import sys
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+libc.readdir.argtypes = libc.closedir.argtypes = libc.rewinddir.argtypes = [ctypes.c_void_p]
+libc.telldir.argtypes, libc.telldir.restype = [ctypes.c_void_p], ctypes.c_long
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+libc.getxattr.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
+libc.getxattr.restype = ctypes.c_ssize_t
+libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 NO_FILE = 9999  # what a number stands for that was never opened, or is closed
 
 files: dict = {}
+listings: dict = {}  # number -> [stream, names seen, places of names]
 top = "/"
 CALLS = {}
 
@@ -207,6 +216,100 @@ def utime(path, atime, mtime, follow):
 
 
 @call
+def utimens(path, atime, mtime, flags):
+    """utimensat with nanoseconds that may be UTIME_NOW, UTIME_OMIT or none at all."""
+    times = (ctypes.c_long * 4)(1_000_000_000, atime, 1_000_000_001, mtime)
+    if libc.utimensat(-100, os.fsencode(path), times, flags):
+        raise_errno()
+
+
+@call
+def xattr_size(path, name, room):
+    """What getxattr and listxattr say of a buffer of ``room`` bytes; a list may have more names here than there."""
+    buffer = ctypes.create_string_buffer(max(room, 1))
+    size = libc.getxattr(os.fsencode(path), name.encode(), buffer if room else None, room)
+    return raise_errno() if size < 0 else [size, text(buffer.raw[:size]) if room else ""]
+
+
+@call
+def openat2(number, path, flags, mode, resolve):
+    close(number) if number in files else None
+    how = struct.pack("<QQQ", flags | os.O_NONBLOCK, mode, resolve)
+    fd = libc.syscall(437, -100, os.fsencode(path), how, len(how))
+    files[number] = fd if fd >= 0 else raise_errno()
+
+
+@call
+def reopen(number, other, flags):
+    """open("/proc/self/fd/N")"""
+    path = f"/proc/self/fd/{fd_of(number)}"
+    fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    close(other) if other in files else None
+    files[other] = fd
+
+
+def unchanged(path):
+    """(name, inode, ctime) of all in a directory: what stays the same was neither removed, renamed nor made anew."""
+    return {(entry.name, entry.inode(), entry.stat(follow_symlinks=False).st_ctime_ns) for entry in os.scandir(path)}
+
+
+@call
+def opendir(number, path):
+    """A listing that is read in pieces, between other calls."""
+    closedir(number)
+    stream = libc.opendir(os.fsencode(path))
+    listings[number] = [stream or raise_errno(), os.open(path, os.O_PATH), [], unchanged(path)]
+
+
+@call
+def closedir(number):
+    if number in listings:
+        stream, directory, _, _ = listings.pop(number)
+        libc.closedir(stream)
+        os.close(directory)
+
+
+@call
+def readdir(number, count):
+    """Which names come when is the file system's affair; each is looked for again where telldir said it was."""
+    if number not in listings:
+        return
+    stream, directory, seen, _ = listings[number]
+    for _ in range(count):
+        place = libc.telldir(stream)
+        entry = libc.readdir(stream)
+        if not entry:
+            return
+        seen.append(ctypes.string_at(entry + 19).decode())
+        if not os.path.lexists(f"/proc/self/fd/{directory}/{seen[-1]}"):
+            continue  # it came from the C library's buffer
+        libc.seekdir(stream, place)
+        again = libc.readdir(stream)
+        assert again and ctypes.string_at(again + 19).decode() == seen[-1], seen
+
+
+@call
+def rewinddir(number):
+    if number in listings:
+        libc.rewinddir(listings[number][0])
+        listings[number][2].clear()
+
+
+@call
+def listed(number):
+    """Reads to the end: which names did not come, or came twice, though they were there all the time."""
+    if number not in listings:
+        return None
+    readdir(number, 1000)
+    _, directory, seen, before = listings[number]
+    try:
+        now = unchanged(f"/proc/self/fd/{directory}/.")
+    except OSError:
+        return None
+    return sorted(name for name, *rest in before & now if seen.count(name) != 1)
+
+
+@call
 def list_(path):
     with os.scandir(path) as entries:
         return sorted([entry.name, entry.inode(), "d" if entry.is_dir(follow_symlinks=False) else
@@ -281,6 +384,8 @@ def begin(directory, uid):
     top = directory
     for number in list(files):
         close(number)
+    for number in list(listings):
+        closedir(number)
     os.umask(0o022)
     os.chdir(directory)
     if uid and os.geteuid() != uid:

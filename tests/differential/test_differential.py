@@ -21,6 +21,8 @@ DIRECTORIES = ("d", "d/e", "f", "d/", ".", "..", "{top}/d", "l", "l/")
 ODD = ("", "a/", "a/b", "d/.", "d/..", "x" * 255, "x" * 256, "d/" + "y" * 255, "/".join("z" * 200 for _ in range(21)))
 OLD = 1_000_000_000 * 10**9
 
+NANOSECONDS = st.sampled_from(((1 << 30) - 1, (1 << 30) - 2, 0, 999_999_999, 1_000_000_000, -1))
+
 numbers = st.integers(0, 2)
 names = st.sampled_from(AT_FILE)
 directories = st.sampled_from(DIRECTORIES)
@@ -58,6 +60,17 @@ NAMESPACE = [
     st.tuples(st.just("chdir"), directories),
     st.tuples(st.just("fchdir"), numbers),
     st.tuples(st.just("getcwd")),
+    st.tuples(st.just("openat2"), numbers, paths, open_flags, st.just(0),
+              st.sampled_from((0, 2, 4, 8, 16, 12, 24, 64))),
+    st.tuples(st.just("openat2"), numbers, names, st.just(os.O_CREAT | os.O_RDWR), st.sampled_from((0o640, 1 << 16)),
+              st.sampled_from((0, 4, 8, 16))),
+    st.tuples(st.just("reopen"), numbers, numbers, open_flags),
+    st.tuples(st.just("open"), numbers, directories, st.sampled_from((os.O_TMPFILE | os.O_RDWR, os.O_TMPFILE | os.O_RDWR
+              | os.O_EXCL, os.O_RDONLY | os.O_DIRECTORY, os.O_TMPFILE)), modes),
+    st.tuples(st.just("opendir"), st.just(0), directories),
+    st.tuples(st.just("readdir"), st.just(0), st.integers(1, 3)),
+    st.tuples(st.just("rewinddir"), st.just(0)),
+    st.tuples(st.just("listed"), st.just(0)),
 ]
 
 ATTRIBUTES = [
@@ -74,6 +87,17 @@ ATTRIBUTES = [
               st.booleans()),
     st.tuples(st.just("utime"), paths, st.sampled_from((OLD, OLD + 5, 0)), st.sampled_from((OLD, OLD + 1)),
               st.booleans()),
+    st.tuples(st.just("utimens"), paths, NANOSECONDS, NANOSECONDS, st.sampled_from((0, 0, 0x100, 0x8000))),
+    st.tuples(st.just("xattr_size"), names, st.sampled_from(("user.a", "user.b")),
+              st.sampled_from((0, 1, 4, 400, 70_000))),
+    st.tuples(st.just("setxattr"), names, st.sampled_from(("user.a", "user." + "n" * 250, "user." + "n" * 251)),
+              st.sampled_from(("", "x" * 1000, "x" * 65537)), st.sampled_from((0, 1, 2, 3, 4))),
+    st.tuples(st.just("mkdir"), directories, st.sampled_from((0o2777, 0o2755))),
+    st.tuples(st.just("chmod"), directories, st.sampled_from((0o2777, 0o3777, 0o1777))),
+    st.tuples(st.just("open"), numbers, directories, st.just(os.O_TMPFILE | os.O_RDWR), modes),
+    st.tuples(st.just("link_open"), numbers, names),
+    st.tuples(st.just("mknod"), names, st.sampled_from((0o102755, 0o012755, 0o140666))),
+    st.tuples(st.just("reopen"), numbers, numbers, open_flags),
     st.tuples(st.just("umask"), st.sampled_from((0o022, 0o077, 0, 0o777))),
     st.tuples(st.just("truncate"), names, sizes),
     st.tuples(st.just("write"), numbers, contents),
@@ -106,6 +130,7 @@ DATA = [
     st.tuples(st.just("fallocate"), numbers, st.sampled_from((0, 1, 2, 3, 0x10, 0x11)),
               st.sampled_from((0, 1, 4096, 10_000, -1)), st.sampled_from((0, 1, 4096, 20_000, -1))),
     st.tuples(st.just("copy"), numbers, numbers, sizes, offsets, offsets),
+    st.tuples(st.just("reopen"), numbers, numbers, open_flags),
     st.tuples(st.just("fsync"), numbers),
     st.tuples(st.just("fstat"), numbers),
     st.tuples(st.just("stat"), st.sampled_from(("a", "b"))),
