@@ -500,11 +500,19 @@ static bool refuses_how(const void *at) {
 
 // Flags that Linux refuses before it looks at a path.
 static bool refuses_flags(const struct madfs_frame *f, const struct madfs_row *row) {
-  const struct madfs_parameter *last = &row->parameter[row->count - 1];
-  long flags = integer(f, last);
+  const struct madfs_parameter *p = row->parameter;
+  const long follow = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH;
+  long flags = integer(f, &p[row->count - 1]);
   switch (row->call) {
+    case CALL_faccessat: return integer(f, &p[1]) & ~07 || flags & ~(follow | AT_EACCESS);
+    case CALL_fchmodat:
+    case CALL_fchownat:
+    case CALL_utimensat: return flags & ~follow;
+    case CALL_newfstatat: return flags & ~(follow | AT_NO_AUTOMOUNT);
+    case CALL_truncate: return flags < 0;  // the length
+    case CALL_readlinkat: return (int)flags <= 0;  // the size
     case CALL_openat2: return refuses_how((const void *)f->argument[2]);
-    case CALL_openat: return is_no_way_to_open(integer(f, &row->parameter[1]));
+    case CALL_openat: return is_no_way_to_open(integer(f, &p[1]));
     case CALL_unlinkat: return flags & ~AT_REMOVEDIR;
     case CALL_linkat: return flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH);
     case CALL_renameat2:

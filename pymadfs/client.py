@@ -437,8 +437,11 @@ class FileSystem(FileData):
         try:
             new, new_ending = self.clean(new)
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG and len(new[new.rindex(b"/") :]) > NAME_MAX + 1:
-                self.lookup(old, follow=False)  # ENOENT comes first, once there is a way to both
+            last = new.rstrip(b"/")
+            if error.errno == errno.ENAMETOOLONG and len(last[last.rindex(b"/") :]) > NAME_MAX + 1:
+                if old_ending > SLASH or old == b"/":  # the old name comes first, once there is a way to both
+                    raise fail(errno.EBUSY, old) from None
+                self.lookup(old, follow=False)
             raise
         if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
             for path in (old if old_ending > SLASH else parent(old), new if new_ending > SLASH else parent(new)):
