@@ -237,15 +237,17 @@ def _nanoseconds(seconds, ns):
 
 @call
 def utimensat(path, times, flags):
-    if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
-        raise fail(errno.EINVAL)
     try:
         valid, atime, mtime = _timespecs(times)
     except OSError as error:
         if error.errno == errno.EINVAL:
             _lookup(path, flags)  # comes first
         raise
-    return _set(path, flags, valid, atime=atime, mtime=mtime) if valid else 0
+    if not valid:  # Linux looks at nothing else
+        return 0
+    if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
+        raise fail(errno.EINVAL)
+    return _set(path, flags, valid, atime=atime, mtime=mtime)
 
 
 @call
