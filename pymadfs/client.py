@@ -433,12 +433,16 @@ class FileSystem(FileData):
         """
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise fail(errno.EINVAL, old)
-        old, old_ending = self.clean(old)
+        try:
+            old, old_ending = self.clean(old)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG and self._ends_too_long(old):
+                self.directory(parent(new.rstrip(b"/") or b"/"), search=True)  # first there is to be a way to both
+            raise
         try:
             new, new_ending = self.clean(new)
         except OSError as error:
-            last = new.rstrip(b"/")
-            if error.errno == errno.ENAMETOOLONG and len(last[last.rindex(b"/") :]) > NAME_MAX + 1:
+            if error.errno == errno.ENAMETOOLONG and self._ends_too_long(new):
                 if old_ending > SLASH or old == b"/":  # the old name comes first, once there is a way to both
                     raise fail(errno.EBUSY, old) from None
                 self.lookup(old, follow=False)
@@ -455,6 +459,11 @@ class FileSystem(FileData):
                 for path in (old, new):
                     self.directory(parent(path))
             raise
+
+    @staticmethod
+    def _ends_too_long(path):
+        last = path.rstrip(b"/")
+        return len(last[last.rfind(b"/") + 1 :]) > NAME_MAX
 
     def _rename(self, old, old_ending, new, new_ending, flags):
         exchange = flags & RENAME_EXCHANGE

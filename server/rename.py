@@ -56,12 +56,12 @@ def rename(server, request):
         raise fail(errno.EINVAL)
     check_new_path(new)
     key, value = server.dirs.entry(old, request)
-    above = server.dirs.parent(old, request, WRITE | SEARCH)
-    sticky(server, above, request, old, value)
-    if old == new:
+    if old == new:  # Linux looks no further
         if flags & RENAME_NOREPLACE:
             raise fail(errno.EEXIST)
         return (), b""
+    above = server.dirs.parent(old, request, WRITE | SEARCH)
+    sticky(server, above, request, old, value)
     if is_directory(value):
         raise fail(errno.EXDEV)
     if covers(new, old):
