@@ -14,6 +14,7 @@ the stage for one into the mount, so that libraries loaded later are found by th
 """
 
 import errno
+import fcntl
 import posix
 from struct import Struct
 
@@ -151,7 +152,7 @@ class Stage:
     """The directory with the copies: ``top``, and what is in it."""
 
     def __init__(self):
-        self.top = b""
+        self.top, self.lock = b"", -1
         self.made = []  # names below top in the order in which they were made; those of directories end in a slash
         self.copies = {}  # path below the mount -> path of the copy, or None: there is no such file
         self.inodes = {}  # inode number -> path of its copy
@@ -173,6 +174,8 @@ class Stage:
     def _make(self, path):
         if not self.top:
             self.top = new_stage()
+            self.lock = posix.open(self.top, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
         at = b""
         for part in path.split(b"/")[1:]:
             at += part + b"/"
@@ -216,12 +219,16 @@ class Stage:
         self.inodes[attr.ino] = place
         return place
 
+    def leave(self):
+        """Who asked for it holds a lock of its own from now on, or soon."""
+        if self.lock >= 0:
+            posix.close(self.lock)
+            self.lock = -1
+
     def remove(self):
         """There is nothing in it that anybody needs."""
-        for name in reversed(self.made):
-            (posix.rmdir if name[-1:] == b"/" else posix.unlink)(self.top + b"/" + name)
         if self.top:
-            posix.rmdir(self.top)
+            remove_tree(self.top)
 
 
 def copy_file(path, fd):
@@ -257,7 +264,6 @@ def new_stage():
 
 def sweep(base):
     """Remove stages of processes that were killed before their program had started."""
-    import fcntl
     import time
 
     for name in posix.listdir(base):
@@ -456,6 +462,7 @@ def prepare(program, fd, is_copy, library_path, preload, cwd):
         if not stage.top:
             return None
         names = b":".join(reversed(stage.made))
+        posix.utime(stage.top)  # it is not abandoned when nobody holds a lock for a moment
         result = stage.top + b":" + names, library_path_of(search), preloads
         if max(map(len, result)) > ENVIRONMENT_MAX:
             raise fail(errno.E2BIG)
@@ -463,3 +470,5 @@ def prepare(program, fd, is_copy, library_path, preload, cwd):
     except BaseException:
         stage.remove()
         raise
+    finally:
+        stage.leave()

@@ -31,8 +31,7 @@ done
 X
 chmod +x src/configure
 cat > src/Makefile.in <<'X'
-all check install clean:
-	@for d in lib util tests; do $(MAKE) --no-print-directory -s -C $$d $@ || exit 1; done
+all check install clean: ; @for d in lib util tests; do $(MAKE) --no-print-directory -s -C $$d $@ || exit 1; done
 X
 rules='
 CFLAGS = -O -I@top@ -I@srcdir@/lib -MMD
@@ -46,8 +45,7 @@ O = $(foreach n,0 1 2 3 4 5 6 7,part$(n).o)
 libparts.a: $O ; rm -f $@; ar rcs $@ $O; ranlib $@
 libparts.so.1.0: $O ; gcc -shared -Wl,-soname,libparts.so.1 -o $@ $O
 libparts.so: libparts.so.1.0 ; ln -sf $< libparts.so.1; ln -sf libparts.so.1 $@
-install: all
-	install -d @prefix@/lib; cp -P libparts.so* @prefix@/lib; install -m 644 libparts.a @prefix@/lib
+install: all ; install -d @prefix@/lib; cp -P libparts.so* @prefix@/lib; install -m 644 libparts.a @prefix@/lib
 -include $(wildcard *.d)
 X
 } > src/lib/Makefile.in
@@ -55,8 +53,7 @@ X
 static: sum.o ../lib/libparts.a ; gcc -o $@ $^
 shared: sum.o ../lib/libparts.so ; gcc -o $@ sum.o -L../lib -lparts -Wl,-rpath,@top@/lib
 installed: sum.o ; gcc -o $@ sum.o -L../lib -lparts -Wl,-rpath,'$$ORIGIN/../lib'
-install: installed
-	install -d @prefix@/bin; install -s installed @prefix@/bin/sum
+install: installed ; install -d @prefix@/bin; install -s installed @prefix@/bin/sum
 X
 } > src/util/Makefile.in
 cat > src/tests/Makefile.in <<'X'

@@ -52,11 +52,11 @@ dd if=big of=d5 oflag=direct status=none
 t sh -c 'dd if=big of=d6 bs=50000 oflag=append,sync conv=notrunc,fsync 2>&1 | tail -1 | cut -c1-6'; cmp big d6; rm d5 d6
 """,
     "paths": """
-ln -s $PWD/d/up d/abs; ln -s ../small d/up; ln -s /tmp d/out; ln -s / d/root; host=$(mktemp -d /tmp/tools.XXXXXX)
-t realpath --relative-to=. d/up d/abs; t readlink -f d/out d/root/tmp d/none; t readlink -f d/none/none
+ln -s $PWD/d/up d/abs; ln -s ../small d/up; ln -s /tmp d/out; ln -s / d/top; host=$(mktemp -d /tmp/tools.XXXXXX)
+t realpath --relative-to=. d/up d/abs; t readlink -f d/out d/top/tmp d/none; t readlink -f d/none/none
 t readlink -e d/none; t realpath -s --relative-to=. d/up; ln -s $PWD/d $host/in; t ls $host/in | sed "s,$host,H,"
 (cat $host/in/up; readlink -f $host/in/up | sed "s,$PWD,D,"; echo new > $host/in/new; cat d/new; cd $host/in
-/bin/pwd | sed "s,$host,H,;s,$OLDPWD,D,"; cd -P ..; ls -d small; cat $host/in/../small; cat d/root/$host/in/new)
+/bin/pwd | sed "s,$host,H,;s,$OLDPWD,D,"; cd -P ..; ls -d small; cat $host/in/../small; cat d/top/$host/in/new)
 rm $host/in; rmdir $host; ls d; pathchk d; test d/up -ef small; echo $?; touch -d 2000-01-01 old; mkdir -p fd/1/2
 touch fd/1/x fd/1/2/y; ln big hard; t find . -newer old -name 'b*'; find . -samefile big | sort
 find . -inum $(stat -c %i big) | sort; t find fd -name x -delete; t find fd -delete; find . -maxdepth 1 -size +1k | sort
