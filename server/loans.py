@@ -7,16 +7,18 @@ Synchronous, save the waiting.
 """
 import asyncio
 import os
+import struct
 import time
 
 from .directories import Wait
-from .meta import ATTR, inode_key, is_file
+from .meta import AT_FLAGS, data_key, inode_key, is_file
 
 BYTES_MAX = 8 << 10
 LOANS_MAX = 4096  # more are not remembered, so not given
 SPARED_S = 1.0  # for so long after somebody had to wait nobody is lent the file again
 MARGIN = 1.1  # clocks of different machines do not run equally fast
 SHARED = -1
+_BEGIN, _CHUNK_SIZE = struct.Struct("<QQ"), struct.Struct("<I")  # of ATTR: inode number and size; then, before AT_FLAGS
 _NOT_LENT = os.O_ACCMODE | os.O_TRUNC | os.O_PATH
 
 
@@ -25,6 +27,7 @@ class Loans:
 
     def __init__(self, duration_us):
         self.duration_us = duration_us
+        self._duration_s = duration_us * MARGIN / 1e6
         self._until = {}  # ino -> (monotonic seconds, connection that may read it, or SHARED)
         self._spared = {}  # ino -> monotonic seconds
 
@@ -32,16 +35,15 @@ class Loans:
         """The bytes of the regular file ``value`` for who opened it with ``flags``, or None."""
         if flags & _NOT_LENT or not self.duration_us or not is_file(value):
             return None
-        attr = ATTR.unpack(value[:ATTR.size])
-        ino, size = attr.ino, attr.size
-        if size > min(BYTES_MAX, attr.chunk_size) or ino in server.cuts.under_way or server.cuts.writing(ino) \
-                or server.dirs.is_held(inode_key(ino)):
+        ino, size = _BEGIN.unpack_from(value)
+        if size > BYTES_MAX or size > _CHUNK_SIZE.unpack_from(value, AT_FLAGS - 4)[0]:
             return None
-        data = server.chunks.read_inline(ino, 0, size) if size else b""
-        now = time.monotonic()
-        if data is None or not self._remember(ino, conn, now):
+        if ino in server.cuts.under_way or server.cuts.writing(ino) or server.dirs.is_held(inode_key(ino)):
             return None
-        return data if len(data) == size else data.ljust(size, b"\0")
+        data = server.kv.get(data_key(ino)) if size else b""
+        if data is None or not self._remember(ino, conn, time.monotonic()):
+            return None
+        return data if len(data) == size else data[:size].ljust(size, b"\0")
 
     def _remember(self, ino, conn, now):
         if self._spared and self._spared.get(ino, now) > now:
@@ -52,7 +54,7 @@ class Loans:
             if len(self._until) >= LOANS_MAX:
                 return False
         until, other = self._until.get(ino, (0, conn))
-        self._until[ino] = (now + self.duration_us * MARGIN / 1e6, conn if other == conn or until <= now else SHARED)
+        self._until[ino] = (now + self._duration_s, conn if other == conn or until <= now else SHARED)
         return True
 
     def back(self, ino, conn):
