@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/mman.h>
 
 #include "intercept.h"
 
@@ -25,10 +26,28 @@ static _Atomic int memory_process;
 
 bool madfs_shares_memory(void) { return atomic_load(&memory_process) != 0; }
 
+// The number of this process, on a page that a child of fork finds empty: every lock asks for it.
+static _Atomic int *noted;
+
+static void note_process(void) {
+  void *page = (void *)RAW(SYS_mmap, 0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (madfs_failed((long)page)) return;
+  if (!RAW(SYS_madvise, page, 4096, MADV_WIPEONFORK)) noted = page;
+  else RAW(SYS_munmap, page, 4096);  // Linux before 4.14
+}
+
+static int this_process(void) {
+  int process = noted ? atomic_load_explicit(noted, memory_order_relaxed) : 0;
+  if (process) return process;
+  process = (int)RAW(SYS_getpid);
+  if (noted) atomic_store(noted, process);
+  return process;
+}
+
 int madfs_memory_owner(void) {
   int process = atomic_load_explicit(&memory_process, memory_order_relaxed);
   if (MADFS_UNLIKELY(process)) return process;
-  return madfs_in_vfork() ? madfs_local.thread->vfork_parent[0] : (int)RAW(SYS_getpid);
+  return madfs_in_vfork() ? madfs_local.thread->vfork_parent[0] : this_process();
 }
 
 static void note_vfork(void) {
@@ -117,6 +136,7 @@ extern void *__dso_handle __attribute__((visibility("hidden")));
 bool madfs_fork_can_be_told(void) { return __register_atfork != NULL; }
 
 void madfs_fork_start(void) {
+  note_process();
   if (__register_atfork(handler_before, handler_after, handler_after, __dso_handle))
     madfs_die(127, "no memory for a fork handler: run without LD_PRELOAD", NULL);
 }
