@@ -366,13 +366,21 @@ static void mapped_over(const struct madfs_frame *f, long at) {
   madfs_maps_settle();
 }
 
+// Flags of open() that Linux refuses before it looks at the path.
+static bool is_no_way_to_open(long flags) {
+  long unnamed = O_TMPFILE & ~O_DIRECTORY;
+  if (flags & O_PATH) return false;
+  if (flags & unnamed) return (flags & (O_TMPFILE | O_CREAT)) != O_TMPFILE || (flags & O_ACCMODE) == O_RDONLY;
+  return (flags & O_CREAT) && (flags & O_DIRECTORY);
+}
+
 // open("/proc/self/fd/N") means the file that is open there, which may have no name any more, or another one's.
 static bool reopens(struct madfs_frame *f, const struct madfs_row *row, enum madfs_verdict *verdict) {
   int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]), which = -1;
   long flags = integer(f, &row->parameter[1]);
   if (fd < 0 || (flags & (O_PATH | O_NOFOLLOW)) == (O_PATH | O_NOFOLLOW)) return false;
-  if (flags & O_NOFOLLOW || (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
-    *verdict = answer(f, flags & O_NOFOLLOW ? -ELOOP : -EEXIST);
+  if (is_no_way_to_open(flags) || flags & O_NOFOLLOW || (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
+    *verdict = answer(f, is_no_way_to_open(flags) ? -EINVAL : flags & O_NOFOLLOW ? -ELOOP : -EEXIST);
     return true;
   }
   struct madfs_call call = {.number = CALL_reopen, .count = 3};
@@ -479,13 +487,6 @@ static long check_first(const struct madfs_frame *f, const struct madfs_row *row
   look.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = flags};
   long result = madfs_runtime_call(&look, &ignored);
   return madfs_failed(result) ? result : 0;
-}
-
-static bool is_no_way_to_open(long flags) {
-  long unnamed = O_TMPFILE & ~O_DIRECTORY;
-  if (flags & O_PATH) return false;
-  if (flags & unnamed) return (flags & (O_TMPFILE | O_CREAT)) != O_TMPFILE || (flags & O_ACCMODE) == O_RDONLY;
-  return (flags & O_CREAT) && (flags & O_DIRECTORY);
 }
 
 static bool refuses_how(const void *at) {

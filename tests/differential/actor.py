@@ -27,6 +27,7 @@ libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_l
 NO_FILE = 9999  # what a number stands for that was never opened, or is closed
 
 files: dict = {}
+kept: list = []  # descriptors of what was removed
 listings: dict = {}  # number -> [stream, names seen, places of names]
 top = "/"
 CALLS = {}
@@ -153,18 +154,29 @@ def mkdir(path, mode):
     os.mkdir(path, mode)
 
 
+def keep(path):
+    """What goes away keeps its inode number until the example ends: some file systems give it to the next file."""
+    try:
+        kept.append(os.open(path, os.O_PATH | os.O_NOFOLLOW))
+    except OSError:
+        return
+
+
 @call
 def rmdir(path):
+    keep(path)
     os.rmdir(path)
 
 
 @call
 def unlink(path):
+    keep(path)
     os.unlink(path)
 
 
 @call
 def rename(old, new, flags):
+    keep(new)
     if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags):
         raise_errno()
 
@@ -386,6 +398,8 @@ def begin(directory, uid):
         close(number)
     for number in list(listings):
         closedir(number)
+    while kept:
+        os.close(kept.pop())
     os.umask(0o022)
     os.chdir(directory)
     if uid and os.geteuid() != uid:
