@@ -404,11 +404,14 @@ static bool is_rooted(const struct madfs_frame *f, uint64_t *resolve) {
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row);
 
+static bool refuses_how(const void *at);
+
 static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_row *row, uint64_t resolve) {
   int directory = (int)f->argument[0];
   bool ours = directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_slot(directory) >= 0;
   if (!ours) return MADFS_PASS;
-  if (resolve & RESOLVE_BENEATH) return answer(f, resolve & RESOLVE_IN_ROOT ? -EINVAL : -EXDEV);
+  if (refuses_how((const void *)f->argument[2])) return answer(f, -EINVAL);
+  if (resolve & RESOLVE_BENEATH) return answer(f, -EXDEV);
   const unsigned long given = f->argument[1];
   const char *path = (const char *)given;
   while (arch_peek_byte(path) == '/') path++;

@@ -437,7 +437,10 @@ class FileSystem(FileData):
             old, old_ending = self.clean(old)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG and self._ends_too_long(old):
-                self.directory(parent(new.rstrip(b"/") or b"/"), search=True)  # first there is to be a way to both
+                new, ending = self.clean(new)  # first there is to be a way to both
+                self.directory(new if ending > SLASH else parent(new), search=True)
+                if ending > SLASH or new == b"/":
+                    raise fail(errno.EEXIST if flags & RENAME_NOREPLACE else errno.EBUSY, new) from None
             raise
         try:
             new, new_ending = self.clean(new)
