@@ -148,6 +148,15 @@ while len(seen) < 50 and time.monotonic() < deadline:
                 assert open("w/" + name).read() == name * 100
 print(len(seen), child.wait())
 """, ""),
+    "identity": ("""
+# libc's setgroups() waits for an answer of every thread, also of those that the client has made.
+import os, subprocess, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+for way in range(2):
+    print(subprocess.run(["sh", "-c", "echo text > f; cat < f"], stdout=open("out", "w"), cwd=".").returncode)
+    if os.getuid() == 0: os.setgroups([5, 6 + way]); print(sorted(os.getgroups()))
+print(open("out").read())
+""", ""),
     "venv": ("""
 import os, subprocess, sys
 subprocess.run([sys.executable, "-m", "venv", "--without-pip", "env"], check=True)
