@@ -630,7 +630,7 @@ static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)
     f->number = -ENOMEM;
   }
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
-  if (MADFS_UNLIKELY(t && t->cancels_at_once)) madfs_runtime_left(t);
+  if (MADFS_UNLIKELY(t && (t->cancels_at_once || t->cancellation_point))) madfs_runtime_left(t);
   if (t && t->later_frame == f && !t->later(t)) return forward_to(f, work);
   if (MADFS_UNLIKELY(madfs_tracing()) && work == on_hook_stack) count(number, verdict, f->number);
   return verdict;

@@ -115,6 +115,7 @@ struct madfs_thread {
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
   bool cancels_at_once;  // the thread's cancellation was asynchronous before it came in
+  bool cancellation_point;  // this call is one, and waits
   int cluster, cluster_owner;       // identity.c: 1 + a descriptor, of the child of vfork that opened it
   const struct madfs_frame *frame;  // the call that is being answered
   long number;                      // and which it is

@@ -73,7 +73,9 @@ static enum madfs_verdict wait_for_lock(struct madfs_frame *f, const struct madf
     if (*result != -EAGAIN) return answer(f, *result);
     int meaning = signals_pending(t);
     if (meaning == SIGNAL_INTERRUPTS) return answer(f, -EINTR);
-    if (meaning == SIGNAL_WAITS_NOT) continue;
+    // From glibc 2.41 on nothing tells that the thread is cancelled: fcntl(), a cancellation point, goes out and looks.
+    t->cancellation_point = f->number == SYS_fcntl;
+    if (meaning == SIGNAL_WAITS_NOT && !t->cancellation_point) continue;
     t->later = once_more;
     t->later_frame = f;
     return MADFS_DONE;

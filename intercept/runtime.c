@@ -249,6 +249,13 @@ static long perform(void *value) {
   return result;
 }
 
+static long cancel_now(void *unused) {
+  int saved = errno;
+  pthread_testcancel();
+  errno = saved;
+  return (long)unused;
+}
+
 static long cancel_at_once(void *unused) {
   int saved = errno;
   pthread_testcancel();
@@ -258,8 +265,9 @@ static long cancel_at_once(void *unused) {
 }
 
 void madfs_runtime_left(struct madfs_thread *t) {
-  t->cancels_at_once = false;
-  arch_preserve(cancel_at_once, NULL);
+  bool at_once = t->cancels_at_once;
+  t->cancels_at_once = t->cancellation_point = false;
+  arch_preserve(at_once ? cancel_at_once : cancel_now, NULL);
 }
 
 // Before the first call after something like setuid: who this thread is now.  A child of vfork has the thread-local
