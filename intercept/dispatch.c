@@ -379,8 +379,9 @@ static bool reopens(struct madfs_frame *f, const struct madfs_row *row, enum mad
   int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]), which = -1;
   long flags = integer(f, &row->parameter[1]);
   if (fd < 0 || (flags & (O_PATH | O_NOFOLLOW)) == (O_PATH | O_NOFOLLOW)) return false;
-  if (is_no_way_to_open(flags) || flags & O_NOFOLLOW || (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
-    *verdict = answer(f, is_no_way_to_open(flags) ? -EINVAL : flags & O_NOFOLLOW ? -ELOOP : -EEXIST);
+  bool exclusive = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
+  if (is_no_way_to_open(flags) || flags & O_NOFOLLOW || exclusive) {
+    *verdict = answer(f, is_no_way_to_open(flags) ? -EINVAL : exclusive ? -EEXIST : -ELOOP);
     return true;
   }
   struct madfs_call call = {.number = CALL_reopen, .count = 3};
