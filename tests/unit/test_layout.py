@@ -53,6 +53,7 @@ def test_stat_is_laid_out_as_the_kernel_does():
         uid=4,
         gid=5,
         chunk_size=65536,
+        btime_ns=5 * 10**9 + 6,
     )
     data = abi.pack_stat(found)
     if abi.X86_64:
@@ -64,8 +65,9 @@ def test_stat_is_laid_out_as_the_kernel_does():
         assert struct.unpack_from("<QQIIII", data) == (abi.DEVICE, 7, 0o100644, 2, 4, 5)
     wide = abi.pack_statx(found)
     assert len(wide) == 256
-    assert struct.unpack_from("<IIQIIIH", wide) == (0x7FF, 65536, 0, 2, 4, 5, 0o100644)
+    assert struct.unpack_from("<IIQIIIH", wide) == (0xFFF, 65536, 0, 2, 4, 5, 0o100644)
     assert struct.unpack_from("<QQQ", wide, 32) == (7, 1 << 40, 9)
+    assert struct.unpack_from("<qI", wide, 80) == (5, 6)
     assert struct.unpack_from("<qI", wide, 112) == (-1, 999_999_999)
     assert os.makedev(*struct.unpack_from("<II", wide, 136)) == abi.DEVICE
 
