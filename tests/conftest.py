@@ -54,7 +54,13 @@ def on_mount(cluster_file):
 
 def children():
     """Process ids of this process's living children; the dead that nobody waited for count as well."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found.update(map(int, (task / "children").read_text().split()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # The thread has ended.
+    return found
 
 
 def descriptors():
