@@ -16,7 +16,7 @@ import time
 from pymadfs.log import log
 
 QUIET_S = 0.1  # busy and nothing heard: time to look why
-ANSWER_S = 0.3  # a message to ourselves takes microseconds; another process may have the processor
+ANSWER_S = 1.0  # a message to ourselves takes microseconds, but who fills the place before it may wait for a processor
 AGAIN_S = 2.0  # until the next look, when something else keeps the network busy: a client that was stopped
 LAST_S = 1.0  # for requests that wait for other servers
 NAP_S = 0.001  # between polls meanwhile
