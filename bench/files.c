@@ -152,7 +152,9 @@ enum { PHASES = sizeof phases / sizeof *phases };
 
 static void client(int number)
 {
+    struct stat st;
     me = number;
+    check(stat(directory, &st) == 0, "stat of the directory"); // starts the client: `syscall` has that as first_touch
     for (int p = 0; p < PHASES; p++) {
         barrier(p + 1);
         shared->begin[number][p] = now();
