@@ -89,6 +89,7 @@ struct names {
   int ours, theirs, error;
   bool second;  // the error is that of the second one
   bool nameless;  // a path is empty or NULL: the directory is meant, or it is wrong
+  bool unreadable;  // a path is empty, too long or no address: the kernel refuses the call, too
 };
 
 // A path of the host's as the runtime can use it, for calls with two paths whose errors depend on both.
@@ -114,6 +115,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
     names->ours += p->directory >= 0 && madfs_path_concerns(directory_of(f, p), NULL);
     names->nameless |= !f->argument[(int)p->argument];
     names->error = (int)given;
+    names->unreadable = true;
     return;
   }
   int magic = *out->text ? madfs_path_magic(path) : -1;
@@ -123,7 +125,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   if (where < 0) names->error = where;
   else if (where == PATH_HOST || (!*out->text && madfs_path_cwd(path)))
     names->theirs++, out->length = host_path(directory_of(f, p), path, room);
-  else if (names->ours++, !*path) names->error = -ENOENT, names->nameless = true;
+  else if (names->ours++, !*path) names->error = -ENOENT, names->nameless = names->unreadable = true;
   out->kind = MADFS_ARG_PATH;
   out->text = room;
 }
@@ -159,7 +161,6 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
       case PARAMETER_AT:
         out->text = follow ? "follow" : "";
         build_path(f, p, out, &names);
-        if (call->number == CALL_openat2 && names.error == -ENOENT) names.error = 0;  // it looks at its flags first
         break;
       case PARAMETER_FD: build_fd((int)value, out, &names); break;
       case PARAMETER_STR:
@@ -405,7 +406,16 @@ static bool is_rooted(const struct madfs_frame *f, uint64_t *resolve) {
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row);
 
-static bool refuses_how(const void *at);
+// What openat2() refuses before it looks at the path.
+static bool refuses_how(const void *at) {
+  const uint64_t known = 0x3f, either = RESOLVE_BENEATH | RESOLVE_IN_ROOT, unnamed = O_TMPFILE & ~O_DIRECTORY;
+  const uint64_t with_path = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+  struct open_how how;
+  if (!madfs_user_in(&how, at, sizeof how)) return false;
+  if (how.resolve & ~known || (how.resolve & either) == either || how.mode & ~07777UL) return true;
+  if (how.mode && !(how.flags & (O_CREAT | unnamed))) return true;
+  return (how.flags & O_PATH && how.flags & ~with_path) || is_no_way_to_open((long)how.flags);
+}
 
 static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_row *row, uint64_t resolve) {
   int directory = (int)f->argument[0];
@@ -493,38 +503,12 @@ static long check_first(const struct madfs_frame *f, const struct madfs_row *row
   return madfs_failed(result) ? result : 0;
 }
 
-static bool refuses_how(const void *at) {
-  const uint64_t known = 0x3f, either = RESOLVE_BENEATH | RESOLVE_IN_ROOT, unnamed = O_TMPFILE & ~O_DIRECTORY;
-  const uint64_t with_path = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-  struct open_how how;
-  if (!madfs_user_in(&how, at, sizeof how)) return false;
-  if (how.resolve & ~known || (how.resolve & either) == either || how.mode & ~07777UL) return true;
-  if (how.mode && !(how.flags & (O_CREAT | unnamed))) return true;
-  return (how.flags & O_PATH && how.flags & ~with_path) || is_no_way_to_open((long)how.flags);
-}
-
-// Flags that Linux refuses before it looks at a path.
+// Flags of calls with two paths that Linux refuses before it looks at either.
 static bool refuses_flags(const struct madfs_frame *f, const struct madfs_row *row) {
-  const struct madfs_parameter *p = row->parameter;
-  const long follow = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH;
-  long flags = integer(f, &p[row->count - 1]);
-  switch (row->call) {
-    case CALL_faccessat: return integer(f, &p[1]) & ~07 || flags & ~(follow | AT_EACCESS);
-    case CALL_fchmodat:
-    case CALL_fchownat:
-    case CALL_utimensat: return flags & ~follow;
-    case CALL_newfstatat: return flags & ~(follow | AT_NO_AUTOMOUNT);
-    case CALL_truncate: return flags < 0;  // the length
-    case CALL_readlinkat: return (int)flags <= 0;  // the size
-    case CALL_openat2: return refuses_how((const void *)f->argument[2]);
-    case CALL_openat: return is_no_way_to_open(integer(f, &p[1]));
-    case CALL_unlinkat: return flags & ~AT_REMOVEDIR;
-    case CALL_linkat: return flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH);
-    case CALL_renameat2:
-      return flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) ||
-             (flags & RENAME_EXCHANGE && flags & (RENAME_NOREPLACE | RENAME_WHITEOUT));
-    default: return false;
-  }
+  long flags = integer(f, &row->parameter[row->count - 1]);
+  if (row->call == CALL_linkat) return flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH);
+  return row->call == CALL_renameat2 && (flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) ||
+                                         (flags & RENAME_EXCHANGE && flags & (RENAME_NOREPLACE | RENAME_WHITEOUT)));
 }
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
@@ -539,6 +523,8 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
+  // Which of its other arguments the kernel checks before a path that is none is its own affair.
+  if (names.unreadable && !names.second && row->kind == ROW_CALL) return MADFS_PASS;
   if (names.error && refuses_flags(f, row)) return answer(f, -EINVAL);
   if (names.error && names.ours && names.second) {
     long first = check_first(f, row, &call);

@@ -183,7 +183,7 @@ class FileSystem(FileData):
         names = path.split(b"/")
         first = next((index for index, name in enumerate(names) if len(name) > NAME_MAX), 0)
         if first > 1 and len(path) <= PATH_LONGEST:
-            self.directory(b"/".join(names[:first]))
+            self.directory(b"/".join(names[:first]), search=True)
         raise fail(errno.ENAMETOOLONG, path)
 
     def _above(self, parts, links):
@@ -311,11 +311,12 @@ class FileSystem(FileData):
         if flags & posix.O_CREAT and path[-1:] == b"/" and path.strip(b"/"):
             name = path.rstrip(b"/")
             if not name.endswith((b"/.", b"/..")):
-                self.directory(parent(name))
+                self.directory(parent(name), search=True)
                 raise fail(errno.EISDIR, path)
         path, ending = self.clean(path)
-        if ending > SLASH and flags & posix.O_CREAT:
+        if ending > SLASH and flags & (posix.O_CREAT | posix.O_ACCMODE | posix.O_TRUNC):
             self.directory(path, search=True)  # ENOENT, ENOTDIR and EACCES come first
+        if ending > SLASH and flags & posix.O_CREAT:
             raise fail(errno.EEXIST if flags & posix.O_EXCL else errno.EISDIR, path)
         if ending:
             flags = self._directory_flags(flags)
@@ -434,49 +435,20 @@ class FileSystem(FileData):
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise fail(errno.EINVAL, old)
         try:
-            old, old_ending = self.clean(old)
+            return self._rename(*self.clean(old), *self.clean(new), flags)
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG and self._ends_too_long(old):
-                new, ending = self.clean(new)  # first there is to be a way to both
-                self.directory(new if ending > SLASH else parent(new), search=True)
-                if ending > SLASH or new == b"/":
-                    raise fail(errno.EEXIST if flags & RENAME_NOREPLACE else errno.EBUSY, new) from None
-            raise
-        try:
-            new, new_ending = self.clean(new)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG and self._ends_too_long(new):
-                if old_ending > SLASH or old == b"/":  # the old name comes first, once there is a way to both
-                    raise fail(errno.EBUSY, old) from None
-                self.lookup(old, follow=False)
-            raise
-        if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
-            for path in (old if old_ending > SLASH else parent(old), new if new_ending > SLASH else parent(new)):
-                self.directory(path, search=True)  # ENOENT, ENOTDIR and EACCES come first
-            taken = flags & RENAME_NOREPLACE and old_ending <= SLASH and old != b"/"
-            raise fail(errno.EEXIST if taken else errno.EBUSY, old)
-        try:
-            return self._rename(old, old_ending, new, new_ending, flags)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):  # Linux finds out about the ways to both names first
-                for path in (old, new):
-                    self.directory(parent(path))
-            raise
+            from . import renaming
 
-    @staticmethod
-    def _ends_too_long(path):
-        last = path.rstrip(b"/")
-        return len(last[last.rfind(b"/") + 1 :]) > NAME_MAX
+            if error.errno in renaming.REASONS:
+                renaming.explain(self, old, new, flags)
+            raise
 
     def _rename(self, old, old_ending, new, new_ending, flags):
         exchange = flags & RENAME_EXCHANGE
-        if exchange and (old_ending or new_ending):
-            for path in (old, new):
-                self.lookup(path, follow=False)  # ENOENT comes first
+        if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
+            raise fail(errno.EBUSY, old)
         for path, ending in ((old, old_ending or new_ending and not exchange), (new, new_ending and exchange)):
             if ending and self.lookup(path, follow=False)[1].mode & S_IFMT != S_IFDIR:
-                if flags & RENAME_NOREPLACE and self._exists(new):
-                    raise fail(errno.EEXIST, new)
                 raise fail(errno.ENOTDIR, path)
         tree = bool(exchange)
         for _ in range(RENAME_TRIES):
@@ -496,15 +468,6 @@ class FileSystem(FileData):
                 else:
                     raise
         raise fail(errno.ELOOP, old)
-
-    def _exists(self, path):
-        try:
-            self.lookup(path, follow=False)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return False
-        return True
 
     def _rename_tree(self, old, new, flags):
         """Rename a directory or exchange names: asked of one server, which does one at a time.  May take a while."""

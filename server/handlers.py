@@ -54,6 +54,7 @@ from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, forget_location, sticky
 from .meta import (
     CHUNK_SIZE_MAX,
+    O_NOATIME,
     SIZE_MAX,
     TARGET_BYTES_MAX,
     changed,
@@ -76,7 +77,6 @@ from .meta import (
 from .sizes import resized, shrunk
 
 ATTR_SIZE = ATTR.size
-O_NOATIME = getattr(os, "O_NOATIME", 0o1000000)
 O_PATH = getattr(os, "O_PATH", 0o10000000)
 
 

@@ -24,6 +24,7 @@ An inode is embedded in the entry at its birth path while that is its only name.
 while it is open detaches it to I; entries then only point (FLAG_REMOTE) and have a type, an inode number and a target.
 """
 import errno
+import os
 import stat
 import struct
 import time
@@ -42,6 +43,7 @@ NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 8191
 TARGET_BYTES_MAX = 4095
 SIZE_MAX = (1 << 63) - 1
+O_NOATIME = getattr(os, "O_NOATIME", 0o1000000)
 BLOCK = 512
 PAGE_SHIFT, PAGE_BLOCKS = 12, 8  # what is stored is counted in pages, as local file systems do
 CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for it

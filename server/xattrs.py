@@ -21,8 +21,10 @@ from pymadfs.ops import ATTR, FLAG_XATTRS, GETXATTR, LISTXATTR, MKNOD, REMOVEXAT
 
 from .dispatch import serves
 from .meta import (
+    O_NOATIME,
     changed,
     check_access,
+    check_owner,
     has_xattrs,
     ino_of,
     inode_key,
@@ -270,6 +272,9 @@ def check_node(request, value, flags):
     if request.uid:
         access = flags & os.O_ACCMODE
         want = (READ if access != os.O_WRONLY else 0) | (WRITE if access != os.O_RDONLY else 0)
-        check_access(ATTR.unpack(value), request, want)
+        attr = ATTR.unpack(value)
+        check_access(attr, request, want)
+        if flags & O_NOATIME:
+            check_owner(attr, request.uid)
     if kind == stat.S_IFSOCK:
         raise fail(errno.ENXIO)

@@ -99,8 +99,6 @@ def openat2(path, how, size, given):
         raise fail(errno.EINVAL)
     if flags & posix.O_CREAT and flags & posix.O_DIRECTORY:
         raise fail(errno.EINVAL)
-    if not given:
-        raise fail(errno.EINVAL if resolve & ~0x3F or resolve & 0x18 == 0x18 else errno.ENOENT)
     if resolve:
         from . import beneath
 
