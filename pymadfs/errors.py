@@ -19,6 +19,12 @@ def fail(code, path=None):
     return OSError(code, errno.errorcode.get(code, "?"), path)
 
 
+def seen(future):
+    """A done callback: who waits for ``future`` may have been cancelled, and its failure is then nobody's."""
+    if not future.cancelled():
+        future.exception()
+
+
 def to_status(error):
     """Exception -> ``(status, tail)`` of a reply.  What is not an OSError or Restart is a defect: EIO."""
     if isinstance(error, OSError) and error.errno:

@@ -21,7 +21,7 @@ import time
 
 from . import cluster as clusters
 from . import door, hearing, ops
-from .errors import Restart, fail, from_status, to_status
+from .errors import Restart, fail, from_status, seen, to_status
 from .identity import NO_GROUPS, Who
 from .log import log
 from .ops import ARRIVED, FSYNC, OPS, REPLY, REQUEST
@@ -840,7 +840,9 @@ class Service:
         repeated is tried twice more after reconnecting.
         """
         import asyncio
-        return asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields))
+        task = asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields))
+        task.add_done_callback(seen)
+        return task
 
     async def _call_peer(self, server, op, tail, fields):
         import asyncio
@@ -873,6 +875,7 @@ class Service:
             return state
         if state.meeting is None:
             state.meeting = loop.create_task(self._knock(loop, server, state))
+            state.meeting.add_done_callback(seen)
         import asyncio
         await asyncio.shield(state.meeting)
         return state

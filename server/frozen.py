@@ -5,6 +5,7 @@ A frozen server parks requests by path at or below the two names of the rename. 
 ask of each other, go on.  The freeze is durable: a server that starts again comes up frozen, and asks the coordinator
 how the rename ended.
 """
+import asyncio
 import errno
 
 from pymadfs.errors import fail
@@ -12,6 +13,7 @@ from pymadfs.layout import covers, owner, parent
 from pymadfs.log import log
 from pymadfs.ops import LINK, MOVETREE, TREE, Record
 
+from .directories import Wait
 from .meta import entry_key, key_number
 
 NOREPLACE, EXCHANGE = 1, 2
@@ -38,10 +40,15 @@ class Freeze:
         self.held = []  # keys of the two names' entries that are here
         self.conn = None  # the coordinator's connection
         self.cursors = {}  # prefix of keys -> the last one that was moved
+        self.changed = asyncio.get_running_loop().create_future()  # it is over, or stuck
 
     def record(self):
         """What the store keeps."""
         return RECORD.pack(self.flags, self.done, len(self.old), len(self.new)) + self.old + self.new
+
+    def wake(self):
+        if not self.changed.done():
+            self.changed.set_result(None)
 
     def concerns(self, path):
         return covers(self.old, path) or covers(self.new, path)
@@ -106,6 +113,14 @@ class Freezes:
                 return True
         return False
 
+    def still(self, directory):
+        """For a change by inode of a directory, which moves with its entry: Wait until nothing freezes the path."""
+        freeze = self.over(directory)
+        if freeze is not None:
+            if freeze.stuck:
+                raise fail(errno.EIO)
+            raise Wait(lambda: asyncio.shield(freeze.changed))
+
     def reserves(self, directory):
         """Whether a name that a rename will put in ``directory`` is as good as there."""
         return any(freeze.reserved and parent(freeze.new) == directory for freeze in self._by_number.values())
@@ -113,6 +128,7 @@ class Freezes:
     def stick(self, freeze):
         """The rename waits for a dead server: who waits for it, and whoever comes, gets EIO until the thaw."""
         freeze.stuck = True
+        freeze.wake()
         parked, freeze.parked = freeze.parked, []
         for request in parked:
             self._server.rpc.fail(request, fail(errno.EIO))
@@ -121,6 +137,7 @@ class Freezes:
         """The rename is over here."""
         server = self._server
         del self._by_number[freeze.number]
+        freeze.wake()
         server.kv.delete(frozen_key(freeze.number))
         for key in freeze.held:
             server.dirs.let_go(key)

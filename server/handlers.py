@@ -413,6 +413,8 @@ def set_attributes(server, request):
                 return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
     server.dirs.free(key)
     server.dirs.free(inode_key(ino_of(value)))
+    if server.freezes and is_directory(value):
+        server.freezes.still(path_of(key))
     updated = attributes(request, value)
     if valid & SET_SIZE:
         server.loans.back(ino_of(value), request.conn)

@@ -111,13 +111,18 @@ async def shrink(server, ino, size, old, chunk_size, cuts=0):
     numbers.add(home(ino))
     calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size, cuts)
              for number in numbers if number != server.number]
-    freed = 0
+    freed, error = 0, None
     try:
-        if server.number in numbers:
-            freed = await cut_here(server, ino, size, chunk_size, cuts)
-    finally:
-        for call in calls:
+        freed = await cut_here(server, ino, size, chunk_size, cuts)
+    except OSError as failure:
+        error = failure
+    for call in calls:
+        try:
             freed += (await call)[0].blocks
+        except OSError as failure:  # the others are not left at work
+            error = error or failure
+    if error:
+        raise error
     return freed
 
 

@@ -19,6 +19,7 @@ from pymadfs.errors import fail
 from pymadfs.identity import READ, WRITE
 from pymadfs.ops import ATTR, FLAG_XATTRS, GETXATTR, LISTXATTR, MKNOD, REMOVEXATTR, SETXATTR
 
+from .directories import Wait
 from .dispatch import serves
 from .meta import (
     O_NOATIME,
@@ -124,6 +125,14 @@ def _inode(server, request, ino, hint):
     return key, value
 
 
+def _changing(server, request, ino, hint):
+    """As ``_inode``, for a change: those of a directory wait for a rename that it moves with."""
+    key, value = _inode(server, request, ino, hint)
+    if server.freezes and is_directory(value):
+        server.freezes.still(path_of(key))
+    return key, value
+
+
 # --- the operations ---------------------------------------------------------------------------------------------------
 
 
@@ -167,8 +176,12 @@ async def _receive(server, request):
     data = bytearray(request.bulk)
     with memoryview(data) as view:
         await server.receive(request, view)
-    result = _set(server, request, bytes(data))
-    return result if result.__class__ is tuple else await result
+    while True:  # the value does not come twice
+        try:
+            result = _set(server, request, bytes(data))
+            return result if result.__class__ is tuple else await result
+        except Wait as wait:
+            await wait.make()
 
 
 def _set(server, request, data):
@@ -176,7 +189,7 @@ def _set(server, request, data):
     name, hint = request.tail[:name_length], request.tail[name_length:name_length + hint_length]
     if len(data) > VALUE_MAX:
         raise fail(errno.E2BIG)
-    key, value = _inode(server, request, ino, hint)
+    key, value = _changing(server, request, ino, hint)
     check(request, value, name, WRITE)
     attributes = _load(server, value)
     virtual = name == CHUNK_SIZE
@@ -196,7 +209,7 @@ def _set(server, request, data):
 def removexattr(server, request):
     ino, length = request.fields
     name, hint = request.tail[:length], request.tail[length:]
-    key, value = _inode(server, request, ino, hint)
+    key, value = _changing(server, request, ino, hint)
     check(request, value, name, WRITE)
     if name == CHUNK_SIZE:
         if not is_directory(value) or not ATTR.unpack(value).chunk_size:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: the commands, servers to talk to, and the proof that a test left nothing behind."""
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -104,3 +105,17 @@ def nothing_left_behind(request):
     opened = {fd: what for fd, what in descriptors().items() if files.get(fd) != what
               and "anon_inode:[eventpoll]" not in what}
     assert not opened, f"descriptors are still open after the test: {opened}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_unobserved():
+    """Fail a test when an exception of a task or future was seen by nobody: asyncio says so when it is freed."""
+    records = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    unseen = [record.getMessage() for record in records if "never retrieved" in record.getMessage()]
+    assert not unseen, "an exception was seen by nobody, await it or ask for it: " + "\n".join(unseen)

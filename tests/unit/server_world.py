@@ -2,13 +2,14 @@
 """Several servers in one event loop over a network that can be cut at any message: to test the server's logic."""
 import asyncio
 import errno
+import gc
 import os
 import struct
 from typing import ClassVar
 
 from pymadfs import listing
 from pymadfs.config import Config
-from pymadfs.errors import fail
+from pymadfs.errors import fail, seen
 from pymadfs.layout import chunk_server, home, owner
 from pymadfs.ops import (
     ATTR,
@@ -70,7 +71,9 @@ class Rpc:
         """Nothing to do."""
 
     def call_peer(self, server, op, tail=b"", *fields):
-        return asyncio.get_running_loop().create_task(self._call(server, op, tail, fields))
+        task = asyncio.get_running_loop().create_task(self._call(server, op, tail, fields))
+        task.add_done_callback(seen)
+        return task
 
     async def _call(self, server, op, tail, fields):
         for when in ("before", "after"):
@@ -101,6 +104,7 @@ class Call:
         self.uid, self.gid, self.groups = who
         self.bulk, self.fsync, self.unread = len(payload), False, 0
         self.answer, self.payload = asyncio.get_running_loop().create_future(), payload
+        self.answer.add_done_callback(seen)  # who asked a server that dies does not wait for it
 
 
 class World:
@@ -153,6 +157,7 @@ class World:
         for server in self.servers:
             if server is not None:
                 await server.stop()
+        gc.collect()  # exceptions that nobody has seen are told now: see conftest.py
         assert not self.defects, self.defects
 
     async def ask(self, number, op, tail=b"", *fields, uid=0, gid=0, groups=(), conn=1, payload=b""):

@@ -9,7 +9,8 @@ import stat
 import pytest
 from server_world import CHUNK, World, code, run
 
-from pymadfs.ops import INSTALL, OPEN, READDIR, SET_MODE, SETATTR, TREE, WHERE
+from pymadfs.ops import INSTALL, OPEN, READDIR, REMOVEXATTR, SET_MODE, SETATTR, SETXATTR, TREE, WHERE
+from pymadfs.server import frozen
 
 NOREPLACE, EXCHANGE = 1, 2
 
@@ -199,12 +200,13 @@ async def test_entries_that_change_by_inode_under_way_keep_the_change(world):
     """chmod and truncate through descriptors are not stopped by a freeze."""
     await plant(world, b"/a", depth=1, files=6)
     tree = {path: ino for path, ino in (await walk(world)).items() if path.startswith(b"/a/")}
-    modes = dict.fromkeys(tree, None)
+    modes = {path: [] for path in tree}  # path -> (when the change began, when it was answered, mode)
+    clock = itertools.count()
 
     async def change(path, ino, mode):
-        number = ino >> 44
+        number, begin = ino >> 44, next(clock)
         await world.ask(number, SETATTR, path, ino, SET_MODE, mode, 0, 0, 0, 0, 0)
-        modes[path] = mode
+        modes[path].append((begin, next(clock), mode))
 
     changes = []
 
@@ -220,9 +222,40 @@ async def test_entries_that_change_by_inode_under_way_keep_the_change(world):
     # A directory that has moved is asked for at its new place: its old home says ENOENT.
     assert all(result is None or result.errno == errno.ENOENT for result in results), results
     assert any(modes.values())
-    for path, mode in modes.items():
-        if mode is not None:
-            assert stat.S_IMODE((await world.stat(b"/b" + path[2:])).mode) == mode, path
+    for path, changes in modes.items():
+        if changes:
+            last = max(begin for begin, _, _ in changes)
+            possible = {mode for _, end, mode in changes if end > last}  # no other began after its answer
+            assert stat.S_IMODE((await world.stat(b"/b" + path[2:])).mode) in possible, path
+
+
+@run
+async def test_changes_of_directories_by_inode_wait_for_a_long_rename(world):
+    """fchmod and fsetxattr of a directory that moves with its entry."""
+    path = world.path_on(1, stem=b"d")
+    attr = await world.mkdir(path)
+    server = world.servers[1]
+    name, value = b"user.x", b"v" * 3000
+    for outcome in ("thaw", "stick"):
+        freeze = frozen.Freeze(77, 0, path, b"/elsewhere")
+        server.freezes.add(freeze)
+        calls = [asyncio.ensure_future(world.ask(1, op, tail, attr.ino, *fields, payload=payload))
+                 for op, tail, fields, payload in (
+                     (SETATTR, path, (SET_MODE, 0o700, 0, 0, 0, 0, 0), b""),
+                     (SETXATTR, name + path + value, (0, len(name), len(path)), b""),
+                     (SETXATTR, name + path, (0, len(name), len(path)), value),
+                     (REMOVEXATTR, name + path, (len(name),), b""))]
+        for _ in range(3000):
+            await asyncio.sleep(0)
+        assert not any(call.done() for call in calls)
+        getattr(server.freezes, outcome)(freeze)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        if outcome == "thaw":
+            assert not any(isinstance(result, OSError) for result in results), results
+            assert stat.S_IMODE((await world.stat(path)).mode) == 0o700
+        else:
+            assert [result.errno for result in results] == [errno.EIO] * len(calls)
+            server.freezes.thaw(freeze)
 
 
 async def churn(world, top, turns, seen):
