@@ -150,18 +150,20 @@ class Keeper:
         waiting = {}
         for server, listener in zip(servers, listeners, strict=True):
             waiting[server.spawn(listener, self.plan.cluster, self.environment)] = server
-        deadline = time.monotonic() + START_S
+        deadline, failed = time.monotonic() + START_S, []
         while waiting:
             ready = self.wait(waiting, deadline)
             if not ready and time.monotonic() >= deadline:
-                server = next(iter(waiting.values()))
-                raise LaunchError(f"server {server.number} did not start within {START_S} s: {server.last_words()}")
-            for fd in ready:
+                failed += [_given_up(fd, server) for fd, server in waiting.items()]
+                break
+            for fd in ready:  # the others are waited for whatever becomes of one
                 server, said = waiting.pop(fd), os.read(fd, 64)
                 os.close(fd)
                 if not said.strip():
-                    raise LaunchError(f"server {server.number} did not start: it {server.reap()}")
+                    failed.append(f"server {server.number} did not start: it {server.reap()}")
                 self.report(f"started {len(servers) - len(waiting)}")
+        if failed:
+            raise LaunchError("; ".join(failed))
 
     def describe(self):
         """Write the cluster file as things stand; the process id of a server that does not run is 0."""
@@ -180,7 +182,7 @@ class Keeper:
                 say(f"madfs: server {server.number} ({HOST}:{server.port}, pid {pid}) {how}; calls that need it "
                     "fail with EIO"
                     + ("" if self.control >= 0 else f" until `madfs up --cluster {self.plan.cluster}` starts it again"))
-            if self.heal:
+            while self.heal:  # also when it was asked for while servers were started
                 self.heal = False
                 self.restart()
 
@@ -233,6 +235,15 @@ class Keeper:
         leftovers.remove(self.secret)
         if self.plan.temporary:
             shutil.rmtree(self.plan.temporary, ignore_errors=True)
+
+
+def _given_up(fd, server):
+    """End a server that does not come to serve, so that it can be started again; -> what is said of it."""
+    os.close(fd)
+    said = server.last_words()
+    server.process.kill()
+    server.reap()
+    return f"server {server.number} did not start within {START_S} s and was ended: {said}"
 
 
 def fork(plan, log=None):

@@ -22,6 +22,7 @@ SERVERS_MAX = 4
 CHUNK_MIN, CHUNK_MAX = 4 << 10, 1 << 30
 LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_lib", keeper.LIBRARY)
 FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+ANSWER_MS = 5000  # for a server that was started again to say how far it is
 STATUS_NOT_FOUND, STATUS_NOT_EXECUTABLE = 127, 126
 
 
@@ -222,10 +223,25 @@ def stop_standing(cluster):
 
 
 def heal_standing(cluster):
-    """Start the servers of a standing set that died, on their stores.  Raises LaunchError."""
+    """Start the servers of a standing set that died, on their stores, also those that die meanwhile.  Raises
+    LaunchError."""
+    deadline = time.monotonic() + keeper.START_S + keeper.STOP_S
+    while True:
+        servers = _healed(cluster, deadline)
+        left, silent = unfinished(servers, deadline)
+        if not silent:
+            break
+        if time.monotonic() > deadline:
+            raise LaunchError(f"server {', '.join(map(str, silent))} of {cluster} died again or does not answer; see "
+                              f"{keeper.log_path(cluster)}, and say `madfs up` again")
+    if left:
+        keeper.say(f"madfs: {left} renames or link counts that waited for the servers are still under way")
+
+
+def _healed(cluster, deadline):
+    """The cluster after its keeper has started what it knows to be dead.  Raises LaunchError."""
     before = os.stat(cluster)
     _signal_keeper(cluster, signal.SIGHUP, 0)
-    deadline = time.monotonic() + keeper.START_S + keeper.STOP_S
     while os.path.samestat(before, os.stat(cluster)):  # The keeper replaces the file when it is done.
         if time.monotonic() > deadline:
             raise LaunchError(f"the servers of {cluster} did not start again; see {keeper.log_path(cluster)}")
@@ -234,25 +250,26 @@ def heal_standing(cluster):
     dead = [str(server.number) for server in servers.servers if not server.pid]
     if dead:
         raise LaunchError(f"server {', '.join(dead)} of {cluster} did not start again; see {keeper.log_path(cluster)}")
-    left = unfinished(servers, deadline)
-    if left:
-        keeper.say(f"madfs: {left} renames or link counts that waited for the servers are still under way")
+    return servers
 
 
 def unfinished(cluster, deadline):
-    """Wait until nothing of ``cluster`` waits for a server that was dead, or ``deadline`` (monotonic seconds); returns
-    how much does."""
+    """Wait until nothing of ``cluster`` waits for a server that was dead, one does not answer, or until ``deadline``
+    (monotonic seconds); returns how much does, and the numbers of the servers that do not answer."""
     from .ops import UNFINISHED
     from .rpc import Client
 
-    client = Client(cluster, configuration())
+    config = configuration()
+    config.timeout_ms = min(config.timeout_ms, ANSWER_MS)
+    client = Client(cluster, config)
     calls = [(server.number, UNFINISHED, b"", (), None, None) for server in cluster.servers]
     try:
         while True:
             answers = client.call_many(calls)
-            left = sum(1 if isinstance(answer, Exception) else answer[0].count for answer in answers)
-            if not left or time.monotonic() > deadline:
-                return left
+            silent = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
+            left = sum(answer[0].count for answer in answers if not isinstance(answer, Exception))
+            if silent or not left or time.monotonic() > deadline:
+                return left, silent
             time.sleep(0.01)
     finally:
         client.close()

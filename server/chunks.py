@@ -306,6 +306,14 @@ class Chunks:
         """A descriptor of a chunk file.  For any thread."""
         return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory)
 
+    def remove_unknown(self, ino, chunk):
+        """Remove a chunk file that has no key, unless it is being made."""
+        if (ino, chunk) not in self._open:
+            try:
+                os.unlink(name_of(ino, chunk), dir_fd=self._directory)
+            except FileNotFoundError:
+                return
+
     # --- holes ------------------------------------------------------------------------------------------------------
 
     def seek_file(self, ino, chunk, offset, whence):
@@ -342,6 +350,8 @@ class Chunks:
 
     def files(self, directory):
         """``(inode, chunk)`` of the chunk files in directory 0 to 255, in order."""
+        if directory not in self._made:
+            return []
         try:
             fd = os.open(f"data/{directory:02x}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
         except FileNotFoundError:

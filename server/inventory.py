@@ -49,6 +49,9 @@ def inventory(server, request):
     else:
         number, skip = _AT.unpack(cursor[1:])
         files = server.chunks.files(number)[skip:skip + PAGE_FILES]
+        while not files and number + 1 < DIRECTORIES:  # most of a small store are empty
+            number, skip = number + 1, 0
+            files = server.chunks.files(number)[:PAGE_FILES]
         items = [_item(server, ITEM_FILE + chunk_key(ino, chunk)[1:], b"") for ino, chunk in files]
         number, skip = (number, skip + PAGE_FILES) if len(files) == PAGE_FILES else (number + 1, 0)
         cursor = FILES + _AT.pack(number, skip) if number < DIRECTORIES else b""

@@ -5,13 +5,16 @@ owed to other servers.
 Their records are written together with the change that makes them necessary, and deleted when they are done; what is
 found at start is taken up again.  A server that cannot be reached is asked again until it answers.
 """
+import asyncio
+
 from pymadfs.ops import UNFINISHED
 
 from . import counts
+from .chunks import DIRECTORIES
 from .dispatch import gather, serves
 from .frozen import resume_freezes
 from .inodes import purge
-from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, inode_key, key_number
+from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, chunk_key, inode_key, key_number
 from .rename import resume_rename
 from .subtree import resume_trees
 
@@ -39,6 +42,7 @@ def resume(server):
     server.wait_for_openings()
     if not server.meta.idle:
         server.spawn(greet(server))
+        server.spawn(sweep(server))
 
 
 async def greet(server):
@@ -48,6 +52,16 @@ async def greet(server):
         await gather([server.call_peer(number, UNFINISHED) for number in others[:GREETED_MAX]])
     except OSError:
         return  # who is dead asks by itself when it is back
+
+
+async def sweep(server):
+    """After a crash: remove chunk files that no key names, left of writes that were never acknowledged.  Nobody else
+    would, not even with the file; what is written meanwhile has its key, or is open, when it is looked at."""
+    for directory in range(DIRECTORIES):
+        for ino, chunk in await server.io(server.chunks.files, directory):
+            if server.kv.get(chunk_key(ino, chunk)) is None:
+                server.chunks.remove_unknown(ino, chunk)
+            await asyncio.sleep(0)
 
 
 @serves(UNFINISHED)

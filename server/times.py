@@ -219,8 +219,8 @@ class Times:
         if now and self.is_here(path):
             value = server.kv.get(key)
             attr = ATTR.unpack(value)
-            server.kv.lazy(key, changed(value, mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns)))
-            server.write_lazily_soon()
+            server.kv.put(key, changed(value, mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns)))
+            server.flush_soon()  # nobody else knows it any more
 
 
 @serves(TIMES)

@@ -146,9 +146,15 @@ class World:
             task.cancel()
         server.flush = server.commit = lambda lazily=False: None
         server.syncer.stop()
+        server.threads.shutdown(cancel_futures=True)
+        server.chunks._close_idle(len(server.chunks._open))  # handlers that are cancelled close the others
+        server.chunks._open.clear()
         server.chunks.close()
-        server.threads.shutdown()
         self.kvs[number].close()
+        self.lost(number)
+
+    def lost(self, number):
+        """The others notice that a server died."""
         for other in filter(None, self.servers):
             other.forget(-1 - number)
             other.conns.add(-1 - number)
