@@ -603,6 +603,7 @@ static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)
   long number = f->number;
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
   madfs_exit_waits();
+  bool resume = MADFS_UNLIKELY(madfs_local.forking) && madfs_fork_interrupt();
   struct madfs_thread *t = madfs_thread();
   enum madfs_verdict verdict = MADFS_DONE;
   if (t) {
@@ -616,6 +617,7 @@ static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)
   } else {
     f->number = -ENOMEM;
   }
+  if (MADFS_UNLIKELY(resume)) madfs_fork_resume();
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
   if (MADFS_UNLIKELY(t && (t->cancels_at_once || t->cancellation_point))) madfs_runtime_left(t);
   if (t && t->later_frame == f && !t->later(t)) return forward_to(f, work);

@@ -141,6 +141,9 @@ struct madfs_local {
   unsigned identity;  // identity.c: what the runtime knows of this thread's user
   int inside_task;    // which of two tasks with the same thread-local memory is inside
   bool parting;       // it makes a task with a table of its own
+  bool fork_made;     // process.c: the fork that was told of has come
+  int fork_pair;      // which of our handlers began it
+  uint64_t fork_signals;  // the mask before
 };
 extern __thread struct madfs_local madfs_local __attribute__((tls_model("initial-exec")));
 
@@ -399,6 +402,11 @@ extern const uint64_t madfs_asynchronous;  // the signals that wait while a thre
 void madfs_clone_inside(const struct madfs_frame *f);  // the runtime makes a thread or process, or some other call
 bool madfs_fork_can_be_told(void);  // false: this is not the GNU libc
 void madfs_fork_start(void);    // libc's fork() shall tell us
+void madfs_fork_again(bool thread);  // and after allocators: called before a thread is made, or the runtime
+// A handler of the program's makes a call on the mount, between ours.  True: to be resumed after it: the fork is
+// still to come.  REQUIRES: signals are blocked.
+bool madfs_fork_interrupt(void);
+void madfs_fork_resume(void);
 void madfs_fork_finish(void);   // the fork that this thread has made in place is over
 bool madfs_in_vfork(void);     // this is a child that runs on its parent's memory
 int madfs_memory_owner(void);    // the process whose memory this is

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a new process inherits, and what it must not change: a child of vfork runs on its parent's memory.
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "intercept.h"
@@ -72,7 +74,6 @@ static void note_vfork(void) {
 static struct {
   int process;
   bool shares_files;  // the child has our table of descriptors, and its own memory
-  uint64_t signals;
 } forking;
 
 static void fork_begins(void) {
@@ -81,6 +82,7 @@ static void fork_begins(void) {
   forking.process = (int)RAW(SYS_getpid);
   forking.shares_files = false;
   madfs_local.forking = FORKS;
+  madfs_local.fork_made = false;
 }
 
 static void fork_ends(void) {
@@ -109,25 +111,49 @@ static void on_stack(bool begins) {
   madfs_local.inside &= ~1;
 }
 
-// libc's fork() calls these last before it, and first after it, because they were registered first.
-static void handler_before(void) {
+// libc's fork() calls these before it and after it.  Who registers first comes last before a fork and first after it.
+// So ours, registered before everybody's, let the program's own handlers do what they like.  But an allocator of the
+// program's that locks itself then (jemalloc, tcmalloc) must come after us: waiting for another thread of the runtime
+// would wait for ever if that one wants memory, and in the child we could not free any.  Where there is such a one,
+// ours are registered again when it has registered its own.  The first pair that comes before a fork begins it and
+// ends it.
+enum pair { PAIR_NONE, PAIR_START, PAIR_THREAD, PAIR_RUNTIME };
+
+static void handler_before(enum pair pair) {
   uint64_t before;
   if (madfs_local.inside & ~INSIDE_FORK || madfs_in_vfork()) return;  // by the runtime itself
+  if (madfs_local.forking) return;
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
   if (madfs_thread()) {
     on_stack(true);
-    forking.signals = before;
+    madfs_local.fork_signals = before;
+    madfs_local.fork_pair = pair;
   } else {
     RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
   }
 }
 
-static void handler_after(void) {
-  if (!madfs_local.forking || madfs_local.inside & ~INSIDE_FORK) return;
-  uint64_t before = forking.signals;
-  on_stack(false);
-  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+static void handler_after(enum pair pair) {
+  if (madfs_local.fork_pair != (int)pair || madfs_local.inside & ~INSIDE_FORK) return;
+  if (madfs_local.forking) on_stack(false);
+  madfs_local.fork_pair = PAIR_NONE;
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_local.fork_signals, 0, sizeof madfs_local.fork_signals);
 }
+
+bool madfs_fork_interrupt(void) {
+  if (madfs_local.forking != FORKS || !madfs_local.fork_pair) return false;
+  on_stack(false);
+  return !madfs_local.fork_made;
+}
+
+void madfs_fork_resume(void) { on_stack(true); }
+
+static void start_before(void) { handler_before(PAIR_START); }
+static void start_after(void) { handler_after(PAIR_START); }
+static void thread_before(void) { handler_before(PAIR_THREAD); }
+static void thread_after(void) { handler_after(PAIR_THREAD); }
+static void runtime_before(void) { handler_before(PAIR_RUNTIME); }
+static void runtime_after(void) { handler_after(PAIR_RUNTIME); }
 
 // What glibc's pthread_atfork() is made of.  Weak, so that the loader of another C library can load us at all.
 extern int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void *) __attribute__((weak));
@@ -135,10 +161,40 @@ extern void *__dso_handle __attribute__((visibility("hidden")));
 
 bool madfs_fork_can_be_told(void) { return __register_atfork != NULL; }
 
+static void tell_me(void (*before)(void), void (*after)(void)) {
+  if (__register_atfork(before, after, after, __dso_handle))
+    madfs_die(127, "no memory for a fork handler: run without LD_PRELOAD", NULL);
+}
+
+static bool other_allocator;  // than libc's own, which fork() itself locks and unlocks
+
+static long meet_allocator(void *unused) {
+  Dl_info its, libcs;
+  other_allocator = dladdr((const void *)(unsigned long)&malloc, &its) &&
+                    dladdr((const void *)(unsigned long)&__register_atfork, &libcs) && its.dli_fbase != libcs.dli_fbase;
+  if (other_allocator) free(malloc(1));  // jemalloc registers its handlers at the first use
+  return (long)unused;
+}
+
 void madfs_fork_start(void) {
   note_process();
-  if (__register_atfork(handler_before, handler_after, handler_after, __dso_handle))
-    madfs_die(127, "no memory for a fork handler: run without LD_PRELOAD", NULL);
+  arch_preserve(meet_allocator, NULL);
+  tell_me(start_before, start_after);
+}
+
+static long tell_me_again(void *thread) {
+  if (thread) tell_me(thread_before, thread_after);
+  else tell_me(runtime_before, runtime_after);
+  return 0;
+}
+
+void madfs_fork_again(bool thread) {
+  static _Atomic bool done[2];
+  uint64_t before;
+  if (!other_allocator || atomic_load(&done[thread]) || atomic_exchange(&done[thread], true)) return;
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
+  arch_preserve(tell_me_again, thread ? "" : NULL);
+  RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
 }
 
 void madfs_fork_finish(void) {
@@ -206,10 +262,12 @@ static bool clone_concerns(struct madfs_frame *f) {
   if (!read_request(f, &p)) return false;
   enum kind kind = kind_of(&p);
   if (kind == KIND_COPY && !madfs_local.forking && !madfs_in_vfork()) return true;
+  if (kind == KIND_COPY) madfs_local.fork_made = true;
   if (!(p.flags & CLONE_FILES)) madfs_fds_fork_begins();
   if (kind == KIND_VFORK) note_vfork();
   if (kind == KIND_FILES) madfs_tables_clone();
   if (kind == KIND_FILES || kind == KIND_THREAD) note_companion(&p);
+  if (kind == KIND_THREAD) madfs_fork_again(true);
   return false;
 }
 

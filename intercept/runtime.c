@@ -219,6 +219,7 @@ static const struct madfs_runtime *need(void) {
               ", its calls fail with EIO: let it share memory, too, or nothing", NULL);
   }
   if (table || runtime.failed) return table;
+  madfs_fork_again(false);
   madfs_lock(&runtime.lock);
   if (!atomic_load(&runtime.table) && !runtime.failed) arch_preserve(start, NULL);
   madfs_unlock(&runtime.lock);

@@ -248,8 +248,8 @@ def test_needs_no_vector_register_and_little_of_libc(libraries):
     text = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
     used = {line.split()[-1].partition("@")[0] for line in text.splitlines() if " U " in line}
     assert used <= {"__environ", "environ", "__errno_location",
-                    "__libc_current_sigrtmin", "__register_atfork", "dlerror", "dlopen", "dlsym",
-                    "fork", "pthread_attr_init", "pthread_attr_setdetachstate", "pthread_create",
+                    "__libc_current_sigrtmin", "__register_atfork", "dladdr", "dlerror", "dlopen", "dlsym",
+                    "fork", "free", "malloc", "pthread_attr_init", "pthread_attr_setdetachstate", "pthread_create",
                     "pthread_key_create", "pthread_setcancelstate", "pthread_setcanceltype",
                     "pthread_testcancel", "pthread_setspecific"}
 
