@@ -123,7 +123,7 @@ class FileSystem(FileData):
         self._prefix = self.mount + b"/"
         self.servers = rpc.servers
         self.mapped, self.images = b"\0", None  # how many files are mapped to be shared on this node, and which
-        self._ended = []
+        self._forget_endings()
         self._lend_nothing()
         self._call = rpc.call
 
@@ -211,8 +211,12 @@ class FileSystem(FileData):
         """
         for tries in range(LINKS_MAX + 1):
             try:
-                begun, changes = (clock_gettime(CLOCK_BOOTTIME), self._changes) if op is OPEN else (0, 0)
-                reply, target = self._call(owner(path, self.servers), op, path, *fields)
+                server = owner(path, self.servers)
+                if op is OPEN:
+                    begun, changes = clock_gettime(CLOCK_BOOTTIME), self._changes
+                    reply, target = self._call(server, op, path, *fields, self._one_ended(server))
+                else:
+                    reply, target = self._call(server, op, path, *fields)
             except Restart as restart:
                 links = [0] if links is None else links
                 path, end = self.redirect(path, restart.prefix, restart.target, links)
@@ -349,21 +353,30 @@ class FileSystem(FileData):
             return
 
     def ended(self, ino):
-        """An opening of ``ino`` ended; servers are told in batches."""
-        self._ended.append(ino)
-        if len(self._ended) >= RELEASES_MAX:
+        """An opening of ``ino`` ended; its home is told with the next OPEN there, or of many at once."""
+        ended = self._ended[home(ino)]
+        ended.append(ino)
+        if len(ended) >= RELEASES_MAX:
             self.flush()
+
+    def _one_ended(self, server):
+        """An inode of ``server`` of which an opening ended, or 0."""
+        try:
+            return self._ended[server].pop()
+        except IndexError:
+            return 0
+
+    def _forget_endings(self):
+        self._ended = [[] for _ in range(self.servers)]
 
     def flush(self):
         """Tell the servers of all openings that ended.  Never raises: a server that died has forgotten them anyway."""
-        batches = {}
-        while self._ended:
-            try:
-                ino = self._ended.pop()
-            except IndexError:  # another thread was faster
-                break
-            batches.setdefault(home(ino), []).append(ino.to_bytes(8, "little"))
-        for server, inos in batches.items():
+        for server, ended in enumerate(self._ended):
+            if not ended:
+                continue
+            inos = []
+            while ino := self._one_ended(server):
+                inos.append(ino.to_bytes(8, "little"))
             try:
                 self.rpc.notify(server, RELEASE, b"".join(inos))
             except OSError:
@@ -413,7 +426,7 @@ class FileSystem(FileData):
         if ending:
             _, attr, _ = self.lookup(path, follow=False)
             raise fail(errno.EISDIR if attr.mode & S_IFMT == S_IFDIR else errno.ENOTDIR, path)
-        if self._ended:
+        if any(self._ended):
             self.flush()  # so that a closed file goes at once instead of waiting for a batch
         self._named(UNLINK, path)
 
@@ -577,7 +590,7 @@ class FileSystem(FileData):
 
     def after_fork_child(self, keep=False):
         """In the child of a fork: connections and endings in hand belong to the parent.  ``keep``: see rpc.Client."""
-        self._ended = []
+        self._forget_endings()
         self._lend_nothing()
         self.rpc.forget_after_fork(keep)
 

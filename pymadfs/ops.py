@@ -12,7 +12,7 @@ from collections import namedtuple
 OPS = {}
 SYSCALLS = {}
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of everything that crosses the wire.  Bump it when a record, a tag or the door changes."""
 
 _new_tuple = tuple.__new__
@@ -133,10 +133,11 @@ _A = f"attr:{ATTR.size}s"
 LOOKUP = Op(1, "lookup", "", _A, retry=True,
             doc="Attributes of the path in the tail; a symbolic link is not followed, its target is the reply's tail.")
 GETATTR = Op(2, "getattr", "ino:Q", _A, retry=True, doc="Attributes of an inode; tail: hint.")
-OPEN = Op(3, "open", "flags:I mode:I chunk_size:I", "created:B lease_us:I " + _A,
+OPEN = Op(3, "open", "flags:I mode:I chunk_size:I ended:Q", "created:B lease_us:I " + _A,
           doc="Open or create the path in the tail (O_CREAT, O_EXCL, O_TRUNC, O_DIRECTORY) and count the opening. "
               "A symbolic link is not opened: its attributes come back with its target as tail. With `lease_us`, the "
-              "tail has the bytes of a small file, which nobody changes for so long (decision 0050).")
+              "tail has the bytes of a small file, which nobody changes for so long (decision 0050). `ended`, if not "
+              "0, is an opening that ended: see RELEASE.")
 RELEASE = Op(4, "release", "", "", oneway=True, doc="Openings that ended; tail: their inode numbers, 8 bytes each.")
 MKDIR = Op(5, "mkdir", "mode:I", _A, doc="Make the directory in the tail.")
 UNLINK = Op(6, "unlink", "", "", doc="Remove the name in the tail; its chunks are removed behind the reply.")

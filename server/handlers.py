@@ -162,7 +162,9 @@ def found(server, request):
 @serves(OPEN)
 def open_(server, request):
     path = request.tail
-    flags = request.fields.flags
+    flags, _, _, ended = request.fields
+    if ended:
+        server.behind(also_ended, request)
     if not flags & os.O_CREAT or flags & O_PATH:
         key, value = server.dirs.entry(path, request)
         return opened(server, request, path, key, value, flags)
@@ -183,7 +185,7 @@ def open_(server, request):
 
 def created(server, request, path, key):
     """A new regular file, open."""
-    _, mode, chunk_size = request.fields
+    _, mode, chunk_size, _ = request.fields
     if not 0 < chunk_size <= CHUNK_SIZE_MAX:
         raise fail(errno.EINVAL)
     if owner(path, server.servers) != server.number:
@@ -273,6 +275,14 @@ async def _emptied(server, request, ino, hint):
     if request.conn in server.conns:
         server.openings.add(request.conn, ino)
     return result
+
+
+def also_ended(server, request):
+    """OPEN told of an opening that ended."""
+    ino = request.fields.ended
+    request.fields = request.fields._replace(ended=0)  # it may have to wait, and its handler to run again
+    if server.openings.release(request.conn, ino):
+        server.closed(ino)
 
 
 @serves(RELEASE)

@@ -158,7 +158,7 @@ from pymadfs.ops import ATTR, GETATTR, OPEN, WRITE
 from pymadfs.rpc import Client
 client = Client(cluster.read(sys.argv[1]), Config())
 server = owner(b"/f", 2)
-reply, _ = client.call(server, OPEN, b"/f", os.O_CREAT | os.O_RDWR, 0o644, 1 << 19)
+reply, _ = client.call(server, OPEN, b"/f", os.O_CREAT | os.O_RDWR, 0o644, 1 << 19, 0)
 ino = ATTR.unpack(reply.attr).ino
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), -1))
@@ -203,7 +203,7 @@ def test_a_gap_in_a_clients_queue(standing):
             client.call(1, MKDIR, other, 0o755)
         name = next(name for name in (b"/%d" % number for number in range(100)) if owner(name, 2) == 0)
         began = time.monotonic()
-        reply, _ = client.call(0, OPEN, name, os.O_CREAT | os.O_RDWR, 0o644, 1 << 19)
+        reply, _ = client.call(0, OPEN, name, os.O_CREAT | os.O_RDWR, 0o644, 1 << 19, 0)
         ino = ATTR.unpack(reply.attr).ino
         memory = ctypes.create_string_buffer(b"x" * 100_000)
         client.call(0, WRITE, name, ino, 0, 0, 100_000, 100_000, len(name), 0, 0, 0,

@@ -173,6 +173,8 @@ class Servers:
 
     def open(self, server, request, path):
         assert server == owner(path, self.servers)
+        if request.ended:
+            self.inode(server, request.ended).openings -= 1
         node, created = self.walk(path), 0
         if node is None:
             if not request.flags & os.O_CREAT:

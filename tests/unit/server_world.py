@@ -203,7 +203,7 @@ class World:
         return await self.ask(self.owner(path), op, path, *fields, **user)
 
     async def create(self, path, flags=os.O_RDWR | os.O_CREAT, mode=0o644, keep=False, **user):
-        reply, _ = await self.call(OPEN, path, flags, mode, CHUNK, **user)
+        reply, _ = await self.call(OPEN, path, flags, mode, CHUNK, 0, **user)
         attr = ATTR.unpack(reply.attr)
         if not keep:
             await self.release(attr.ino, conn=user.get("conn", 1))

@@ -193,7 +193,7 @@ async def test_access_at_open(world):
             await world.create(b"/", flags)
         assert code(error) in ("EISDIR", "EINVAL")
     await world.symlink(b"f", b"/link")
-    reply, target = await world.call(OPEN, b"/link", os.O_RDWR, 0, CHUNK)
+    reply, target = await world.call(OPEN, b"/link", os.O_RDWR, 0, CHUNK, 0)
     assert target == b"f" and not reply.created
 
 

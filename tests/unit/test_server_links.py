@@ -39,7 +39,7 @@ async def test_names_of_every_server(world):
         assert one == two and (one.ino, one.nlink, one.size) == (attr.ino, 2, CHUNK * 3)
         assert one.ctime_ns > before
         for path in (old, new):  # open through either name, write, and see it through the other
-            reply, _ = await world.call(OPEN, path, os.O_RDWR | os.O_CREAT, 0o644, CHUNK)
+            reply, _ = await world.call(OPEN, path, os.O_RDWR | os.O_CREAT, 0o644, CHUNK, 0)
             found = ATTR.unpack(reply.attr)
             assert found.ino == attr.ino and not reply.created
             if not found.flags & FLAG_REMOTE:
@@ -104,7 +104,7 @@ async def test_symbolic_links_have_further_names(world):
         for path in (old, new):
             found = await world.stat(path)
             assert stat.S_ISLNK(found.mode) and found.nlink == 2
-            _, target = await world.call(OPEN, path, os.O_RDONLY, 0, CHUNK)
+            _, target = await world.call(OPEN, path, os.O_RDONLY, 0, CHUNK, 0)
             assert target == b"/somewhere"
         await world.unlink(old)
         await world.unlink(new)

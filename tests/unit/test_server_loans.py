@@ -32,7 +32,7 @@ async def small(world, path, data=b"some bytes"):
 
 async def borrow(world, path, flags=os.O_RDONLY, conn=1):
     """-> the lent bytes, or None."""
-    reply, tail = await world.call(OPEN, path, flags, 0, CHUNK, conn=conn)
+    reply, tail = await world.call(OPEN, path, flags, 0, CHUNK, 0, conn=conn)
     assert reply.lease_us in (0, LEND_US)
     return tail if reply.lease_us else None
 
@@ -74,7 +74,7 @@ async def _truncate(world, attr, path, conn):
 
 
 async def _open_truncating(world, attr, path, conn):
-    await world.call(OPEN, path, os.O_WRONLY | os.O_TRUNC, 0, CHUNK, conn=conn)
+    await world.call(OPEN, path, os.O_WRONLY | os.O_TRUNC, 0, CHUNK, 0, conn=conn)
 
 
 async def _allocate(world, attr, path, conn):
@@ -189,7 +189,7 @@ def test_reading_a_small_file_costs_nothing(fs):
     assert asked(fs, content, fs, reader) == (b"hello", ["accessed"]), "told once that it is read, and not waited for"
     assert asked(fs, content, fs, reader, 3) == (b"lo", [])
     assert asked(fs, content, fs, reader, 5) == (b"", [])
-    attr = ATTR.unpack(fs.rpc.call(0, OPEN, b"/f", os.O_RDWR, 0, 1)[0].attr)
+    attr = ATTR.unpack(fs.rpc.call(0, OPEN, b"/f", os.O_RDWR, 0, 1, 0)[0].attr)
     assert attr.atime_ns > attr.mtime_ns
     reader = opened(fs, b"/f", os.O_RDONLY)
     assert asked(fs, content, fs, reader) == (b"hello", []), "its atime is newer than its mtime"
@@ -244,3 +244,16 @@ def test_a_child_does_not_read_what_its_parent_was_lent(fs):
     fs.rpc.forget_after_fork = lambda keep: None
     fs.after_fork_child()
     assert asked(fs, content, fs, reader) == (b"hello", ["read"])
+
+
+@run
+async def test_an_open_that_waits_tells_once_of_what_ended(world):
+    path = world.path_on(1)
+    ended = await world.create(world.path_on(1, skip=1), conn=OTHER, keep=True)
+    await world.create(world.path_on(1, skip=1), conn=OTHER, keep=True)
+    await small(world, path)
+    assert await borrow(world, path)
+    await world.call(OPEN, path, os.O_WRONLY | os.O_TRUNC, 0, CHUNK, ended.ino, conn=OTHER)
+    assert world.servers[1].openings.total[ended.ino] == 1
+    await world.call(OPEN, path, os.O_WRONLY, 0, CHUNK, ended.ino, conn=OTHER)
+    assert ended.ino not in world.servers[1].openings.total

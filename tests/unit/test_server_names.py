@@ -281,7 +281,7 @@ async def test_names_that_may_not_be(world):
         assert code(error) == expected, path
     wrong = next(number for number in range(3) if number != world.owner(b"/here"))
     with pytest.raises(OSError) as error:
-        await world.ask(wrong, OPEN, b"/here", os.O_CREAT, 0o644, 4096)
+        await world.ask(wrong, OPEN, b"/here", os.O_CREAT, 0o644, 4096, 0)
     assert code(error) == "EPROTO"
     with pytest.raises(OSError):
         await world.call(SETATTR, b"/none", 0, SET_MODE, 0, 0, 0, 0, 0, 0)

@@ -73,7 +73,7 @@ def ask(client, path, op, *fields, tail=None, **options):
 
 
 def create(client, path):
-    reply, _ = ask(client, path, OPEN, os.O_RDWR | os.O_CREAT, 0o644, 1 << 19)
+    reply, _ = ask(client, path, OPEN, os.O_RDWR | os.O_CREAT, 0o644, 1 << 19, 0)
     return ATTR.unpack(reply.attr)
 
 

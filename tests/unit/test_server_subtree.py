@@ -449,7 +449,7 @@ async def test_names_of_a_rename_that_waits_for_a_dead_server_answer_at_once(wor
         await world.rename_tree(b"/a", b"/b")
     assert code(error) == "EIO"
     alive = next(number for number in range(3) if number != victim)
-    for number, op, path, fields in ((alive, READDIR, b"/a", (0, 4096)), (alive, OPEN, b"/b/new", (0, 0, CHUNK)),):
+    for number, op, path, fields in ((alive, READDIR, b"/a", (0, 4096)), (alive, OPEN, b"/b/new", (0, 0, CHUNK, 0)),):
         with pytest.raises(OSError) as error:
             await world.ask(number, op, path, *fields)
         assert code(error) == "EIO"

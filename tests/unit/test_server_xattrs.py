@@ -177,7 +177,7 @@ async def test_special_files(world):
         return ATTR.unpack((await world.call(MKNOD, path, mode, rdev, **user))[0].attr)
 
     async def open_(path, flags=0, **user):
-        await world.call(OPEN, path, flags, 0, CHUNK, **user)
+        await world.call(OPEN, path, flags, 0, CHUNK, 0, **user)
 
     async def fails(name, coroutine):
         with pytest.raises(OSError) as error:
