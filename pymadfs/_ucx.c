@@ -9,6 +9,8 @@
 
 char *Getenv(const char *name);
 FILE *Fopen(const char *path, const char *mode);
+int Scandir(const char *path, struct dirent ***names, int (*filter)(const struct dirent *),
+            int (*compare)(const struct dirent **, const struct dirent **));
 
 /* No hooks in the application's memory functions, no signal handlers, no words of its own. */
 static const char *const settings[][2] = {
@@ -39,6 +41,37 @@ FILE *Fopen(const char *path, const char *mode)
         return NULL;
     }
     return fopen(path, mode);
+}
+
+static int devices_wanted; /* by the ux_open() that is under way */
+
+/*
+ * And instead of scandir, with which it looks for network devices: it asks the kernel for everything about each of
+ * them, also when it is told to use none.
+ */
+int Scandir(const char *path, struct dirent ***names, int (*filter)(const struct dirent *),
+            int (*compare)(const struct dirent **, const struct dirent **))
+{
+    if (devices_wanted)
+        return scandir(path, names, filter, compare);
+    *names = NULL;
+    return 0;
+}
+
+/* Whether a list of transports (UCX_TLS) has others than those within one machine. */
+static int needs_devices(const char *transports)
+{
+    static const char *const within[] = {"self", "sysv", "posix", "cma"};
+
+    for (size_t length; *transports; transports += length + (transports[length] == ',')) {
+        int found = 0;
+        length = strcspn(transports, ",");
+        for (size_t i = 0; i < sizeof within / sizeof *within; i++)
+            found |= strlen(within[i]) == length && strncmp(transports, within[i], length) == 0;
+        if (!found)
+            return 1;
+    }
+    return 0;
 }
 
 /* --- locking and waking ------------------------------------------------------------------------------------------- */
@@ -317,8 +350,11 @@ static ucs_status_t open_worker(ux_t *u, const char *const *pairs, int count, co
     *what = "reading the settings";
     if (status != UCS_OK)
         return status;
+    devices_wanted = 1;
     for (int i = 0; i < count && status == UCS_OK; i++) {
         *what = pairs[2 * i];
+        if (strcmp(pairs[2 * i], "TLS") == 0)
+            devices_wanted = needs_devices(pairs[2 * i + 1]);
         status = ucp_config_modify(config, pairs[2 * i], pairs[2 * i + 1]);
     }
     if (status == UCS_OK) {

@@ -8,6 +8,7 @@
 #endif
 #include "_ucx.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>

@@ -9,7 +9,8 @@ libraries, in place:
 - A symbol's first two letters become ``(letter + 1, letter - 33)``: ``ucp_init`` -> ``vBp_init``.  The hash of the
   GNU symbol table, ``h * 33 + letter``, stays the same, so no table has to be made anew.
 - A file's name ``libucp.so.0`` becomes ``libmfp.so.0``, and the library path ``$ORIGIN``.
-- The imports in ``WINDOWS`` become functions of ``_ucx.c``, which hide the application's UCX settings.
+- The imports in ``WINDOWS`` become functions of ``_ucx.c``, which hide the application's UCX settings, and network
+  devices from who wants none.
 
 The same is done to what is linked against these libraries.
 """
@@ -19,7 +20,7 @@ import re
 import struct
 import subprocess
 
-WINDOWS = {"getenv": "Getenv", "fopen": "Fopen"}
+WINDOWS = {"getenv": "Getenv", "fopen": "Fopen", "scandir": "Scandir"}
 """Function that UCX imports -> our function in its place.  Only the first letter differs: ``open`` shares the rest."""
 
 CORE = ("ucp", "uct", "ucs", "ucm")
