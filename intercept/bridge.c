@@ -644,6 +644,18 @@ static PyObject *shim_keep(PyObject *module, arguments_t args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+/* raise_signal(number): a signal for the calling thread */
+static PyObject *shim_raise_signal(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    long number;
+
+    (void)module;
+    if (!expect("raise_signal", count, 1) || !integers(args, 1, &number))
+        return NULL;
+    (void)pthread_kill(pthread_self(), (int)number);
+    Py_RETURN_NONE;
+}
+
 /* write(text) and flush(): sys.stderr is this module. */
 static PyObject *shim_write(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -675,7 +687,7 @@ static PyMethodDef shim_functions[] = {
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
     FUNCTION(moved),
     FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect),
-    FUNCTION(write), FUNCTION(flush), FUNCTION(keep), {NULL, NULL, 0, NULL},
+    FUNCTION(write), FUNCTION(flush), FUNCTION(keep), FUNCTION(raise_signal), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
     PyModuleDef_HEAD_INIT, "_shim", NULL, -1, shim_functions, NULL, NULL, NULL, NULL,
@@ -714,6 +726,9 @@ static PyStatus configure(PyConfig *config)
     config->configure_c_stdio = 0;
     config->use_frozen_modules = 1;
     config->module_search_paths_set = 1;
+    /* No file names, streams, text codecs, signals or __main__: only frozen and built-in modules (PEP 587, "Multi-Phase
+     * Initialization"). */
+    config->_init_main = 0;
 
     wchar_t **const paths[] = {
         &config->program_name, &config->home, &config->executable, &config->base_executable, &config->prefix,

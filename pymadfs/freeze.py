@@ -12,6 +12,7 @@ needs.
 
 REQUIRES: run by the Python version that the library embeds.
 """
+import ast
 import marshal
 import os
 import sys
@@ -19,9 +20,8 @@ import sysconfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-PACKAGES = ("encodings",)
-BOOTSTRAP = {"_frozen_importlib": "importlib._bootstrap", "_frozen_importlib_external": "importlib._bootstrap_external"}
-STDLIB = ("struct", "encodings.utf_8", *BOOTSTRAP.values())
+BOOTSTRAP = "importlib._bootstrap"
+STDLIB = ("struct", BOOTSTRAP)
 
 # Modules of the standard library that are mostly abstract base classes the client has no use for; making those takes a
 # tenth of the whole start.  What the client uses of them:
@@ -60,42 +60,10 @@ def namedtuple(typename, field_names, *, defaults=()):
     contents.update((name, _tuplegetter(number, "")) for number, name in enumerate(names))
     return type(typename, (tuple,), contents)
 """,
-    # One codec, and of that only what str.encode() and bytes.decode() ask for.
-    "codecs": """
-from _codecs import utf_8_decode, utf_8_encode
-
-class Codec:
-    pass
-
-class IncrementalEncoder:
-    pass
-
-class BufferedIncrementalDecoder:
-    pass
-
-class StreamWriter:
-    pass
-
-class StreamReader:
-    pass
-
-class CodecInfo(tuple):
-    def __new__(cls, encode, decode, name, **unused):
-        info = tuple.__new__(cls, (encode, decode, None, None))
-        info.name = name
-        return info
-""",
-    "encodings": """
-import _codecs
-
-def search(name):
-    if name in ("utf_8", "utf8", "ascii", "us_ascii"):
-        from . import utf_8
-        return utf_8.getregentry()
-
-_codecs.register(search)
-""",
-    "io": "from _io import BytesIO, StringIO, TextIOWrapper, open\n",
+    # Asked for by the codec registry, which finds no codec: those for UTF-8, ASCII and Latin-1 need none.
+    "encodings": "",
+    # Asked for by a traceback, which finds no source.
+    "io": "from _io import TextIOWrapper, open\n",
 }
 
 CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadfs.config", "pymadfs.door",
@@ -106,7 +74,7 @@ CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadf
             if name.endswith(".py") and name != "__init__.py"),
           "pymadfs.transport", "pymadfs.transport.ucx")
 
-BUILTIN = ("_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_operator", "_signal", "_socket",
+BUILTIN = ("_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_operator", "_socket",
            "_stat", "_struct", "_thread", "_tracemalloc", "_weakref", "atexit", "binascii", "errno", "faulthandler",
            "fcntl", "itertools", "posix", "select", "time", "zlib")
 
@@ -119,7 +87,8 @@ SPECIAL = {"_imp": "PyInit__imp", "_string": "PyInit__string", "_warnings": "_Py
 OWN_TABLES = """
 const struct _frozen *PyImport_FrozenModules, *_PyImport_FrozenBootstrap = bootstrap, *_PyImport_FrozenStdlib = none;
 const struct _frozen *_PyImport_FrozenTest = none;
-const struct _module_alias *_PyImport_FrozenAliases = aliases;
+const struct _module_alias { const char *name, *original; } *_PyImport_FrozenAliases = (const struct _module_alias[]){
+    {"_frozen_importlib", "importlib._bootstrap"}, {NULL, NULL}};
 int _Py_Deepfreeze_Init(void);
 int _Py_Deepfreeze_Init(void) { return 0; }
 void _Py_Deepfreeze_Fini(void);
@@ -151,15 +120,44 @@ def files(overlay=""):
 
 def codes(overlay=""):
     """Yields ``(name, whether it is a package, marshalled code)`` of every frozen module."""
-    texts = {name: (text.encode(), name in PACKAGES) for name, text in SLIM.items()}
+    texts = {name: (text.encode(), False) for name, text in SLIM.items()}
     for name, (path, package) in files(overlay).items():
         with open(path, "rb") as file:
             texts[name] = file.read(), package
     for name, (text, package) in texts.items():
         # The standard library goes without docstrings and assertions; ours keeps its assertions.
-        optimize = 0 if name in CLIENT else 2
-        code = compile(text, f"<frozen {name}>", "exec", dont_inherit=True, optimize=optimize)
+        tree, optimize = (lean(name, text), 0) if name in CLIENT else (text, 2)
+        code = compile(tree, f"<frozen {name}>", "exec", dont_inherit=True, optimize=optimize)
         yield name, package, marshal.dumps(code)
+
+
+def lean(name, text):
+    """Syntax tree of a module of ours without docstrings; of ``ops`` also without what only generators and tests look
+    at, the rows of system calls and what operations are for.  The list that the client makes of the rows is put in."""
+    tree = ast.parse(text)
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body[:1] = [] if node.body[1:] else [ast.Pass(lineno=node.body[0].lineno, col_offset=0)]
+    if name == "pymadfs.ops":
+        whole = {"__name__": name}
+        exec(compile(text, name, "exec"), whole)
+        names = ast.parse(f"CALL_NAMES = {whole['CALL_NAMES']}").body
+        tree.body = [names[0] if _sets(statement, "CALL_NAMES") else statement
+                     for statement in tree.body if not _calls(statement, "Syscall")]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                node.keywords = [keyword for keyword in node.keywords if keyword.arg != "doc"]
+    return tree
+
+
+def _calls(statement, name):
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(value, ast.Call) and getattr(value.func, "id", "") == name
+
+
+def _sets(statement, name):
+    return isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == name
 
 
 def render(overlay=""):
@@ -172,15 +170,14 @@ def render(overlay=""):
         lines.append("};")
         row = f"m{number}, sizeof m{number}, {int(package)}, NULL}},"
         rows.append(f'    {{"{name}", {row}')
-        bootstrap += [f'    {{"{frozen}", {row}' for frozen, original in BOOTSTRAP.items() if original == name]
+        if name == BOOTSTRAP:
+            bootstrap = [f'    {{"_frozen_importlib", {row}']
     initialisers = {name: SPECIAL.get(name, f"PyInit_{name}") for name in sorted({*BUILTIN, *SPECIAL})}
     lines += [f"extern PyObject *{function}(void);" for function in initialisers.values() if function != "NULL"]
     end = "    {NULL, NULL, 0, 0, NULL},"
     lines += ["const struct _frozen madfs_frozen[] = {", *rows, end, "};"]
     lines += ["static const struct _frozen bootstrap[] = {", *bootstrap, end, "}, none[] = {", end, "};"]
-    lines += ["static const struct _module_alias { const char *name, *original; } aliases[] = {"]
-    lines += [f'    {{"{frozen}", "{original}"}},' for frozen, original in BOOTSTRAP.items()]
-    lines += ["    {NULL, NULL},", "};", OWN_TABLES]
+    lines += [OWN_TABLES]
     lines += ["struct _inittab _PyImport_Inittab[] = {"]
     lines += [f'    {{"{name}", {function}}},' for name, function in initialisers.items()]
     lines += ["    {NULL, NULL},", "};", ""]

@@ -25,24 +25,26 @@ class Record:
     in place from ``buffer`` at ``offset``; ``struct.error`` is raised when the buffer is too short.
     """
 
-    __slots__ = ("_codec", "fields", "format", "name", "pack", "pack_into", "size", "type")
+    __slots__ = ("_codec", "_layout", "fields", "format", "name", "pack", "pack_into", "size", "type")
+    fields: list
+    size: int
 
     def __init__(self, name, layout):
-        fields = [field.split(":") for field in layout.split()]
-        self.format = "".join(code for _, code in fields)
-        self._codec = struct.Struct("<" + self.format)
-        self.name = name
-        self.fields = [field for field, _ in fields]
-        self.size = self._codec.size
-        self.pack = self._codec.pack
-        self.pack_into = self._codec.pack_into
+        self.name, self._layout = name, layout
 
     def __getattr__(self, name):
-        """The named tuple is made at its first use: making all of them would be most of a client's start."""
-        if name != "type":
+        """Everything is made at its first use: making all of them would be a good part of a client's start."""
+        if name == "type":
+            self.type = namedtuple(self.name, self.fields)  # type: ignore[misc]  # the fields are not literals
+        elif name in Record.__slots__:
+            fields = [field.split(":") for field in self._layout.split()]
+            self.format = "".join(code for _, code in fields)
+            self.fields = [field for field, _ in fields]
+            self._codec = struct.Struct("<" + self.format)
+            self.size, self.pack, self.pack_into = self._codec.size, self._codec.pack, self._codec.pack_into
+        else:
             raise AttributeError(name)
-        self.type = namedtuple(self.name, self.fields)  # type: ignore[misc]  # the fields are not literals
-        return self.type
+        return getattr(self, name)
 
     def unpack(self, buffer, offset=0):
         return _new_tuple(self.type, self._codec.unpack_from(buffer, offset))  # _make without its checks: half the time
@@ -599,13 +601,12 @@ def _canonical_rows():
     yield from EXTRA_CALLS.items()
 
 
-def call_names():
-    """Names of the functions that ``syscalls/`` has, in a stable order: a name's index is its call number."""
-    return list(dict.fromkeys(call.partition("(")[0] for _, call in _canonical_rows()))
+CALL_NAMES = list(dict.fromkeys(call.partition("(")[0] for _, call in _canonical_rows()))
+"""Names of the functions that ``syscalls/`` has, in a stable order: a name's index is its call number."""
 
 
 def canonical_calls():
-    """Name -> argument kinds of the functions of :func:`call_names`, in the same order."""
+    """Name -> argument kinds of the functions of ``CALL_NAMES``, in the same order."""
     calls = {}
     for row, call in _canonical_rows():
         name, kinds = call.partition("(")[0], [kind for kind, *_ in arguments(call)]

@@ -55,26 +55,42 @@ def _codec(record, header):
     return codec
 
 
-_REQUEST_CODECS = {op: _codec(op.request, REQUEST) for op in OPS.values()}
-_REPLY_CODECS = {op: _codec(op.reply, REPLY) for op in OPS.values()}
+class _Made(dict):
+    """Values are made by ``make(key)`` when they are first asked for: a client uses few operations."""
+
+    def __init__(self, make):
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key):
+        value = self[key] = self._make(key)
+        return value
+
+
+_REQUEST_CODECS = _Made(lambda op: _codec(op.request, REQUEST))
+_REPLY_CODECS = _Made(lambda op: _codec(op.reply, REPLY))
 # For each operation what a call needs of it: writer and size of header and fields, reader of the reply's fields and
 # where they end, tags of request and reply.
-_CALLS = {
-    op: (_REQUEST_CODECS[op].pack_into, _REQUEST_CODECS[op].size, struct.Struct("<" + op.reply.format).unpack_from,
-         _REPLY_CODECS[op].size, *((_FSYNC, _FSYNC_REPLY) if op is FSYNC else (_REQUEST, _REPLY)))
-    for op in OPS.values()}
+_CALLS = _Made(lambda op: (
+    _REQUEST_CODECS[op].pack_into, _REQUEST_CODECS[op].size, struct.Struct("<" + op.reply.format).unpack_from,
+    _REPLY_CODECS[op].size, *((_FSYNC, _FSYNC_REPLY) if op is FSYNC else (_REQUEST, _REPLY))))
 _FIELDS_AT = REPLY.size
 _reply_header = struct.Struct("<" + REPLY.format).unpack_from
 _request_header = struct.Struct("<" + REQUEST.format).unpack_from
 _new = tuple.__new__
 _new_object = object.__new__
 
-# For each operation's number what the serving side needs of it: Op, reader and size of the fields, data, whether only
-# servers ask.
-_PARSERS: dict = {
-    op.number: (op, struct.Struct("<" + op.request.format).unpack_from, op.request.size, op.data, op.peer)
-    for op in OPS.values()}
-_UNKNOWN: tuple = (None, None, 0, None, False)
+
+
+def _parser(number):
+    """What the server needs of an operation: Op, reader and size of the fields, data, whether only servers ask."""
+    op = OPS.get(number)
+    if op is None:
+        return None, None, 0, None, False
+    return op, struct.Struct("<" + op.request.format).unpack_from, op.request.size, op.data, op.peer
+
+
+_PARSERS = _Made(_parser)  # by number: of 16 bits, so that garbage cannot make it grow for ever
 _REQUEST_SIZE = REQUEST.size
 
 
@@ -647,7 +663,7 @@ class Service:
             return None
         if conn.handle is None and not self._connect_back(conn_id, conn):
             return None
-        op, fields, fields_size, data, only_servers = _PARSERS.get(number, _UNKNOWN)
+        op, fields, fields_size, data, only_servers = _PARSERS[number]
         start = offset + _REQUEST_SIZE
         end = start + fields_size
         if op is None or end + tail_length != offset + length or bulk and data is None:

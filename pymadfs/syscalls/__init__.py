@@ -17,4 +17,4 @@ __all__ = ["CALLS", "FUNCTIONS", "HostPath", "after_fork_child", "exiting", "sta
 
 # Imported for their functions.
 assert all((allocation, attributes, data, directories, links, locks, memory, names, nodes, opening, programs, xattrs))
-CALLS = [FUNCTIONS[name] for name in ops.call_names()]
+CALLS = [FUNCTIONS[name] for name in ops.CALL_NAMES]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a file has data, and how long it is."""
 
-import _signal  # type: ignore[import-not-found]
-import _thread
 import errno
 
 import _shim
@@ -17,7 +15,7 @@ from .table import call
 
 def exceeded():
     """The error of a call that would make a file longer than RLIMIT_FSIZE; its signal is on its way to this thread."""
-    _signal.pthread_kill(_thread.get_ident(), abi.SIGXFSZ)
+    _shim.raise_signal(abi.SIGXFSZ)
     return fail(errno.EFBIG)
 
 

@@ -6,7 +6,9 @@ import errno
 import mmap
 import os
 import resource
+import signal
 import sys
+import threading
 import types
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,6 +101,10 @@ class Shim(types.ModuleType):
 
     def umask(self):
         return self.mask
+
+    @staticmethod
+    def raise_signal(number):
+        signal.pthread_kill(threading.get_ident(), number)
 
     @staticmethod
     def size_limit():

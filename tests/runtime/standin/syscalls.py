@@ -107,8 +107,9 @@ def modules(address):
 
 
 def interpreter(address):
-    streams = [stream is None for stream in (sys.stdin, sys.stdout, sys.__stderr__)]
-    return answer(address, (sys.path, streams, sys.flags.isolated, sys.flags.utf8_mode, gc.isenabled(),
+    streams = [getattr(sys, name, None) for name in ("stdin", "stdout", "__stderr__")]
+    streams = [stream is None or stream.fileno() < 0 for stream in streams]
+    return answer(address, (getattr(sys, "path", []), streams, sys.flags.isolated, sys.flags.utf8_mode, gc.isenabled(),
                             gc.get_freeze_count() > 1000))
 
 
