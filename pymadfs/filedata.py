@@ -16,6 +16,7 @@ from .ops import (
     GETATTR,
     READ,
     RESERVE,
+    RETRACT,
     SEEK,
     SEEK_NONE,
     SET_SIZE,
@@ -32,6 +33,7 @@ RELATIME_NS = 86400 * 10**9
 MAX_PARALLEL = 64  # data requests of one call in flight at once
 FALLOCATE_CHUNKS = 1024  # allocated on each server by one request: so many take less than a deadline
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
+FULL = errno.ENOSPC, errno.EDQUOT  # of a server that has no room
 # Where in the fields of a request the number of the last cut is.
 _CUTS_FIELD = {WRITE: WRITE.request.fields.index("cuts"), EXTEND: EXTEND.request.fields.index("cuts")}
 
@@ -319,7 +321,12 @@ class FileData:
             calls.append((base, EXTEND, file.path, (ino, begin, end, cuts), None, None))
         if len(calls) == 1:
             server, _, tail, fields, send, _ = calls[0]
-            results = [self._call(server, WRITE, tail, *fields, send=send)]
+            try:
+                results = [self._call(server, WRITE, tail, *fields, send=send)]
+            except OSError as error:
+                if end:
+                    self._retract(file, error, 0, end)
+                raise
         else:
             results = self.rpc.call_many(calls)
             if bearer is not None:
@@ -370,13 +377,27 @@ class FileData:
                 if not error:
                     done += piece[2]
         if error and (not done or isinstance(error, OSError) and error.errno == errno.ESTALE):
+            if end:
+                self._retract(file, error, 0, end)
             raise error
         if bearer is not None:
             if isinstance(results[bearer], BaseException):
                 self.extend(file, begin + done, begin)  # what was written must be seen
             else:
                 file.size, file.cuts = results[bearer][0]
+        if error and end:
+            self._retract(file, error, begin + done, end)
         return done
+
+    def _retract(self, file, error, kept, end):
+        """When a write up to ``end`` found no room behind ``kept`` (0: anywhere), the size goes back to that, or what
+        it was, and bytes behind it go.  Never raises: the caller is told of ``error``."""
+        if isinstance(error, OSError) and error.errno in FULL:
+            try:
+                reply, _ = self._call(home(file.ino), RETRACT, file.path, file.ino, kept, end)
+            except OSError:
+                return
+            file.size = reply.size
 
     def write_pieces(self, file, changes):
         """Store pieces of memory, ``(offset, address, length)``, all at once and within the file's size.  Raises when
@@ -400,10 +421,15 @@ class FileData:
             self._changed(file.ino)
             file.size = max(file.size, offset + length)
             try:
-                return offset, self.write(file, offset, segments, False, cuts)
+                done = self.write(file, offset, segments, False, cuts)
             except OSError as error:
                 if error.errno != errno.ESTALE:  # the range was cut off before it was written: at the new end, then
+                    self._retract(file, error, 0, offset + length)
                     raise
+            else:
+                if done < length:  # why is not known here
+                    self._retract(file, fail(errno.ENOSPC), offset + done, offset + length)
+                return offset, done
 
     def truncate(self, path, size):
         """Set the size of the file at ``path``."""

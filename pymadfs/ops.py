@@ -281,6 +281,9 @@ NUMBER = Op(72, "number", "", "ino:Q", retry=True,
 UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
                 doc="How much waits here for a server that was dead: names that answer EIO until a rename is completed "
                     "or taken back, and link counts. A server that was killed says so to the others when it is back.")
+RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
+             doc="A write or append up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless "
+                 "somebody else wrote since, and what is stored above it goes. Tail: hint.")
 MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN = range(1, 7)
 
 # --- what the shim answers ------------------------------------------------------------------------------------------

@@ -163,9 +163,14 @@ def _extended(server, request, end):
     ino = fields.ino
     hint = request.tail[:fields.hint] if request.op is WRITE else request.tail
     key, value = server.meta.find(ino, hint)
+    before = size_of(value)
     value = without_privileges(written(value, fields.begin, end, now_ns()), request)
     if fields.cuts > cuts_of(value):  # begun before this server died, and known to others
         value = changed(value, cuts=fields.cuts)
+    if request.op is EXTEND or end - fields.begin > fields.length:
+        server.extensions.grew(ino, request.conn, end, before)
+    elif server.extensions:
+        server.extensions.pop(ino, None)
     server.kv.put(key, value)
     server.read_lately.discard(ino)
     return (size_of(value), cuts_of(value)), b""
@@ -188,6 +193,7 @@ def reserve(server, request):
     offset = size_of(value)
     if offset + length > SIZE_MAX:
         raise fail(errno.EFBIG)
+    server.extensions.grew(ino, request.conn, offset + length, offset)
     server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request))
     server.read_lately.discard(ino)
     return (offset, cuts_of(value)), b""

@@ -36,6 +36,7 @@ from . import (  # all for their handlers
     counts,
     credentials,  # noqa: F401
     data,  # noqa: F401
+    extensions,
     holes,  # noqa: F401
     inventory,  # noqa: F401
     links,  # noqa: F401
@@ -90,6 +91,7 @@ def start(server):
     server.locking.start()
     server.times = times.Times(server)
     server.times.start()
+    server.extensions = extensions.Extensions()
     recovery.resume(server)
 
 

@@ -33,9 +33,10 @@ def next_cut(server, value):
     return max(cuts_of(value), server.cuts.known.get(ino_of(value), 0)) + 1
 
 
-async def shrunk(server, request, ino, hint, size, change=None):
+async def shrunk(server, request, ino, hint, size, change=None, reach=0):
     """Drop the bytes above ``size`` everywhere, then set the size; the inode is held meanwhile.
-    ``change(request, value)`` makes other changes that the request asks for.
+    ``change(request, value)`` makes other changes that the request asks for.  Something may be stored up to ``reach``
+    although the file does not know it.
 
     In this order a crash leaves a hole below the old size, never old bytes above the new one.
     """
@@ -43,7 +44,7 @@ async def shrunk(server, request, ino, hint, size, change=None):
     server.dirs.hold(held)
     try:
         await server.cuts.drained(ino)
-        key, value = await cut_to(server, ino, hint, size)
+        key, value = await cut_to(server, ino, hint, size, reach)
         value = without_privileges(change(request, value) if change else value, request)
         server.kv.put(key, value)
         server.commit()
@@ -52,11 +53,11 @@ async def shrunk(server, request, ino, hint, size, change=None):
     return (value[:ATTR.size],), b""
 
 
-async def cut_to(server, ino, hint, size):
+async def cut_to(server, ino, hint, size, reach=0):
     """The key and new value of an inode after all bytes from ``size`` on were dropped.  REQUIRES: it is held."""
     _, value = server.meta.find(ino, hint)
     cuts = next_cut(server, value)
-    freed = await shrink(server, ino, size, reach_of(value), ATTR.unpack(value).chunk_size, cuts)
+    freed = await shrink(server, ino, size, max(reach, reach_of(value)), ATTR.unpack(value).chunk_size, cuts)
     server.read_lately.discard(ino)
     key, value = server.meta.find(ino, hint)
     value = with_size(value, size, now_ns(), freed, cuts)

@@ -43,6 +43,13 @@ for number in range(400):
         count = attempt(os.write, fd, data[done:])
         if count is None: break
         done += count
+    assert os.fstat(fd).st_size == done, (number, done, os.fstat(fd).st_size)
+    if done < len(data):
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for length in (M, 3 * M, 100):
+            size = os.fstat(log).st_size
+            assert os.fstat(log).st_size == size + (attempt(os.write, log, content(number, length)) or 0)
+        os.close(log)
     os.close(fd)
     kept.append(done)
     refused += done < len(data)
@@ -53,7 +60,11 @@ assert libc.fallocate64(more, 0, 0, 30 * M) == -1 and ctypes.get_errno() == errn
 for at in range(0, 8 * M, M): assert os.pwrite(reserved, content(at, M), at) == M  # what was promised
 for number, length in enumerate(kept):
     with open(f"f{number}", "rb") as file: assert file.read(length) == content(number, 2 * M)[:length], number
+for number, length in enumerate(kept):  # nothing of what was refused shows behind the end
+    os.truncate(f"f{number}", 2 * M)
+    with open(f"f{number}", "rb") as file: assert not file.read()[length:].strip(b"\\0"), number
 for number in range(len(kept)): os.unlink(f"f{number}")
+os.unlink("log")
 wait_for(lambda: room() > 60 * M)
 with open("again", "wb") as file: file.write(content(7, 40 * M))
 with open("again", "rb") as file: assert file.read() == content(7, 40 * M)

@@ -380,6 +380,12 @@ class Servers:
         node.size += request.length
         return (node.size - request.length, node.cuts), b""
 
+    def retract(self, server, request, hint):
+        node = self.inode(server, request.ino)
+        if node.size == request.end and request.kept:
+            node.size = request.kept
+        return (node.size,), b""
+
     def seek(self, server, request, hint):
         node = self.inodes[request.ino]
         assert not hint or server == home(request.ino)

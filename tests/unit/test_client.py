@@ -207,7 +207,7 @@ def other_server(file, servers):
 def test_write_stops_before_the_piece_that_failed(fs, servers):
     file = create(fs)
     servers.fail[other_server(file, servers), "write"] = errno.ENOSPC
-    assert write(fs, file, 10, b"x" * 200) == CHUNK - 10
+    assert write(fs, file, 10, b"x" * 200) == CHUNK - 10 and servers.inodes[file.ino].size == CHUNK
     with failure(errno.ENOSPC):
         write(fs, file, CHUNK, b"x")
     assert file.dirty is not None and other_server(file, servers) not in file.dirty

@@ -416,6 +416,27 @@ def append(fs):
     complete(fs, *fs.append(fs.file(fs.at(0)), [(DATA[7:7 + 6 * CHUNK], 6 * CHUNK)], 6 * CHUNK))
 
 
+def perhaps_larger(path, before, after, now):
+    """When a server dies under a write, its size may include what was not written."""
+    wanted = (*after[:2], 50 + 6 * CHUNK, after[3][:50] + DATA[7:7 + 6 * CHUNK], *after[4:])
+    return mixed(path, before, wanted, now)
+
+
+@case(partial=perhaps_larger, check=as_told)
+def write_that_finds_no_room(fs):
+    def full(length):
+        raise OSError(errno.ENOSPC, "the disk of server 2 is full")
+
+    fs.make(fs.at(0), CHUNK + 100)
+    fs.told = 0, 0
+    fs.rpc.world.servers[2].chunks._check_space = full
+    yield
+    file = fs.file(fs.at(0))
+    fs.told = 50, fs.write(file, 50, [(DATA[7:7 + 6 * CHUNK], 6 * CHUNK)])
+    if fs.getattr(file).size != 50 + fs.told[1]:
+        raise OSError(errno.EIO, "it is not known how it ended")
+
+
 # --- what is done with them -----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disks that are full on some servers: what a call says was written is there, what it says was not is not, and the size
+is that of what was written."""
+import ctypes
+import errno
+import os
+import random
+
+import pytest
+from real_servers import RealServers
+from server_world import CHUNK
+
+from pymadfs import ops
+from pymadfs.client import File, FileSystem
+from pymadfs.config import Config
+from pymadfs.errors import fail
+from pymadfs.server import chunks
+
+SERVERS = 3
+
+
+class Disks:
+    """Which servers have no room: ``full`` has their numbers, ``partly`` those that notice in the middle."""
+
+    def __init__(self, monkeypatch, world):
+        self.full, self.partly, self._world = set(), set(), world
+        for server in world.servers:
+            server.chunks._check_space = lambda length, number=server.number: self._check(number)
+        write = chunks.Piece.write
+
+        def some(piece, offset, data):
+            view = memoryview(data)
+            if self._number(piece) in self.partly and len(view) > 10:
+                write(piece, offset, view[:len(view) // 2])
+                raise fail(errno.ENOSPC)
+            write(piece, offset, view)
+
+        monkeypatch.setattr(chunks.Piece, "write", some)
+
+    def _check(self, number):
+        if number in self.full:
+            raise fail(errno.ENOSPC)
+
+    def _number(self, piece):
+        return next(server.number for server in self._world.servers if server.chunks._open.get(piece.key) is piece)
+
+
+@pytest.fixture
+def rpc(tmp_path):
+    servers = RealServers(tmp_path, SERVERS)
+    yield servers
+    servers.close()
+
+
+def client(rpc):
+    return FileSystem(rpc, Config({"MADFS_CHUNK_SIZE": str(CHUNK)}), b"/madfs",
+                      lambda address, data: ctypes.memmove(address, data, len(data)))
+
+
+def opened(fs, path, flags=os.O_CREAT):
+    path, attr = fs.open(path, os.O_RDWR | flags, 0o644)
+    return File(attr.ino, attr.mode, path, attr.chunk_size, attr.size, cuts=attr.cuts)
+
+
+def content(fs, file):
+    size = fs.getattr(file).size
+    room = ctypes.create_string_buffer(size + 1)
+    assert fs.read(file, 0, [(ctypes.addressof(room), size + 1)]) == size
+    return room.raw[:size]
+
+
+class Model:
+    """The file as it should be."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, offset, data):
+        if data:
+            self.data = self.data.ljust(offset, b"\0")
+            self.data = self.data[:offset] + data + self.data[offset + len(data):]
+
+    def truncate(self, size):
+        self.data = self.data[:size].ljust(size, b"\0")
+
+
+def attempt(function, *arguments):
+    try:
+        return function(*arguments)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        return None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_writes_on_disks_that_fill_and_empty(rpc, monkeypatch, seed):
+    chance, disks, fs = random.Random(seed), Disks(monkeypatch, rpc.world), client(rpc)
+    refused = 0
+    for number in range(4):
+        file, model = opened(fs, b"/f%d" % number), Model()
+        for _ in range(40):
+            disks.full = {server for server in range(SERVERS) if chance.random() < 0.25}
+            disks.partly = {server for server in range(SERVERS) if chance.random() < 0.1}
+            data = chance.randbytes(chance.choice((1, 100, 1900, CHUNK, 3 * CHUNK, 5 * CHUNK + 7)))
+            offset = chance.randrange(len(model.data) + chance.choice((1, CHUNK, 4 * CHUNK)))
+            old = model.data
+            match chance.randrange(5):
+                case 0:
+                    found = attempt(fs.append, file, [(data, len(data))], len(data))
+                    done, offset = (0, 0) if found is None else (found[1], found[0])
+                    assert found is None or offset == len(model.data)
+                    model.write(offset, data[:done])
+                case 1:
+                    fs.ftruncate(file, offset)
+                    model.truncate(offset)
+                    done = len(data)
+                case _:
+                    done = attempt(fs.write, file, offset, [(data, len(data))]) or 0
+                    model.write(offset, data[:done])
+            if done < len(data):
+                refused += 1
+                now = content(fs, file)  # of what was refused some bytes may be there, where the file had been before
+                assert len(now) == len(model.data)
+                model.data = bytes(new if new in (wanted, data[at - offset] if 0 <= at - offset < len(data) else wanted)
+                                   and at < len(old) else wanted for at, (new, wanted) in enumerate(zip(now, model.data)))
+            assert content(fs, file) == model.data
+            assert file.size <= len(model.data)
+        disks.full, disks.partly = set(), set()
+        model.truncate(len(model.data) + 7 * CHUNK)  # shows what was left behind the end
+        fs.ftruncate(file, len(model.data))
+        assert content(fs, file) == model.data
+    assert refused > 20
+
+
+def test_what_others_wrote_meanwhile_stays(rpc, monkeypatch):
+    """The size that a refused write has set may be taken back only if nobody has written since."""
+    disks, fs = Disks(monkeypatch, rpc.world), client(rpc)
+    file = opened(fs, rpc.world.path_on(0))
+    fs.write(file, 0, [(b"a" * 100, 100)])
+    disks.full = {1}
+    rpc_call = rpc.call
+
+    def meanwhile(server, op, *arguments, **options):
+        if op is ops.RETRACT:
+            disks.full.clear()
+            rpc.call = fs._call = rpc_call
+            assert fs.write(opened(fs, file.path), 2 * CHUNK, [(b"b" * 50, 50)]) == 50
+        return rpc_call(server, op, *arguments, **options)
+
+    fs._call = meanwhile
+    with pytest.raises(OSError):
+        fs.write(file, CHUNK, [(b"c" * CHUNK * 2, CHUNK * 2)])
+    assert content(fs, file)[2 * CHUNK:2 * CHUNK + 50] == b"b" * 50
