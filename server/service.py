@@ -17,8 +17,9 @@ import anyio
 
 from pymadfs import door
 from pymadfs.rpc import Service
+from pymadfs.transport.ucx import Ucx
 
-from . import handlers, watchdog
+from . import handlers, trouble, watchdog
 from .dispatch import Server
 from .kv import RocksKV
 from .meta import StoreError
@@ -128,7 +129,8 @@ async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, arriv
         stopped = anyio.Event()
         try:
             kv = RocksKV(os.path.join(store, "kv"))
-            server = Server(Service(cluster, number, config, arrivals=arrivals), kv, store, config, stopped.set)
+            network = trouble.transport(lambda: Ucx(config))
+            server = Server(Service(cluster, number, config, network, arrivals), kv, store, config, stopped.set)
         except (StoreError, OSError) as error:
             raise StartError(f"the store {store} cannot be used: {error}") from None
         affinity = os.sched_getaffinity(0)

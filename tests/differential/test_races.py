@@ -108,6 +108,39 @@ def crash_and_race(tmp_path, seeds, steps, crashes=1):
         subprocess.run([*MADFS, "down", "--cluster", path], check=True, timeout=60)
 
 
+TROUBLE = "share=0.3,delay_ms=30,twice=0.3,seed=%d"  # server/trouble.py
+
+
+def troubled_race(tmp_path, monkeypatch, seeds, steps, crashes=0):
+    """The same with messages that are held back, overtake each other and come twice; and at the end the stores of the
+    stopped servers are looked at, too."""
+    monkeypatch.setenv("MADFS_TROUBLE", TROUBLE % seeds[0])
+    crash_and_race(tmp_path, seeds, steps, crashes)
+    monkeypatch.delenv("MADFS_TROUBLE")
+    done = call([*MADFS, "fsck", "--store", tmp_path / "store"])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_racing_on_a_network_with_trouble(tmp_path, monkeypatch):
+    troubled_race(tmp_path, monkeypatch, range(1), 60)
+
+
+def test_racing_on_a_network_with_trouble_while_servers_die(tmp_path, monkeypatch):
+    troubled_race(tmp_path, monkeypatch, range(1), 60, crashes=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(100, 150, 5))
+@pytest.mark.parametrize("crashes", [0, 3])
+def test_racing_on_a_network_with_trouble_often(tmp_path, monkeypatch, first, crashes):
+    troubled_race(tmp_path, monkeypatch, range(first, first + 5), 200, crashes)
+
+
+def test_trouble_that_is_misspelt_is_refused(tmp_path):
+    done = call([*MADFS, "run", "--", "true"], environment={"MADFS_TROUBLE": "delay=3"})
+    assert done.returncode and "MADFS_TROUBLE='delay=3' is not valid" in done.stderr
+
+
 def crash(path, number, up):
     """Kill server ``number`` and start it again."""
     pid = cluster.read(path).servers[number].pid

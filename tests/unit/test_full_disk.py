@@ -121,8 +121,10 @@ def test_random_writes_on_disks_that_fill_and_empty(rpc, monkeypatch, seed):
                 refused += 1
                 now = content(fs, file)  # of what was refused some bytes may be there, where the file had been before
                 assert len(now) == len(model.data)
-                model.data = bytes(new if new in (wanted, data[at - offset] if 0 <= at - offset < len(data) else wanted)
-                                   and at < len(old) else wanted for at, (new, wanted) in enumerate(zip(now, model.data)))
+                for at, (new, wanted) in enumerate(zip(now, model.data, strict=True)):
+                    if new != wanted:
+                        assert at < len(old) and new == data[at - offset], at
+                model.data = now
             assert content(fs, file) == model.data
             assert file.size <= len(model.data)
         disks.full, disks.partly = set(), set()
