@@ -22,6 +22,7 @@ static enum madfs_verdict answer(struct madfs_frame *f, long result) {
 struct side {
   int fd, slot;
   unsigned long pointer;  // where its offset is; 0: the descriptor's own is used, and moves
+  bool still;             // a device of memory, such as /dev/zero: nothing moves
   int64_t offset;
 };
 
@@ -54,13 +55,13 @@ static long move(const struct side *s, bool writes, char *buffer, size_t size) {
 
 // What was read and not written was not read, either.
 static void give_back(const struct side *s, long size) {
-  if (s->pointer || !size) return;
+  if (s->pointer || s->still || !size) return;
   if (s->slot < 0) RAW(SYS_lseek, s->fd, -size, SEEK_CUR);
   else madfs_slot_seek(s->slot, -size, SEEK_CUR);
 }
 
 static void advance(struct side *s, long size) {
-  if (s->pointer) s->offset += size;
+  if (s->pointer && !s->still) s->offset += size;
 }
 
 static long side_close(const struct side *s, long result) {
@@ -82,7 +83,7 @@ static long copy_pieces(struct side *in, struct side *out, char *buffer, size_t 
     long put = result > 0 ? result : 0;
     advance(out, put);
     give_back(in, got - put);
-    if (in->pointer) in->offset -= got - put;
+    advance(in, put - got);
     done += put;
     if (put < got) break;
   }
@@ -108,10 +109,13 @@ static bool send_piece(struct madfs_thread *t) {
 }
 
 // 0 for what can be copied from and to, or -errno.
-static long check_host(const struct side *s) {
+static long check_host(struct side *s) {
+  enum { MEMORY_DEVICES = 1 };
   struct stat file;
   long result = s->slot < 0 ? RAW(SYS_fstat, s->fd, &file) : 0;
   if (s->slot >= 0 || madfs_failed(result)) return result;
+  s->still = S_ISCHR(file.st_mode) && file.st_rdev >> 8 == MEMORY_DEVICES;
+  if (s->still) return 0;
   return S_ISREG(file.st_mode) || S_ISBLK(file.st_mode) ? 0 : -EINVAL;
 }
 
@@ -200,7 +204,8 @@ static long kind_of(const struct side *s, uint32_t *mode, uint32_t *flags) {
 static long check_send(const struct side *in, const struct side *out, size_t size) {
   uint32_t mode, flags;
   if (kind_of(in, &mode, &flags) || (flags & O_ACCMODE) == O_WRONLY) return -EBADF;
-  if (in->pointer && in->offset < 0) return -EINVAL;
+  if (in->pointer && (S_ISFIFO(mode) || S_ISSOCK(mode))) return -ESPIPE;
+  if ((in->pointer && in->offset < 0) || (ssize_t)size < 0) return -EINVAL;
   uint32_t in_mode = mode;
   if (kind_of(out, &mode, &flags) || (flags & O_ACCMODE) == O_RDONLY) return -EBADF;
   if (flags & O_APPEND) return -EINVAL;
@@ -349,7 +354,7 @@ static long check_splice(const struct madfs_frame *f, struct side *in, struct si
   if (from & O_PATH || to & O_PATH || (from & O_ACCMODE) == O_WRONLY || (to & O_ACCMODE) == O_RDONLY) return -EBADF;
   if (!from_pipe && !to_pipe) return -EINVAL;
   if (from & O_DIRECTORY || (!to_pipe && to & O_APPEND)) return -EINVAL;
-  return in->offset < 0 || out->offset < 0 ? -EINVAL : 0;
+  return in->offset < 0 || out->offset < 0 || (ssize_t)f->argument[4] < 0 ? -EINVAL : 0;
 }
 
 static enum madfs_verdict splice_work(struct madfs_frame *f) {
@@ -371,3 +376,25 @@ static enum madfs_verdict splice_work(struct madfs_frame *f) {
 }
 
 const struct madfs_shim madfs_shim_splice = {copy_concerns, splice_work};
+
+// --- tee ------------------------------------------------------------------------------------------------------------
+
+static bool tee_concerns(struct madfs_frame *f) {
+  return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[1]);
+}
+
+// At least one of the two is no pipe.
+static enum madfs_verdict tee_work(struct madfs_frame *f) {
+  if (f->argument[3] & ~(unsigned long)SPLICE_FLAGS) return answer(f, -EINVAL);
+  if (!f->argument[2]) return answer(f, 0);
+  long mode[2];
+  for (int i = 0; i < 2; i++) {
+    struct side s = {.fd = (int)f->argument[i], .slot = madfs_fd_slot((int)f->argument[i])};
+    mode[i] = s.slot == FD_INTERNAL ? -EBADF : open_mode(&s);
+    if (madfs_failed(mode[i]) || mode[i] & O_PATH) return answer(f, -EBADF);
+  }
+  bool possible = (mode[0] & O_ACCMODE) != O_WRONLY && (mode[1] & O_ACCMODE) != O_RDONLY;
+  return answer(f, possible ? -EINVAL : -EBADF);
+}
+
+const struct madfs_shim madfs_shim_tee = {tee_concerns, tee_work};

@@ -420,7 +420,7 @@ Syscall("sendfile", "sendfile(a0, a1, a2, a3)", shim=True,
         note="16 MiB at most per call, 256 KiB to a descriptor of the kernel's")
 Syscall("splice", "splice(a0, a1, a2, a3, a4, a5)", shim=True,
         note="256 KiB at most per call; what cannot be written has left the pipe nevertheless")
-Syscall("tee", "tee(fd(a0), fd(a1))", refuse="EINVAL", note="the kernel's answer for what is not a pipe")
+Syscall("tee", "tee(a0, a1, a2, a3)", shim=True, note="the kernel's answers for what is not a pipe: EINVAL, EBADF")
 Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
 _XATTRS = "user.* on files and directories, trusted.* and security.* for root; system.*: EOPNOTSUPP"

@@ -29,7 +29,7 @@ SHIM = {"close", "close_range", "dup", "dup2", "dup3", "fcntl", "lseek", "fstat"
 PLACES = {
     "copy_file_range": ("fd 0", "fd 2"), "sendfile": ("fd 0", "fd 1"), "fchdir": ("fd 0",), "chdir": ("path 0",),
     "flock": ("fd 0",),
-    "execve": ("path 0",), "execveat": ("at 0 1",), "splice": ("fd 0", "fd 2"),
+    "execve": ("path 0",), "execveat": ("at 0 1",), "splice": ("fd 0", "fd 2"), "tee": ("fd 0", "fd 1"),
 }
 UNTRIED = {"close", "close_range", "dup", "dup2", "dup3",  # test_system_calls.py; FILE would be gone
            "fork", "vfork", "clone", "clone3", "exit_group", "umask", "getcwd", "rt_sigaction", "sigaltstack",
