@@ -37,16 +37,20 @@ static const uint16_t creators[] = {
 uint8_t madfs_classes[MADFS_CLASSES];
 
 static bool makes_descriptor[MADFS_ROWS];
-static bool names_path[MADFS_ROWS];  // the kernel may come to a link that leads to us
+static bool names_path[MADFS_ROWS];    // the kernel may come to a link that leads to us
+static bool pipe_answers[MADFS_ROWS];  // the descriptor may be an open FIFO of the mount
 
 // Calls that are ours only when their first argument is, so that the entry code can let them go without asking.
 static bool is_fd_call(long number) {
   const struct madfs_row *row = &madfs_rows[number];
+  if (row->kind == ROW_CALL && madfs_pipe_answers(row->call)) return false;
   return row->kind == ROW_SHIM ? number == SYS_close || number == SYS_dup || number == SYS_fcntl
                                : row->route == ROUTE_FD;
 }
 
 static void find_paths(void) {
+  for (long i = 0; i < MADFS_ROWS; i++)
+    pipe_answers[i] = madfs_rows[i].kind == ROW_CALL && madfs_pipe_answers(madfs_rows[i].call);
   for (long i = 0; i < MADFS_ROWS; i++)
     for (unsigned p = 0; madfs_rows[i].kind == ROW_CALL && p < madfs_rows[i].count; p++)
       names_path[i] |= madfs_rows[i].parameter[p].kind == PARAMETER_AT;
@@ -130,13 +134,18 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   out->text = room;
 }
 
-static void build_fd(int fd, struct madfs_arg *out, struct names *names) {
+// What the runtime is given for a descriptor: the handle of a slot, or the inode of an open FIFO of the mount.
+enum { PIPE_SHIFT = 62 };
+
+static void build_fd(int fd, int call, struct madfs_arg *out, struct names *names) {
   int slot = madfs_fd_slot(fd);
-  if (slot >= 0) names->ours++;
+  uint64_t pipe = slot == FD_HOST && madfs_pipe_answers(call) ? madfs_pipe_inode(fd) : 0;
+  if (slot >= 0 || pipe) names->ours++;
   else if (slot == FD_INTERNAL) names->error = -EBADF;
   else if (madfs_failed(RAW(SYS_fcntl, fd, F_GETFD))) names->error = -EBADF;
   else names->theirs++;
-  *out = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = slot >= 0 ? (long)madfs_fd_handle(slot) : -1};
+  long handle = pipe ? (long)(pipe | 1UL << PIPE_SHIFT) : -1;
+  *out = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = slot >= 0 ? (long)madfs_fd_handle(slot) : handle};
 }
 
 // A text that is no path of ours: the target of a symbolic link, beside one path.
@@ -162,7 +171,7 @@ static struct names build(const struct madfs_frame *f, const struct madfs_parame
         out->text = follow ? "follow" : "";
         build_path(f, p, out, &names);
         break;
-      case PARAMETER_FD: build_fd((int)value, out, &names); break;
+      case PARAMETER_FD: build_fd((int)value, call->number, out, &names); break;
       case PARAMETER_STR:
         build_text((const char *)value, out, &names);
         break;
@@ -291,7 +300,7 @@ static bool names_file(struct madfs_frame *f, const struct madfs_row *row) {
   static const struct {
     int call, instead, count;
   } like[] = {{CALL_fchmodat, CALL_fchmod, 2},       {CALL_fchownat, CALL_fchown, 3},
-              {CALL_futimesat, CALL_futimes, 2},     {CALL_utimensat, CALL_futimens, 2},
+              {CALL_futimesat, CALL_futimes, 2},     {CALL_utimensat, CALL_futimens, 3},
               {CALL_faccessat, CALL_faccess, 3},     {CALL_truncate, CALL_truncate_again, 2},
               {CALL_setxattr, CALL_fsetxattr, 5},    {CALL_getxattr, CALL_fgetxattr, 4},
               {CALL_listxattr, CALL_flistxattr, 3},  {CALL_removexattr, CALL_fremovexattr, 2}};
@@ -656,10 +665,28 @@ __attribute__((noinline)) static enum madfs_verdict filter_kernel(const struct m
   return MADFS_PASS;
 }
 
+static long original(const struct madfs_frame *f) {
+  const unsigned long *a = f->argument;
+  return arch_syscall(f->number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+}
+
+// A call about a descriptor of the kernel's, which may be an open FIFO of the mount.  A status is looked at when it is
+// there, so that it costs nothing; other calls ask first.
+__attribute__((noinline)) static enum madfs_verdict let_pass_fd(struct madfs_frame *f, int call, int fd, int status) {
+  if (call != CALL_fstat && call != CALL_fstatx) return madfs_pipe_inode(fd) ? forward(f) : answer(f, original(f));
+  long result = original(f);
+  bool fifo = !result && madfs_pipe_seen(call, (const void *)f->argument[status]);
+  return fifo && madfs_pipe_inode(fd) ? forward(f) : answer(f, result);
+}
+
 // The kernel's, unless it says ENOENT because a link of the host's leads into the mount.
 __attribute__((noinline)) static enum madfs_verdict let_pass(struct madfs_frame *f, const struct madfs_row *row) {
   const unsigned long *a = f->argument;
-  long result = arch_syscall(f->number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
+  if (row->empty_count && madfs_pipe_answers(row->empty_call) && has_empty_path(f, row)) {
+    int status = row->empty_call == CALL_fstatx ? 4 : 2;
+    return let_pass_fd(f, row->empty_call, directory_of(f, &row->parameter[0]), status);
+  }
+  long result = original(f);
   bool suspect = false;
   for (unsigned i = 0; result == -ENOENT && i < row->count; i++) {
     const struct madfs_parameter *p = &row->parameter[i];
@@ -688,6 +715,8 @@ enum madfs_verdict madfs_filter(struct madfs_frame *f) {
   const struct madfs_row *row = &madfs_rows[f->number];
   if (row->kind <= ROW_KERNEL) return filter_kernel(f, row);
   if (row->route == ROUTE_FD && row->kind != ROW_SHIM)
-    return madfs_fd_concerns((int)f->argument[0]) ? forward(f) : MADFS_PASS;
+    return madfs_fd_concerns((int)f->argument[0])  ? forward(f)
+           : MADFS_UNLIKELY(pipe_answers[f->number]) ? let_pass_fd(f, row->call, (int)f->argument[0], 1)
+                                                     : MADFS_PASS;
   return filter_names(f, row);
 }

@@ -260,6 +260,9 @@ struct madfs_moves *madfs_fds_moves(void);  // in the table; NULL without one
 void madfs_slot_lock(int slot);     // remembers that it was locked
 bool madfs_slot_locked(int slot);
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
+uint64_t madfs_pipe_inode(int fd);  // of the FIFO in the mount that a descriptor of the kernel's stands for, or 0
+bool madfs_pipe_answers(int call);  // whether the call is about attributes, which the kernel's pipe does not have
+bool madfs_pipe_seen(int call, const void *status);  // whether the kernel said that it is a FIFO's status
 long madfs_slot_seek(int slot, long offset, int whence);      // SEEK_SET and SEEK_CUR
 
 int madfs_fds_open(uint32_t flags, const void *record, size_t record_length, const char *path, size_t path_length,

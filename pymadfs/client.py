@@ -42,6 +42,7 @@ from .ops import (
 
 LINKS_MAX = 40  # symbolic links followed in one path, as in Linux
 RELEASES_MAX = 64  # openings that ended and wait to be told in one message
+_NOT_ONLY_LOOKING = posix.O_CREAT | posix.O_ACCMODE | posix.O_TRUNC | posix.O_NOATIME
 REPLACED_MAX = 8  # times a path is looked up again because the file it led to was replaced
 RENAME_TRIES = 8  # a rename starts again when a directory above became a link meanwhile
 
@@ -99,6 +100,11 @@ class File:
         access = flags & posix.O_ACCMODE
         self.readable = access in (posix.O_RDONLY, posix.O_RDWR) and not flags & posix.O_PATH
         self.writable = access in (posix.O_WRONLY, posix.O_RDWR) and not flags & posix.O_PATH
+
+    @property
+    def counted(self):
+        """Whether its home keeps it for as long as it is open."""
+        return self.mode & S_IFMT == S_IFREG and not self.flags & posix.O_PATH
 
     @property
     def directory(self):
@@ -318,7 +324,7 @@ class FileSystem(FileData):
                 self.directory(parent(name), search=True)
                 raise fail(errno.EISDIR, path)
         path, ending = self.clean(path)
-        if ending > SLASH and flags & (posix.O_CREAT | posix.O_ACCMODE | posix.O_TRUNC):
+        if ending > SLASH and flags & _NOT_ONLY_LOOKING:
             self.directory(path, search=True)  # ENOENT, ENOTDIR and EACCES come first
         if ending > SLASH and flags & posix.O_CREAT:
             raise fail(errno.EEXIST if flags & posix.O_EXCL else errno.EISDIR, path)
@@ -534,10 +540,11 @@ class FileSystem(FileData):
         try:
             attr = self._getattr(file.ino, file.path)
         except OSError as error:
-            if error.errno != errno.ENOENT or not file.directory:
+            if error.errno != errno.ENOENT or file.counted:
                 raise
-            who = self.rpc.who  # it was removed, and where it was is not known any more: this much is
-            attr = ATTR.type(file.ino, 0, 0, 0, 0, 0, file.mode, 0, who.uid, who.gid, 0, 0, 0, 0, 0)  # type: ignore
+            who = self.rpc.who  # it was removed, and nothing is known of it any more but this much
+            size = 0 if file.directory else file.size
+            attr = ATTR.type(file.ino, size, 0, 0, 0, 0, file.mode, 0, who.uid, who.gid, 0, 0, 0, 0, 0)  # type: ignore
         file.size, file.cuts = attr.size, attr.cuts
         return attr
 

@@ -56,6 +56,7 @@ from .meta import (
     target_of,
     xattrs_key,
 )
+from .rename import stamp
 
 STAGED = b"SE"
 PLACED = Record("Placed", "kind:B ino:Q path:H value:I")
@@ -182,7 +183,9 @@ async def take(server, fields, path):
         if has_xattrs(value):
             await _send_xattrs(server, freeze, value, freeze.other(path))
         return (0,), changed(value, ctime_ns=fields.now)
-    if not is_pointer(value):
+    if is_pointer(value):
+        await stamp(server, ino_of(value))
+    else:
         ino = ino_of(value)
         server.kv.put(inode_key(ino), changed(value, ctime_ns=fields.now))
         value = pointer(ino, mode_of(value)) + target_of(value)

@@ -81,14 +81,14 @@ def rename(server, request):
 
 async def _renamed(server, debt, ino):
     server.commit()
-    stamp = server.spawn(_stamp(server, ino))  # at the same time
+    stamped = server.spawn(stamp(server, ino))  # at the same time
     if debt is not None:
         await counts.settle(server, debt)
-    await stamp
+    await stamped
     return (), b""
 
 
-async def _stamp(server, ino):
+async def stamp(server, ino):
     """The ctime of an inode that had been moved before becomes now, where it lives."""
     if home(ino) == server.number:
         found = server.kv.get(inode_key(ino))
@@ -172,7 +172,7 @@ async def _across(server, request, old, new, flags, above, value):
     _finish(server, move)
     await server.times.note_surely(old, above, now)
     if known:
-        await _stamp(server, ino_of(value))
+        await stamp(server, ino_of(value))
     return (), b""
 
 

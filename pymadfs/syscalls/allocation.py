@@ -104,11 +104,6 @@ def _check_mode(mode):
     punch, zero = mode & abi.FALLOC_FL_PUNCH_HOLE, mode & abi.FALLOC_FL_ZERO_RANGE
     if mode & ~_FALLOC_KNOWN or punch and zero or punch and not mode & abi.FALLOC_FL_KEEP_SIZE:
         raise fail(errno.EOPNOTSUPP)
-    for alone in (abi.FALLOC_FL_COLLAPSE_RANGE, abi.FALLOC_FL_INSERT_RANGE):
-        if mode & alone and mode != alone:
-            raise fail(errno.EINVAL)
-    if mode & abi.FALLOC_FL_UNSHARE_RANGE and mode & ~(abi.FALLOC_FL_UNSHARE_RANGE | abi.FALLOC_FL_KEEP_SIZE):
-        raise fail(errno.EINVAL)
 
 
 # fallocate(2): "allows the caller to directly manipulate the allocated disk space for the file referred to by fd for

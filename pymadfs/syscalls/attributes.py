@@ -251,8 +251,10 @@ def utimensat(path, times, flags):
 
 
 @call
-def futimens(handle, times):
-    file = file_of(handle)
+def futimens(handle, times, flags):
+    file = file_of(handle) if flags & abi.AT_EMPTY_PATH else opened(handle)
+    if flags & ~abi.AT_EMPTY_PATH & ~(abi.AT_SYMLINK_NOFOLLOW if flags & abi.AT_EMPTY_PATH else 0):
+        raise fail(errno.EINVAL)
     valid, atime, mtime = _timespecs(times)
     if valid:
         files.fs.fsetattr(file, valid, atime=atime, mtime=mtime)

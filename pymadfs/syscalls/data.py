@@ -42,7 +42,13 @@ def _range(offset, count):
 
 
 _RWF_KNOWN = (
-    abi.RWF_HIPRI | abi.RWF_DSYNC | abi.RWF_SYNC | abi.RWF_APPEND | abi.RWF_NOAPPEND | abi.RWF_DONTCACHE
+    abi.RWF_HIPRI
+    | abi.RWF_DSYNC
+    | abi.RWF_SYNC
+    | abi.RWF_APPEND
+    | abi.RWF_NOAPPEND
+    | abi.RWF_DONTCACHE
+    | abi.RWF_NOSIGNAL
 )  # without RWF_NOWAIT, which the kernel's tmpfs refuses as well: whoever asks a server waits
 
 
@@ -311,8 +317,33 @@ def fsync(handle):
     return 0
 
 
-# posix_fadvise(2): "The advice is not binding; it merely constitutes an expectation on behalf of the application."
+# sync_file_range(2): "EINVAL: flags specifies an invalid bit; or offset or nbytes is invalid."
 @call
-def advise(handle):
+def sync_file_range(handle, offset, length, flags):
+    file = opened(handle)
+    if flags & ~abi.SYNC_FILE_RANGE_KNOWN or offset < 0 or length < 0 or offset + length > abi.OFFSET_MAX:
+        raise fail(errno.EINVAL)
+    files.fs.fsync(file)
+    return 0
+
+
+# posix_fadvise(2): "The advice is not binding; it merely constitutes an expectation on behalf of the application. ...
+# EINVAL: An invalid value was specified for advice."
+@call
+def fadvise(handle, length, advice):
     opened(handle)
+    if length < 0 or not 0 <= advice <= abi.POSIX_FADV_NOREUSE:
+        raise fail(errno.EINVAL)
+    return 0
+
+
+# readahead(2): "EBADF: fd is not a valid file descriptor or is not open for reading.  EINVAL: fd does not refer to a
+# file type to which readahead() can be applied."
+@call
+def readahead(handle):
+    file = opened(handle)
+    if not file.readable:
+        raise fail(errno.EBADF)
+    if file.directory:
+        raise fail(errno.EINVAL)
     return 0

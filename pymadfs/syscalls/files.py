@@ -136,8 +136,15 @@ def opened(handle):
     return file
 
 
+_PIPE_SHIFT = 62  # of what C gives as the handle of a FIFO, which the kernel has open: this bit and the inode number
+
+
 def _adopt(handle):
     """Make the File of a handle from what its slot keeps: opened here just now, or by another process or program."""
+    if handle >> _PIPE_SHIFT:
+        from . import nodes
+
+        return nodes.opened_pipe(handle & ~(1 << _PIPE_SHIFT))
     flags, record, path = slot(handle)
     ino, size, chunk_size, mode, image, cuts = RECORD.unpack(record)
     file = File(ino, mode, fs.inside(path), chunk_size, size, flags, dirty=image == this_image, cuts=cuts)

@@ -11,7 +11,7 @@ import errno
 import posix
 
 import _shim
-from pymadfs.client import S_IFMT, S_IFSOCK, W_OK, HostPath, allowed
+from pymadfs.client import S_IFIFO, S_IFMT, S_IFSOCK, W_OK, File, HostPath, allowed
 from pymadfs.errors import fail
 
 from . import files
@@ -62,17 +62,21 @@ def _make(outer, inner):
                 continue
 
 
-def pipe(ino):
-    """The HostPath to raise when the FIFO ``ino`` is opened: the kernel opens its own on the caller's stack.
+def pipe(name, ino):
+    """The HostPath to raise when the FIFO ``ino`` at ``name`` is opened: the kernel opens its own.
 
     Raises OSError ENXIO when there is no place for it.
     """
     _, inner, _ = _directories(errno.ENXIO)
-    path = b"%b/pipe-%x" % (inner, ino)
+    where, path = b"%b/name-%x" % (inner, ino), b"%b/pipe-%x" % (inner, ino)
     new = b"%b.%x" % (path, int.from_bytes(posix.urandom(8), "little"))
     try:
         posix.stat(path)
     except OSError:
+        try:
+            posix.symlink(name, where)
+        except OSError:  # it is there, or its name is too long for a link's target
+            pass
         try:
             posix.mkfifo(new, 0o600)
             posix.chmod(new, 0o666)
@@ -85,6 +89,16 @@ def pipe(ino):
         except OSError:
             raise fail(errno.ENXIO) from None
     return HostPath(path)
+
+
+def opened_pipe(ino):
+    """The File of a FIFO that the kernel has open, for calls about its attributes."""
+    _, inner, _ = _directories(errno.EBADF)
+    try:
+        name = posix.readlink(b"%b/name-%x" % (inner, ino))
+    except OSError:
+        name = b""
+    return File(ino, S_IFIFO, name, 0)
 
 
 # unix(7): "When binding a socket to a pathname ... EADDRINUSE: The specified local address is already in use or the

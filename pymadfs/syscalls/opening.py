@@ -30,7 +30,7 @@ def openat(path, flags, mode):
             return _tmpfile(path, flags, mode & 0o7777 & ~_shim.umask())
         path, attr = files.fs.open(path, flags, mode & 0o7777 & ~_shim.umask() if flags & posix.O_CREAT else 0)
         if attr.mode & S_IFMT == S_IFIFO:
-            raise nodes.pipe(attr.ino)
+            raise nodes.pipe(path, attr.ino)
     return descriptor(path, attr, flags)
 
 
@@ -48,7 +48,7 @@ def reopen(handle, flags, mode):
         return descriptor(file.path, files.fs.getattr(file), flags & (posix.O_PATH | posix.O_CLOEXEC))
     attr = files.fs.open_again(file, flags & ~(posix.O_CREAT | posix.O_EXCL))
     if kind == S_IFIFO:
-        raise nodes.pipe(attr.ino)
+        raise nodes.pipe(file.path, attr.ino)
     return descriptor(file.path, attr, flags)
 
 

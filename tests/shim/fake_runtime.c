@@ -242,7 +242,7 @@ static long on_handle(const struct madfs_call *c) {
     case CALL_program_opened: return copy_program(f, 0, (int)c->arg[1].value);
     case CALL_ftruncate: return (f->size = c->arg[1].value) * 0;
     case CALL_fsync:
-    case CALL_advise: return 0;
+    case CALL_fadvise: return 0;
     case CALL_fcntl_lock: return lock_file(f, (int)c->arg[1].value, (struct flock *)c->arg[2].value);
     case CALL_mmap: return map(c);
     case CALL_ioctl: return -ENOTTY;

@@ -474,7 +474,7 @@ def test_times(servers):
 
     calls.utimensat(b"/madfs/file", spec(5, 6, -7, 8), 0)
     assert (node.atime, node.mtime) == (5 * 10**9 + 6, -7 * 10**9 + 8)
-    calls.futimens(handle, spec(0, abi.UTIME_OMIT, 1, 0))
+    calls.futimens(handle, spec(0, abi.UTIME_OMIT, 1, 0), 0)
     assert (node.atime, node.mtime) == (5 * 10**9 + 6, 10**9)
     assert calls.utimensat(b"/madfs/none", spec(0, abi.UTIME_OMIT, 0, abi.UTIME_OMIT), 0) == 0
     seen = []
@@ -483,7 +483,7 @@ def test_times(servers):
     assert seen[0].valid == ops.SET_ATIME_NOW | ops.SET_MTIME and node.mtime == 9 * 10**9 + 9
     for call in (
         lambda: calls.utimensat(b"/madfs/file", 0, 0),
-        lambda: calls.futimens(handle, 0),
+        lambda: calls.futimens(handle, 0, 0),
         lambda: calls.futimesat(b"/madfs/file", 0),
         lambda: calls.futimes(handle, 0),
         lambda: calls.utime(b"/madfs/file", 0),
@@ -502,7 +502,7 @@ def test_times(servers):
     for call in (
         lambda: calls.utimensat(b"/madfs/file", spec(0, 10**9, 0, 0), 0),
         lambda: calls.futimes(handle, spec(0, 10**6, 0, 0)),
-        lambda: calls.futimens(handle, spec(0, 0, 0, -1)),
+        lambda: calls.futimens(handle, spec(0, 0, 0, -1), 0),
     ):
         with failure(errno.EINVAL):
             call()
