@@ -512,6 +512,22 @@ static long check_first(const struct madfs_frame *f, const struct madfs_row *row
   return madfs_failed(result) ? result : 0;
 }
 
+// A path that is none, the first one: the kernel knows which of the other arguments come before it.  Nothing of ours is
+// shown to it.
+static long kernels_refusal(const struct madfs_frame *f, const struct madfs_row *row) {
+  long a[6], path = 0;
+  for (int i = 0; i < 6; i++) a[i] = (long)f->argument[i];
+  for (unsigned i = row->count; i-- > 0;)
+    if (row->parameter[i].kind == PARAMETER_AT) path = a[(int)row->parameter[i].argument];
+  for (unsigned i = 0; i < row->count; i++) {
+    const struct madfs_parameter *p = &row->parameter[i];
+    if (p->kind != PARAMETER_AT) continue;
+    a[(int)p->argument] = path;
+    if (p->directory >= 0) a[(int)p->directory] = AT_FDCWD;
+  }
+  return arch_syscall(f->number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
 // Flags of calls with two paths that Linux refuses before it looks at either.
 static bool refuses_flags(const struct madfs_frame *f, const struct madfs_row *row) {
   long flags = integer(f, &row->parameter[row->count - 1]);
@@ -532,8 +548,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
-  // Which of its other arguments the kernel checks before a path that is none is its own affair.
-  if (names.unreadable && !names.second && row->kind == ROW_CALL) return MADFS_PASS;
+  if (names.unreadable && !names.second && row->kind == ROW_CALL) return answer(f, kernels_refusal(f, row));
   if (names.error && refuses_flags(f, row)) return answer(f, -EINVAL);
   if (names.error && names.ours && names.second) {
     long first = check_first(f, row, &call);
