@@ -158,7 +158,8 @@ def command_doctor(options):
         print(doctor.line(finding))
     if any(finding.severity == doctor.ERROR for finding in findings):
         return 1
-    print(f"ok: {patched} system call instructions would be intercepted at the start of {argv[0]}", flush=True)
+    print(f"ok: {patched} system call instructions would be intercepted at the start of {argv[0]}" if patched else
+          f"ok: nothing is known against {argv[0]}", flush=True)
     if not options.trace:
         return 0
     report = []

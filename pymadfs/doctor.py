@@ -30,7 +30,9 @@ _PR_GET_MDWE = 66
 
 SHELLS = ("sh", "bash", "dash", "ksh", "zsh", "ash")
 LOADERS = ("ld-linux", "ld64.so", "ld-musl", "ld.so")
-VSYSCALL = re.compile(rb"\x48\xc7[\xc0-\xc7]\x00[\x00\x04\x08]\x60\xff|\xff\x14\x25\x00[\x00\x04\x08]\x60\xff")
+VSYSCALL = re.compile(  # mov $ADDRESS to a register or to memory, movabs, call *ADDRESS
+    rb"\xc7(?:[\xc0-\xc7]|[\x40-\x47].|\x44\x24.|[\x80-\x87].{4})\x00[\x00\x04\x08]\x60\xff|"
+    rb"[\xb8-\xbf]\x00[\x00\x04\x08]\x60\xff{5}|\xff\x14\x25\x00[\x00\x04\x08]\x60\xff", re.DOTALL)
 INT80 = re.compile(rb"\xb8[\x00-\xff][\x00\x01]\x00\x00(?:[\x89\x8b\x31][\xc0-\xff]){0,6}\xcd\x80", re.DOTALL)
 LIBRARIES = {
     "liburing": ("makes requests through io_uring, which is answered with ENOSYS under MadFS",
@@ -59,7 +61,9 @@ def blocked(path):
     except OSError:
         return None
     except ValueError:
-        return ("is a 32-bit program; it cannot be preloaded and does not see the mount", "build it for 64 bits")
+        if elf.is_32_bit(path):
+            return ("is a 32-bit program; it cannot be preloaded and does not see the mount", "build it for 64 bits")
+        return ("is no whole program: its header is damaged or cut off", "build or copy it again")
     if program.machine != MACHINES.get(platform.machine()):
         return ("is built for another kind of processor; it cannot be preloaded and does not see the mount",
                 f"build it for {platform.machine()}")
@@ -121,7 +125,7 @@ def _chain(path, arguments, environment):
     seen = [path]
     for _ in range(SCRIPTS_MAX):
         if os.path.basename(path) == "env":
-            name = next((word for word in arguments if "=" not in word and not word.startswith("-")), None)
+            name = _executed_by_env(arguments)
             following = shutil.which(name, path=environment.get("PATH", os.defpath)) if name else None
             arguments = []
         else:
@@ -135,6 +139,46 @@ def _chain(path, arguments, environment):
         path = following
         seen.append(path)
     return seen
+
+
+def _executed_by_env(words):
+    """What ``env`` with these arguments executes, or None."""
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        split = re.fullmatch(r"(?:-S|--split-string=)(.+)|(?:-S|--split-string)()", word, re.DOTALL)
+        if word in ("-u", "--unset", "-C", "--chdir"):
+            del words[:1]
+        elif split:
+            words[:0] = (split[1] or (words.pop(0) if words else "")).split()
+        elif "=" not in word and not word.startswith("-"):
+            return word
+    return None
+
+
+def _missing(word):
+    """Why ``word`` names no program: ``(problem, fix)``."""
+    if "/" not in word:
+        return "is no executable file and not in PATH", "name the program"
+    if os.path.isdir(word):
+        return "is a directory", "name the program"
+    if not os.path.exists(word):
+        return ("is a link that leads nowhere" if os.path.islink(word) else "does not exist", "name the program")
+    return ("is not executable", "chmod +x, or name its interpreter before it") if os.path.isfile(word) else (
+        "is no file", "name the program")
+
+
+def _refused(path):
+    """Why the kernel will not execute ``path``, although it has the right to: ``(problem, fix)``, or None."""
+    try:
+        if elf.is_elf(path) or elf.shebang(path):
+            return None
+    except FileNotFoundError:
+        return ("is the interpreter of a script and does not exist", "install it, or correct the `#!` line")
+    except OSError:
+        return None
+    return ("is neither a program nor a script with a `#!` line; only shells run such a file, of themselves",
+            "begin it with a `#!` line, or say `sh FILE`")
 
 
 # --- the whole command ----------------------------------------------------------------------------------------------
@@ -153,14 +197,14 @@ def examine(argv, mount, environment=None):
     if not named and os.path.normpath(argv[0]).startswith(mount + "/"):
         findings.append(Finding(NOTE, argv[0], "lies on the mount and cannot be looked at before it runs",
                                 "examine the original that is copied there"))
-    elif not named:
-        findings.append(Finding(ERROR, argv[0], "is no executable file and not in PATH", "name the program"))
+    elif not named or not named[0][1]:
+        findings.append(Finding(ERROR, argv[0], *_missing(argv[0])))
     if os.path.basename(argv[0]) == "valgrind":
         findings.append(Finding(NOTE, argv[0], "will report about the client's Python, too",
                                 "look for reports that begin in the program"))
     for path, certain in named:
-        if why := blocked(path):
-            findings.append(Finding(ERROR if certain else WARNING, path, *why))
+        if why := blocked(path) or (certain and _refused(path)):
+            findings.append(Finding(ERROR if certain else WARNING, path if path.isprintable() else repr(path), *why))
         elif not broken and elf.is_elf(path):
             more, sites = _objects(path, mount, environment, certain)
             findings += more
@@ -246,10 +290,11 @@ def _objects(path, mount, environment, certain):
                         "try it with `madfs doctor --trace`")], 0
     variables = {**environment, "MADFS_MOUNT": mount, "MADFS_VERSION": launch.__version__,
                  "LD_PRELOAD": ":".join([launch.LIBRARY, *keeper.other_preloads(environment)])}
-    listed = subprocess.run([loader, "--list", path], env=environment, capture_output=True, text=True, errors="replace",
+    real = os.path.realpath(path)  # the loader would take $ORIGIN from a link that it is given
+    listed = subprocess.run([loader, "--list", real], env=environment, capture_output=True, text=True, errors="replace",
                             timeout=SCAN_S, check=False)
     if there and listed.returncode:
-        said = listed.stderr.strip().rpartition(path + ": ")[2]
+        said = listed.stderr.strip().rpartition(real + ": ")[2]
         return [Finding(NOTE, path, f"starts with libraries that are not on this node ({said}); they are looked for on "
                         "the mount", "nothing, if they lie there")], 0
     findings = [Finding(ERROR if certain else WARNING, path, f"needs {name}, which is not found",
@@ -259,7 +304,7 @@ def _objects(path, mount, environment, certain):
     for library in [path, *libraries]:
         findings += _contents(library)
     if not findings or all(finding.severity == NOTE for finding in findings):
-        more, patched = _scan(loader, path, variables)
+        more, patched = _scan(loader, real, variables)
         return findings + more, patched
     return findings, 0
 

@@ -4,9 +4,10 @@
 Loading the preload library to ask it would rewrite the launcher itself, so its file is read instead.
 """
 import os
+import re
 import struct
 
-_CLASS64, _LITTLE = 2, 1
+_CLASS32, _CLASS64, _LITTLE = 1, 2, 1
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
@@ -83,7 +84,8 @@ def shebang(path):
     a script.  Raises OSError."""
     with open(path, "rb") as file:
         line = file.readline(256)
-    words = line[2:].strip().split(None, 1) if line.startswith(b"#!") else []
+    words = re.split(rb"[ \t]+", line[2:].strip(b" \t\n"), maxsplit=1) if line.startswith(b"#!") else []
+    words = [word for word in words if word]
     return (os.fsdecode(words[0]), os.fsdecode(words[1]) if words[1:] else None) if words else None
 
 
@@ -91,3 +93,9 @@ def is_elf(path):
     """Whether the file at ``path`` says that it is an ELF file, of whatever kind.  Raises OSError."""
     with open(path, "rb") as file:
         return file.read(4) == b"\x7fELF"
+
+
+def is_32_bit(path):
+    """Whether the ELF file at ``path`` says that it is for 32 bits.  Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(5)[4:] == bytes((_CLASS32,))

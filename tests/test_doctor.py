@@ -217,6 +217,66 @@ def test_old_doors_are_seen(tmp_path):
         assert severities(doctor.examine([str(wrong)], "/madfs")[0], "int 0x80") == ["note"]
 
 
+@pytest.mark.parametrize("spelling", [
+    "long (*t)(long *) = (void *)0xffffffffff600400UL; return t(0) == 0;",
+    "volatile unsigned long there[9]; there[3] = 0xffffffffff600800UL; return there[3] == 0;",
+    '__asm__("movabs $0xffffffffff600000, %%rax" : : : "rax"); return 0;'])
+@pytest.mark.parametrize("level", ["-O0", "-O2"])
+def test_ways_to_the_vsyscall_page(tmp_path, spelling, level):
+    if platform.machine() != "x86_64":
+        pytest.skip("only x86_64 has it")
+    old = compile_c(tmp_path, f"int main(void) {{ {spelling} }}", level)
+    assert severities(doctor.examine([str(old)], "/madfs")[0], "vsyscall") == ["note"]
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A directory with what is no program of the ordinary kind."""
+    program = compile_c(tmp_path, "int main(void) { return 0; }", name="program")
+    content = {"text": b"just text\n", "empty": b"", "mark": b"#!", "lost": b"#!/nonexistent/sh\n",
+               "short": b"\x7fELF\2\1", "dos": b"#!/bin/sh\r\necho\r\n",
+               "script": b"#! /bin/sh\necho\n", "old": b"\x7fELF\1\1" + bytes(60)}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "plain").write_bytes(program.read_bytes())
+    (tmp_path / "leads-nowhere").symlink_to("nothing")
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("text", "text is neither a program nor a script"), ("empty", "empty is neither"), ("mark", "mark is neither"),
+    ("lost", "/nonexistent/sh is the interpreter of a script and does not exist"), ("dos", r"'/bin/sh\r' is"),
+    ("short", "short is no whole program"), ("old", "old is a 32-bit program"), ("plain", "plain is not executable"),
+    ("leads-nowhere", "leads-nowhere is a link that leads nowhere"), ("fifo", "fifo is no file"),
+    (".", "is a directory"), ("none", "none does not exist")])
+def test_what_is_no_program(madfs, odd, name, said):
+    done = madfs("doctor", "--", f"{odd}/{name}")
+    assert done.returncode == 1 and done.stdout.count("\n") == 1 and said in done.stdout, done
+    assert done.stdout.startswith("error: ") and "; fix: " in done.stdout and not done.stderr
+
+
+def test_what_is_one(madfs, odd, static):
+    for argv in (["script"], ["program"], ["sh", "text"], ["nice", "./program"]):
+        done = madfs("doctor", "--", *(f"{odd}/{word}" if (odd / word).exists() else word for word in argv))
+        assert done.returncode == 0 and done.stdout.startswith("ok: "), (argv, done)
+    for argv in (["env", "-u", "HOME", static], ["env", "-C", "/", "A=1", static], ["env", "-S", f"A=1 {static} x"],
+                 ["env", f"-S{static}"], ["env", "-i", "--", static]):
+        assert madfs("doctor", "--", *argv).returncode == 1, argv
+
+
+def test_libraries_beside_the_program(tmp_path):
+    """$ORIGIN is where the program lies, not where a link to it does."""
+    (tmp_path / "home").mkdir()
+    compile_c(tmp_path / "home", "int f(void) { return 1; }", "-shared", "-fPIC", name="libbeside.so")
+    compile_c(tmp_path / "home", "int f(void); int main(void) { return f(); }", tmp_path / "home" / "libbeside.so",
+              "-Wl,-rpath,$ORIGIN")
+    (tmp_path / "link").symlink_to("home/program")
+    findings, patched = doctor.examine([str(tmp_path / "link")], "/madfs")
+    assert severities(findings, "link") == severities(findings, "home") == [] and patched
+
+
 # --- after the run --------------------------------------------------------------------------------------------------
 
 
