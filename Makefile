@@ -15,6 +15,8 @@ build: $(STAMP)
 
 # What the environment holds, made when the lists of it change; the sources are looked at by setup.py each time.
 $(STAMP): packages.txt requirements.txt pyproject.toml
+	@case "$$PWD" in *[[:space:]:]*) echo "madfs build: $$PWD: LD_PRELOAD cannot name a path with blanks or colons; move" \
+	  "this directory to one without" >&2; exit 1;; esac
 	@$(install_packages)
 	@echo "making the virtual environment $(VENV)"
 	@test -x $(VENV)/bin/python || { python=/usr/bin/python3.11; test -x $$python || python=python3.11; \

@@ -74,7 +74,7 @@ static void log_text(const char *text, size_t length)
             continue;
         const char *path = getenv("MADFS_LOG");
         int fd = path && *path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : STDERR_FILENO;
-        if (fd >= 0 && write(fd, line, used) < 0)
+        if (write(fd < 0 ? STDERR_FILENO : fd, line, used) < 0)
             used = 0; /* nobody is left to tell */
         if (fd > STDERR_FILENO)
             close(fd);

@@ -98,13 +98,13 @@ def add_cluster_option(options, prefix="--",
 
 
 def count(text):
-    if not text.isdigit() or not 1 <= int(text) <= 4096:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of servers from 1 to 4096")
     return int(text)
 
 
 def port(text):
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
 

@@ -15,12 +15,15 @@ import time
 
 from . import __version__, elf, keeper, leftovers
 from . import cluster as clusters
-from .config import Config, size
+from .config import Config, chunk_size
 from .keeper import LaunchError
 
 SERVERS_MAX = 4
-CHUNK_MIN, CHUNK_MAX = 4 << 10, 1 << 30
 LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_lib", keeper.LIBRARY)
+# What a program needs to run at all, and we to serve it: no mount lies in or above one of these.
+NEEDED = ("/proc", "/sys", "/dev/null", "/dev/pts", "/dev/shm/madfs", "/bin", "/sbin", "/lib", "/lib64", "/etc",
+          "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", LIBRARY, sys.executable)
+MOUNT_MAX = 1000  # bytes, so that there is room for paths below it
 FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 ANSWER_MS = 5000  # for a server that was started again to say how far it is
 STATUS_NOT_FOUND, STATUS_NOT_EXECUTABLE = 127, 126
@@ -45,9 +48,16 @@ def default_servers():
 def configuration():
     """The settings in the environment.  Raises LaunchError that names a wrong one."""
     try:
-        return Config()
+        config = Config()
     except ValueError as error:
         raise LaunchError(str(error)) from None
+    try:
+        if config.log:
+            os.close(os.open(config.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise LaunchError(f"MADFS_LOG={config.log!r} cannot be written: {error.strerror}; name another file, or "
+                          "leave it out") from None
+    return config
 
 
 def check_mount(mount):
@@ -56,21 +66,21 @@ def check_mount(mount):
         raise LaunchError(f"the mount {mount!r} is not an absolute path without blanks, '#' and ':'; say "
                           "--mount /madfs")
     mount = "/" + os.path.normpath(mount).lstrip("/")
-    if mount == "/" or (LIBRARY + "/").startswith(mount + "/"):
+    if any(f"{path}/".startswith(f"{mount}/") or f"{mount}/".startswith(f"{path}/") for path in ("/", *NEEDED)):
         raise LaunchError(f"the mount {mount} would hide the system or MadFS itself; choose a name of its "
                           "own, as /madfs")
+    if len(os.fsencode(mount)) > MOUNT_MAX:
+        raise LaunchError(f"the path of the mount has more than {MOUNT_MAX} bytes; say --mount /madfs")
     return mount
 
 
 def check_chunk_size(text):
     """Bytes of a chunk.  Raises LaunchError."""
     try:
-        value = size(text)
+        return chunk_size(text)
     except ValueError:
-        value = 0
-    if not CHUNK_MIN <= value <= CHUNK_MAX:
-        raise LaunchError(f"the chunk size {text!r} is not between 4K and 1G; say for instance --chunk-size 512K")
-    return value
+        raise LaunchError(f"the chunk size {text!r} is not one from 4K to 64M; say for instance "
+                          "--chunk-size 512K") from None
 
 
 def prepare_store(store, count):
@@ -102,12 +112,16 @@ def prepare_store(store, count):
 
 
 def private_directory():
-    """A new directory that only we can enter, below TMPDIR.  Raises LaunchError."""
+    """A new directory that only we can enter, below TMPDIR: nowhere else, since what goes there may be much.
+
+    Raises LaunchError.
+    """
+    place = os.path.abspath(os.environ.get("TMPDIR") or tempfile.gettempdir())
     try:
-        return tempfile.mkdtemp(prefix="madfs-")
+        return tempfile.mkdtemp(prefix="madfs-", dir=place)
     except OSError as error:
-        raise LaunchError(f"no temporary directory can be made: {error.strerror}; set TMPDIR to a "
-                          "place with room") from None
+        raise LaunchError(f"no temporary directory can be made in {place!r}: {error.strerror}; set TMPDIR to a "
+                          "directory with room") from None
 
 
 def default_cluster(environment):

@@ -4,17 +4,21 @@ import os
 
 
 def log(message):
-    """Write ``madfs: message`` and a newline.  Never raises: who logs has already something else to report."""
+    """Write ``madfs: message`` and a newline.  Never raises: who logs has already something else to report.
+
+    Where the file cannot be opened it goes to standard error.
+    """
     line = f"madfs: {message}\n".encode("utf-8", "surrogateescape")
     path = os.environ.get("MADFS_LOG")
+    fd = 2
     try:
-        if not path:
-            os.write(2, line)
-            return
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, line)
-        finally:
-            os.close(fd)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600) if path else 2
     except OSError:
-        return
+        pass
+    try:
+        os.write(fd, line)
+    except OSError:
+        pass
+    finally:
+        if fd != 2:
+            os.close(fd)

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 
+from pymadfs.config import CHUNK_SIZE_MAX
 from pymadfs.errors import fail
 from pymadfs.identity import READ, SEARCH, WRITE, member
 from pymadfs.layout import owner, parent
@@ -54,7 +55,6 @@ from .attributes import attributes
 from .dispatch import HANDLERS, gather, serves
 from .inodes import drop, forget_location, sticky
 from .meta import (
-    CHUNK_SIZE_MAX,
     O_NOATIME,
     SIZE_MAX,
     TARGET_BYTES_MAX,

@@ -9,6 +9,7 @@ import errno
 import os
 import struct
 
+from pymadfs.config import CHUNK_SIZE_MAX
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, home
 from pymadfs.ops import ACCESSED, ATTR, FALLOCATE, FLAG_BEYOND, RESHAPE, SEEK, SEEK_NONE
@@ -19,7 +20,6 @@ from .dispatch import serves
 from .meta import (
     AT_ATIME,
     AT_MTIME,
-    CHUNK_SIZE_MAX,
     SIZE_MAX,
     changed,
     data_key,

@@ -14,6 +14,7 @@ import asyncio
 import errno
 import stat
 
+from pymadfs.config import CHUNK_SIZE_MAX
 from pymadfs.errors import fail
 from pymadfs.identity import SEARCH, WRITE
 from pymadfs.layout import home
@@ -24,7 +25,6 @@ from .directories import Wait
 from .dispatch import serves
 from .inodes import lower
 from .meta import (
-    CHUNK_SIZE_MAX,
     PURGE,
     applied_key,
     check_new_path,

@@ -128,9 +128,12 @@ async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, arriv
     with listener(cluster.servers[number], listen_fd) as sock, locked_store(store):
         stopped = anyio.Event()
         try:
+            service = Service(cluster, number, config, trouble.transport(lambda: Ucx(config)), arrivals)
+        except OSError as error:
+            raise StartError(error.strerror or str(error)) from None
+        try:
             kv = RocksKV(os.path.join(store, "kv"))
-            network = trouble.transport(lambda: Ucx(config))
-            server = Server(Service(cluster, number, config, network, arrivals), kv, store, config, stopped.set)
+            server = Server(service, kv, store, config, stopped.set)
         except (StoreError, OSError) as error:
             raise StartError(f"the store {store} cannot be used: {error}") from None
         affinity = os.sched_getaffinity(0)

@@ -15,6 +15,7 @@ import os
 import stat
 import struct
 
+from pymadfs.config import CHUNK_SIZE_MAX
 from pymadfs.errors import fail
 from pymadfs.identity import READ, WRITE
 from pymadfs.ops import ATTR, FLAG_XATTRS, GETXATTR, LISTXATTR, MKNOD, REMOVEXATTR, SETXATTR
@@ -39,7 +40,6 @@ from .meta import (
 
 NAME_MAX, VALUE_MAX = 255, 64 << 10
 TOTAL_MAX = 256 << 10  # bytes of one record
-CHUNK_SIZE_MAX = 64 << 20
 XATTR_CREATE, XATTR_REPLACE = 1, 2
 CHUNK_SIZE = b"user.madfs.chunk_size"
 PREFIXES = b"user.", b"trusted.", b"security."

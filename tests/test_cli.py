@@ -322,6 +322,11 @@ WRONG = {
     "mount at the root": (["run", "--mount", "/", "--", "true"], "hide"),
     "mount at the root, disguised": (["run", "--mount", "/a/..", "--", "true"], "hide"),
     "mount over MadFS": (["run", "--mount", os.path.dirname(launch.LIBRARY), "--", "true"], "hide"),
+    "mount over the kernel's": (["run", "--mount", "/proc/self", "--", "true"], "hide"),
+    "mount over the programs": (["run", "--mount", "/usr", "--", "true"], "hide"),
+    "mount with a blank": (["run", "--mount", "/mad fs", "--", "true"], "blanks"),
+    "mount too long": (["run", "--mount", "/" + "x/" * 1000, "--", "true"], "1000 bytes"),
+    "no number, in other digits": (["run", "--servers", "\u00b2", "--", "true"], "from 1"),
     "chunk size": (["run", "--chunk-size", "12", "--", "true"], "4K"),
     "chunk size in words": (["run", "--chunk-size", "big", "--", "true"], "4K"),
     "no cluster file": (["run", "--cluster", "/nonexistent/cluster", "--", "true"], "/nonexistent/cluster"),
@@ -349,6 +354,25 @@ def test_wrong_setting(madfs):
     done = madfs("run", "--", "true", environment={"MADFS_EAGER_MAX": "many"})
     assert done.returncode == 2
     one_line(done, "MADFS_EAGER_MAX", "many")
+
+
+def test_messages_cannot_be_written(madfs):
+    done = madfs("run", "--", "true", environment={"MADFS_LOG": "/nonexistent/log"})
+    assert done.returncode == 2
+    one_line(done, "MADFS_LOG", "/nonexistent/log")
+
+
+def test_temporary_data_goes_nowhere_else(madfs, tmp_path):
+    done = madfs("run", "--servers", 1, "--", "true", environment={"TMPDIR": str(tmp_path / "none")})
+    assert done.returncode == 2
+    one_line(done, "TMPDIR", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("size", "word"), [("64M", "ok"), ("65M", "4K to 64M")])
+def test_the_largest_chunk_size_works(madfs, size, word):
+    done = madfs("run", "--servers", 1, "--chunk-size", size, "--", "sh", "-c",
+                 "head -c 70000000 /dev/zero > /madfs/f && wc -c < /madfs/f && echo ok")
+    assert word in done.stdout + done.stderr
 
 
 def test_port_taken(madfs, tmp_path):

@@ -188,7 +188,9 @@ def code_of(error):
 
 def test_large_allocations_go_in_parts_and_ask_for_room_first():
     rpc = Servers()
-    fs = FileSystem(rpc, Config({"MADFS_CHUNK_SIZE": "64"}), b"/madfs", store)
+    config = Config({})
+    config.chunk_size = 64
+    fs = FileSystem(rpc, config, b"/madfs", store)
     file = opened(fs)
     step_bytes = 64 * 1024 * 3
     fs.fallocate(file, 0, 0, 2 * step_bytes + 1)
