@@ -200,7 +200,7 @@ def run_job(options, prepare, report=None):
         else:
             running = stack.enter_context(launch.start(options.mount or config.mount, servers=options.servers,
                                                        store=options.store))
-            cluster, mount = running.cluster, running.plan.mount
+            cluster, mount = running.cluster, running.mount
         status = watch_job(prepare, cluster, mount, options, report)
     return launch.end_like(status) if report is None else status
 
@@ -241,6 +241,8 @@ def command_up(options):
     if launch.standing(path) is None:
         launch.start_standing(path, options.mount or launch.configuration().mount, servers=options.servers,
                               store=options.store, port=options.port)
+        # Whoever is told that this command was ended by a signal can count on it that no servers run.
+        signal.pthread_sigmask(signal.SIG_BLOCK, launch.FORWARDED)
     else:
         check_same(options, launch.read_cluster(path))
         launch.heal_standing(path)
@@ -362,6 +364,7 @@ def counted(number, noun):
 def guard(name, function):
     """Run ``function`` and turn its errors into one line and an exit status; returns the status."""
     try:
+        launch.raise_signals()
         return function()
     except LaunchError as error:
         keeper.say(f"{name}: {error}")
@@ -369,8 +372,8 @@ def guard(name, function):
     except CommandError as error:
         keeper.say(f"{name}: {error}")
         return error.status
-    except KeyboardInterrupt:
-        return launch.end_like(signal.SIGINT)
+    except launch.Ended as ended:
+        return launch.end_like(ended.number)
 
 
 def main(argv=None):

@@ -105,7 +105,8 @@ class Server:
 
 
 class Keeper:
-    """Starts the servers of ``plan``, says so through ``report`` (a function of a line) and runs until it is to stop.
+    """Starts the servers of ``plan``, says so through ``report`` (a function of a line; it returns 0 when nobody
+    listens any more) and runs until it is to stop.
 
     ``control`` is a descriptor whose end means stop, or -1: then only SIGTERM ends the keeper.
     """
@@ -123,10 +124,11 @@ class Keeper:
             os.write(self.plan.lock, b"%d\n" % os.getpid())
         leftovers.sweep()
         leftovers.hold(self.secret)  # until this process ends
+        leftovers.mark(self.plan.temporary)
         try:
             self.start(self.servers)
-            self.report("ready")
-            self.watch()
+            if self.report("ready") or self.control >= 0:
+                self.watch()
         except LaunchError as error:
             self.report(f"error {error}")
             return 1
@@ -227,11 +229,9 @@ class Keeper:
                 say(f"madfs: server {server.number} did not stop within {STOP_S} s and {server.reap()}")
             for fd, _ in ended:
                 living.pop(fd).reap()
-        for path in (self.plan.cluster, lock_path(self.plan.cluster)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        _remove(self.plan.cluster, lock_path(self.plan.cluster))
         if self.plan.lock >= 0 and os.fstat(2).st_size == 0:
-            os.unlink(log_path(self.plan.cluster))  # Nothing was worth saying.
+            _remove(log_path(self.plan.cluster))  # Nothing was worth saying.
         leftovers.remove(self.secret)
         if self.plan.temporary:
             shutil.rmtree(self.plan.temporary, ignore_errors=True)
@@ -246,50 +246,65 @@ def _given_up(fd, server):
     return f"server {server.number} did not start within {START_S} s and was ended: {said}"
 
 
-def fork(plan, log=None):
-    """Fork a keeper for ``plan``; returns ``(pid, report, control)``.
+def fork(prepare, standing=False):
+    """Fork a keeper for the Plan that ``prepare()`` returns in it; returns ``(pid, report, control)``.
 
-    ``report`` is a file of lines: "started N", then "ready" or "error TEXT".  Closing the descriptor ``control`` ends
-    the keeper.  With ``log`` (a path) the keeper detaches: it writes there, ``control`` is -1 and SIGTERM ends it.
+    ``report`` is a file of lines: "plan COUNT TEMPORARY", "started N", then "ready" or "error TEXT".  Closing the
+    descriptor ``control`` ends the keeper.  The one of a standing set detaches: it writes to the log beside its cluster
+    file, ``control`` is -1, SIGTERM ends it, and so does the end of ``report`` before it was ready.  The caller blocks
+    signals.
     """
     report_in, report_out = os.pipe()
-    control_in, control_out = (-1, -1) if log else os.pipe()
+    control_in, control_out = (-1, -1) if standing else os.pipe()
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         os.close(report_out)
         if control_in >= 0:
             os.close(control_in)
-        return pid, os.fdopen(report_in), control_out
+        return pid, os.fdopen(report_in, encoding="utf-8", errors="surrogateescape"), control_out
     status = 1
     try:
-        status = _child(plan, report_out, control_in, log)
+        status = _child(prepare, report_out, control_in)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _child(plan, report, control, log):
+def _child(prepare, report, control):
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    if log:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
-    _close_others(report, control, plan.lock)
-    os.chdir("/")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _close_others(report, control)
 
     def tell(line):
         try:
-            os.write(report, line.encode(errors="replace") + b"\n")
+            return os.write(report, line.encode(errors="surrogateescape") + b"\n")
         except OSError:
-            pass  # The launcher is gone; the end of `control` says so too.
+            return 0  # The launcher is gone; the end of `control` says so too.
 
-    return Keeper(plan, tell, control).run()
+    try:
+        plan = prepare()
+    except LaunchError as error:
+        tell(f"error {error}")
+        return 1
+    tell(f"plan {plan.count} {plan.temporary or ''}")
+    if control < 0:
+        os.dup2(os.open(log_path(plan.cluster), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+    os.chdir("/")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    keeper = Keeper(plan, tell, control)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # It has handlers now for what came meanwhile.
+    return keeper.run()
+
+
+def _remove(*paths):
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def lock_path(cluster):

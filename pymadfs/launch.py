@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting servers on this node, running a program under the preload, and ending both."""
+import contextlib
 import errno
 import fcntl
 import os
@@ -26,7 +27,37 @@ NEEDED = ("/proc", "/sys", "/dev/null", "/dev/pts", "/dev/shm/madfs", "/bin", "/
 MOUNT_MAX = 1000  # bytes, so that there is room for paths below it
 FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 ANSWER_MS = 5000  # for a server that was started again to say how far it is
+ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+CLUSTER = "cluster"  # the name of the cluster file of servers that live as long as a job
 STATUS_NOT_FOUND, STATUS_NOT_EXECUTABLE = 127, 126
+
+
+class Ended(BaseException):
+    """A signal that ends this process arrived; ``number`` is its."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+
+def raise_signals():
+    """From now on the signals that end a program raise Ended, so that what was begun is ended in order."""
+    def arrived(number, _):
+        raise Ended(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, arrived)
+
+
+@contextlib.contextmanager
+def signals_wait():
+    """Signals that arrive within come at its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class CommandError(Exception):
@@ -139,19 +170,28 @@ def default_cluster(environment):
 class Running:
     """Servers that live as long as this object: ``cluster`` is the path of their cluster file."""
 
-    def __init__(self, plan, pid, control):
-        self.plan, self.cluster, self._pid, self._control = plan, plan.cluster, pid, control
+    def __init__(self, mount, pid, report, control):
+        self.mount, self.cluster, self._temporary = mount, "", ""
+        self._pid, self._report, self._control = pid, report, control
+
+    def wait(self):
+        """Wait until the servers serve.  Raises LaunchError."""
+        _, self._temporary = _await_report(self._report)
+        self.cluster = os.path.join(self._temporary, CLUSTER)
 
     def stop(self):
-        """End the servers and remove what is temporary; returns when that is done."""
-        if self._pid:
+        """End the servers and remove what is temporary; returns when that is done.  Signals wait until then."""
+        with signals_wait():
+            if not self._pid:
+                return
             os.close(self._control)
             _, status = os.waitpid(self._pid, 0)
             self._pid = 0
             if os.WIFSIGNALED(status):
                 keeper.say(f"madfs: the keeper of the servers was killed by signal {os.WTERMSIG(status)}, they "
                            "ended with it")
-                shutil.rmtree(self.plan.temporary, ignore_errors=True)
+                if self._temporary:
+                    shutil.rmtree(self._temporary, ignore_errors=True)
                 leftovers.sweep()
 
     def __enter__(self):
@@ -166,53 +206,60 @@ def start(mount, *, servers=None, store=None):
 
     ``servers`` is how many, ``store`` a directory whose content is kept; without it everything is removed at the end.
     """
-    mount = check_mount(mount)
-    private = private_directory()
+    mount, running = check_mount(mount), None
     try:
-        path, count = prepare_store(store or private, servers)
-        plan = keeper.Plan(count, mount, os.path.join(private, "cluster"), path, temporary=private)
-        pid, report, control = keeper.fork(plan)
+        with signals_wait():
+            running = Running(mount, *keeper.fork(lambda: plan(mount, servers, store)))
+        running.wait()
     except BaseException:
-        shutil.rmtree(private, ignore_errors=True)
-        raise
-    running = Running(plan, pid, control)
-    try:
-        _await_report(report, count)
-    except BaseException:
-        running.stop()
+        if running:
+            running.stop()
         raise
     return running
 
 
+def plan(mount, servers, store):
+    """What the keeper of a job's servers is to start.  It makes the directories itself, so that whatever becomes of us
+    they are removed.  Raises LaunchError."""
+    private = private_directory()
+    try:
+        path, count = prepare_store(store or private, servers)
+    except BaseException:
+        shutil.rmtree(private, ignore_errors=True)
+        raise
+    return keeper.Plan(count, mount, os.path.join(private, CLUSTER), path, temporary=private)
+
+
 def start_standing(cluster, mount, *, servers=None, store=None, port=0):
     """Start servers that stay until ``stop_standing``; returns how many.  Raises LaunchError."""
-    mount = check_mount(mount)
+    mount, pid = check_mount(mount), 0
+    try:
+        with signals_wait():
+            pid, report, _ = keeper.fork(lambda: standing_plan(cluster, mount, servers, store, port), standing=True)
+        return _await_report(report)[0]
+    except BaseException:
+        if pid:
+            with signals_wait():
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
+        raise
+
+
+def standing_plan(cluster, mount, servers, store, port):
+    """What the keeper of a standing set is to start, as plan()."""
     try:
         os.makedirs(os.path.dirname(cluster), mode=0o700, exist_ok=True)
         lock = _lock(cluster)
     except OSError as error:
         raise LaunchError(f"cannot write beside the cluster file {cluster}: {error.strerror}; choose "
                           "another --cluster") from None
-    private = None
     try:
-        private = None if store else private_directory()
-        path, count = prepare_store(store or private, servers)
-        plan = keeper.Plan(count, mount, cluster, path, port, private, lock)
-        pid, report, _ = keeper.fork(plan, log=keeper.log_path(cluster))
+        job = None if store else plan(mount, servers, None)
+        path, count = prepare_store(store, servers) if store else (job.store, job.count)
     except BaseException:
         os.unlink(keeper.lock_path(cluster))
-        if private:
-            shutil.rmtree(private, ignore_errors=True)
         raise
-    finally:
-        os.close(lock)
-    try:
-        _await_report(report, count)
-    except BaseException:
-        os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
-        raise
-    return count
+    return keeper.Plan(count, mount, cluster, path, port, job and job.temporary, lock)
 
 
 def standing(cluster):
@@ -325,18 +372,25 @@ def _lock(cluster):
         os.close(fd)
 
 
-def _await_report(report, count):
-    """Read what the keeper says until the servers serve.  Raises LaunchError with its reason when they do not."""
-    said = "error the process that starts the servers ended without a word"
+def _await_report(report):
+    """Read what the keeper says until the servers serve; returns how many they are and the path of what is temporary.
+
+    Raises LaunchError with its reason when they do not serve.
+    """
+    said, count, temporary = "error the process that starts the servers ended without a word", "0", ""
     with report:
         for line in report:
             said = line.rstrip("\n")
             if said == "ready" or said.startswith("error "):
                 break
-            progress(f"madfs: {said} of {count} servers")
+            if said.startswith("plan "):
+                _, count, temporary = said.split(" ", 2)
+            else:
+                progress(f"madfs: {said} of {count} servers")
     progress("")
     if said != "ready":
         raise LaunchError(said.removeprefix("error "))
+    return int(count), temporary
 
 
 def progress(line):
