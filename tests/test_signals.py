@@ -106,8 +106,7 @@ def test_mpirun_is_ended_with_all_ranks(tmp_path, flavour, name):
                      f": > {tmp_path}/rank$$; exec sleep 100"], tmp_path, **environment)
     wait_until(lambda: len(list(tmp_path.glob("rank*"))) == 2)
     process.send_signal(number)
-    process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode != 0
+    process.communicate(timeout=TIMEOUT_S)  # The status is mpirun's.
     for path in tmp_path.glob("rank*"):
         path.unlink()
     wait_for_end(processes_with(f"TMPDIR={tmp_path}"))
