@@ -65,7 +65,7 @@ def parser():
     check = commands.add_parser("fsck", help="check that all that the servers have makes one file system",
                                 allow_abbrev=False)
     add_cluster_option(check)
-    check.add_argument("--store", metavar="DIR", help="check the store DIR, which no server uses now")
+    check.add_argument("--store", type=path, metavar="DIR", help="check the store DIR, which no server uses now")
     check.add_argument("--repair", action="store_true", help="mend what is wrong; no program may use the file system")
     check.set_defaults(function=command_fsck, parser=check)
     return top
@@ -88,13 +88,13 @@ def add_server_options(options, prefix="--"):
                          help="how many servers to start (half of the cores, at most 4)")
     options.add_argument(f"{prefix}mount", dest="mount", type=checked(launch.check_mount), metavar="PATH",
                          help="where the file system appears (MADFS_MOUNT or /madfs)")
-    options.add_argument(f"{prefix}store", dest="store", metavar="DIR",
+    options.add_argument(f"{prefix}store", dest="store", type=path, metavar="DIR",
                          help="keep the data in DIR (default: a directory in TMPDIR that is removed at the end)")
 
 
 def add_cluster_option(options, prefix="--",
                        text="the cluster file (MADFS_CLUSTER, or one in XDG_RUNTIME_DIR or ~/.madfs)"):
-    options.add_argument(f"{prefix}cluster", dest="cluster", metavar="FILE", help=text)
+    options.add_argument(f"{prefix}cluster", dest="cluster", type=path, metavar="FILE", help=text)
 
 
 def count(text):
@@ -107,6 +107,13 @@ def port(text):
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
+
+
+def path(text):
+    """An empty name is one that a script forgot to set: what it stands for would be lost."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def checked(check):

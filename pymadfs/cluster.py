@@ -13,6 +13,7 @@ The file is mode 0600, because whoever can read the secret can use the file syst
 """
 import errno
 import os
+import stat
 from collections import namedtuple
 
 VERSION = "1"
@@ -83,6 +84,8 @@ def read(path, kept=-1):
             return parse(_content(kept), path)
         raise ClusterError(f"cannot read the cluster file {path}: {error.strerror}; `madfs up` makes one") from None
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ClusterError(f"the cluster file {path} is no file: name the one that `madfs up` printed")
         if os.fstat(fd).st_mode & 0o077:
             raise ClusterError(f"the cluster file {path} is open to others: chmod 600 {path}")
         return parse(_content(fd), path)
@@ -105,17 +108,22 @@ def parse(text, path="the cluster file"):
         try:
             if key == "madfs":
                 version = value
-            elif key == "mount":
+            elif key == "mount" and value.startswith("/"):
                 mount = value
             elif key == "secret":
                 secret = bytes.fromhex(value)
             elif key == "server":
                 index, host, port, pid, store = value.split(" ", 4)
                 servers.append(Server(int(index), host, int(port), int(pid), store))
+                if not 0 <= int(port) < 1 << 16 or int(pid) < 0:
+                    raise ValueError
             elif key:
                 raise ValueError
         except ValueError:
-            raise ClusterError(f"{path}, line {number}: not understood: {line!r}") from None
+            raise ClusterError(f"{path}, line {number}: not understood: {line!r}; make it anew with "
+                               "`madfs up`") from None
+    if version is None:
+        raise ClusterError(f"{path} is no cluster file: name the one that `madfs up` printed")
     if version != VERSION:
         raise ClusterError(f"{path} is of version {version}, this MadFS has version {VERSION}: "
                            "make it anew with `madfs up`")

@@ -21,10 +21,3 @@ def madfs_mpirun():
     from .mpirun import main
 
     return main()
-
-
-def madfs_server():
-    _begin()
-    from .server.__main__ import main  # type: ignore[import-not-found]  # installed from server/
-
-    return main()

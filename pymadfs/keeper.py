@@ -132,6 +132,9 @@ class Keeper:
         except LaunchError as error:
             self.report(f"error {error}")
             return 1
+        except OSError as error:
+            self.report(f"error the servers of {self.plan.cluster} cannot be kept: {error}")
+            raise
         except _Stop:
             return 0
         finally:

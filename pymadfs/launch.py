@@ -126,7 +126,11 @@ def prepare_store(store, count):
                           "hold; rename it")
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
-        there = sum(1 for name in os.listdir(path) if re.fullmatch(r"server-\d+", name))
+        numbers = sorted(int(name[7:]) for name in os.listdir(path) if re.fullmatch(r"server-\d+", name))
+        there = len(numbers)
+        if numbers != list(range(there)):
+            lost = next(number for number in range(there) if number not in numbers)
+            raise LaunchError(f"the store {path} has lost server-{lost}; put it back, or choose another with --store")
         if there and count and there != count:
             raise LaunchError(f"the store {path} belongs to {there} servers, not {count}; say --servers {there} or "
                               "leave it out")
@@ -247,6 +251,8 @@ def start_standing(cluster, mount, *, servers=None, store=None, port=0):
 
 def standing_plan(cluster, mount, servers, store, port):
     """What the keeper of a standing set is to start, as plan()."""
+    if os.path.isdir(cluster):
+        raise LaunchError(f"the cluster file {cluster} is a directory; name a file with --cluster")
     try:
         os.makedirs(os.path.dirname(cluster), mode=0o700, exist_ok=True)
         lock = _lock(cluster)
@@ -377,7 +383,7 @@ def _await_report(report):
 
     Raises LaunchError with its reason when they do not serve.
     """
-    said, count, temporary = "error the process that starts the servers ended without a word", "0", ""
+    said, count, temporary = "", "0", ""
     with report:
         for line in report:
             said = line.rstrip("\n")
@@ -388,8 +394,10 @@ def _await_report(report):
             else:
                 progress(f"madfs: {said} of {count} servers")
     progress("")
-    if said != "ready":
+    if said.startswith("error "):
         raise LaunchError(said.removeprefix("error "))
+    if said != "ready":
+        raise LaunchError("the process that starts the servers ended without a word; was it killed?")
     return int(count), temporary
 
 

@@ -37,6 +37,7 @@ GROUP_SETS_MAX = 4096
 GROUPS_MAX = 16000
 """Groups in a set; a message has no room for more, so the highest ones do not count."""
 LEFT_MAX = 1 << 16  # connections of former lives of a server of which is known what came
+START_AGAIN = "; start it again on the same store, calls then go on"
 TRIES = 3  # of a request that did not come, or may be repeated, after its connection was lost
 BLAME_S = 1.0
 """Seconds for which a server that did not answer the door in time is not asked again."""
@@ -470,7 +471,8 @@ class Client:
         except OSError as error:
             if error.errno == errno.ETIMEDOUT:
                 self._blamed[server] = time.monotonic() + BLAME_S
-            self._mourn(server, f"cannot be reached: {error.strerror or error}")
+            known = error.errno in (errno.EACCES, errno.EPROTO)  # The message says what to do: no server is dead.
+            self._mourn(server, f"cannot be reached: {error.strerror or error}", "" if known else START_AGAIN)
             raise fail(errno.EIO) from None
         for groups, number in self._group_sets.items():
             self._announce(peer, server, number, groups)
@@ -553,11 +555,11 @@ class Client:
                 self._transport = self._new_transport(self.config)
                 self._deaf.append(transport)  # other threads may be in it yet
 
-    def _mourn(self, server, what):
+    def _mourn(self, server, what, advice=START_AGAIN):
         """One line for each death of a server, not one for each call that notices."""
         if server not in self._mourned:
             self._mourned.add(server)
-            log(f"{self._name(server)} {what}; start it again on the same store, calls then go on")
+            log(f"{self._name(server)} {what}{advice}")
 
     def _name(self, server):
         entry = self.cluster.servers[server]

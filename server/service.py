@@ -131,6 +131,9 @@ async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, arriv
             service = Service(cluster, number, config, trouble.transport(lambda: Ucx(config)), arrivals)
         except OSError as error:
             raise StartError(error.strerror or str(error)) from None
+        current = os.path.join(store, "kv", "CURRENT")  # RocksDB would begin anew without it.
+        if os.path.isdir(os.path.join(store, "data")) and not os.path.exists(current):
+            raise StartError(f"the store {store} has lost {current}; put it back, or choose another store")
         try:
             kv = RocksKV(os.path.join(store, "kv"))
             server = Server(service, kv, store, config, stopped.set)

@@ -206,6 +206,20 @@ def test_says_why_a_server_did_not_start(madfs, tmp_path):
     assert os.listdir(tmp_path / "tmp") == []
 
 
+@pytest.mark.parametrize(("lose", "word"), [("server-0", "server-0"), ("server-1", "of 2 servers"),
+                                            ("server-1/kv", "server-1"), ("server-0/kv/CURRENT", "server 0")])
+def test_a_store_that_lost_a_part_is_not_begun_anew(madfs, tmp_path, lose, word):
+    store = tmp_path / "store"
+    assert madfs("run", "--servers", 2, "--store", store, "--", "cp", "-r", "/etc/default", "/madfs").returncode == 0
+    shutil.move(store / lose, tmp_path / "lost")
+    done = madfs("run", "--store", store, "--", "true")
+    assert done.returncode == 2
+    one_line(done, word)
+    shutil.move(tmp_path / "lost", store / lose)
+    done = madfs("run", "--store", store, "--", "diff", "-r", "/etc/default", "/madfs/default")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- stores ---------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +347,10 @@ WRONG = {
     "cluster and servers": (["run", "--cluster", "/x", "--servers", "2", "--", "true"], "--servers"),
     "store in a file": (["run", "--store", __file__, "--", "true"], "cannot be written"),
     "store in no place": (["run", "--store", "/proc/madfs", "--", "true"], "cannot be written"),
+    "store without a name": (["run", "--store", "", "--", "true"], "empty"),
+    "cluster file without a name": (["run", "--cluster", "", "--", "true"], "empty"),
+    "cluster file that is a directory": (["run", "--cluster", "/tmp", "--", "true"], "is no file"),
+    "up for a directory": (["up", "--cluster", "/tmp"], "is a directory"),
     "down without servers": (["down", "--cluster", "/nonexistent/cluster"], "madfs up"),
     "status without servers": (["status", "--cluster", "/nonexistent/cluster"], "madfs up"),
     "cluster in no place": (["up", "--cluster", "/proc/madfs/cluster"], "--cluster"),
@@ -384,6 +402,28 @@ def test_port_taken(madfs, tmp_path):
     assert done.returncode == 2
     one_line(done, str(port), "--port")
     assert os.listdir(tmp_path) == ["tmp"] and os.listdir(tmp_path / "tmp") == []
+
+
+@pytest.mark.parametrize(("old", "new", "word"), [
+    ("madfs 1\n", "", "no cluster file"), ("madfs 1", "madfs 2", "version 2"), ("mount /", "mount ", "line 2"),
+    ("secret ", "secret x", "line 3"), ("127.0.0.1 ", "127.0.0.1 9", "line 4"), ("127.0.0.1 ", "127.0.0.1 -", "line 4"),
+    ("server 0", "server 1", "numbered from 0"), ("server", "\0\udcff", "line 4")])
+def test_damaged_cluster_file(madfs, cluster_file, tmp_path, old, new, word):
+    path = tmp_path / "cluster"
+    path.touch(0o600)
+    path.write_text(Path(cluster_file).read_text().replace(old, new, 1), errors="surrogateescape")
+    for command in (["run", "--cluster", path, "--", "true"], ["status", "--cluster", path]):
+        done = madfs(*command)
+        assert done.returncode == 2
+        one_line(done, str(path), word, "madfs up")
+
+
+def test_another_jobs_cluster_file(madfs, cluster_file, tmp_path):
+    path, found = tmp_path / "cluster", cluster.read(str(cluster_file))
+    cluster.Cluster(found.mount, bytes(32), found.servers).write(str(path))
+    done = madfs("run", "--cluster", path, "--", "cat", "/madfs/f")
+    assert done.returncode == 1 and "Input/output error" in done.stderr
+    assert "another job" in done.stderr and "start it again" not in done.stderr
 
 
 def test_cluster_file_open_to_others(madfs, cluster_file, tmp_path):
