@@ -13,7 +13,6 @@ The file is mode 0600, because whoever can read the secret can use the file syst
 """
 import errno
 import os
-import stat
 from collections import namedtuple
 
 VERSION = "1"
@@ -84,7 +83,7 @@ def read(path, kept=-1):
             return parse(_content(kept), path)
         raise ClusterError(f"cannot read the cluster file {path}: {error.strerror}; `madfs up` makes one") from None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        if os.fstat(fd).st_mode & 0o170000 != 0o100000:  # S_IFMT, S_IFREG
             raise ClusterError(f"the cluster file {path} is no file: name the one that `madfs up` printed")
         if os.fstat(fd).st_mode & 0o077:
             raise ClusterError(f"the cluster file {path} is open to others: chmod 600 {path}")
