@@ -371,6 +371,7 @@ def counted(number, noun):
 def guard(name, function):
     """Run ``function`` and turn its errors into one line and an exit status; returns the status."""
     try:
+        launch.open_streams()
         launch.raise_signals()
         return function()
     except LaunchError as error:

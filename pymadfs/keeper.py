@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 START_S = 30
 STOP_S = 10
 BACKLOG = 1024
+LIMITS = resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_DATA
 LIBRARY = "libmadfs_intercept.so"
 _PR_SET_PDEATHSIG = 1
 
@@ -132,9 +133,6 @@ class Keeper:
         except LaunchError as error:
             self.report(f"error {error}")
             return 1
-        except OSError as error:
-            self.report(f"error the servers of {self.plan.cluster} cannot be kept: {error}")
-            raise
         except _Stop:
             return 0
         finally:
@@ -259,7 +257,8 @@ def fork(prepare, standing=False):
     """
     report_in, report_out = os.pipe()
     control_in, control_out = (-1, -1) if standing else os.pipe()
-    sys.stdout.flush()
+    if sys.stdout:
+        sys.stdout.flush()
     pid = os.fork()
     if pid:
         os.close(report_out)
@@ -269,6 +268,8 @@ def fork(prepare, standing=False):
     status = 1
     try:
         status = _child(prepare, report_out, control_in)
+    except OSError as error:
+        os.write(report_out, f"error the servers cannot be started: {error}\n".encode(errors="replace"))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -297,8 +298,9 @@ def _child(prepare, report, control):
     if control < 0:
         os.dup2(os.open(log_path(plan.cluster), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
     os.chdir("/")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for limit in LIMITS:  # what the job may do is not what its servers may
+        _, most = resource.getrlimit(limit)
+        resource.setrlimit(limit, (most, most))
     keeper = Keeper(plan, tell, control)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # It has handlers now for what came meanwhile.
     return keeper.run()

@@ -40,6 +40,16 @@ class Ended(BaseException):
         self.number = number
 
 
+def open_streams():
+    """Make standard streams of ours where there are none, so that nothing else gets their numbers; programs that are
+    executed do not inherit them."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def raise_signals():
     """From now on the signals that end a program raise Ended, so that what was begun is ended in order."""
     def arrived(number, _):
@@ -89,6 +99,16 @@ def configuration():
         raise LaunchError(f"MADFS_LOG={config.log!r} cannot be written: {error.strerror}; name another file, or "
                           "leave it out") from None
     return config
+
+
+def check_limits():
+    """Raises LaunchError when the servers could not live with the limits (ulimit) of this process."""
+    for limit, least, what in ((resource.RLIMIT_NOFILE, 64, "-n, open files"),
+                               (resource.RLIMIT_FSIZE, 128 << 20, "-f, bytes of a file")):
+        most = resource.getrlimit(limit)[1]
+        if 0 <= most < least:
+            raise LaunchError(f"the hard limit of {most} (ulimit {what}) is too low for servers, which need {least}; "
+                              "raise it, or use servers that run with --cluster")
 
 
 def check_mount(mount):
@@ -210,6 +230,7 @@ def start(mount, *, servers=None, store=None):
 
     ``servers`` is how many, ``store`` a directory whose content is kept; without it everything is removed at the end.
     """
+    check_limits()
     mount, running = check_mount(mount), None
     try:
         with signals_wait():
@@ -236,6 +257,7 @@ def plan(mount, servers, store):
 
 def start_standing(cluster, mount, *, servers=None, store=None, port=0):
     """Start servers that stay until ``stop_standing``; returns how many.  Raises LaunchError."""
+    check_limits()
     mount, pid = check_mount(mount), 0
     try:
         with signals_wait():
@@ -403,7 +425,7 @@ def _await_report(report):
 
 def progress(line):
     """Show ``line`` in place of the last one, when somebody is watching; an empty one clears it."""
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{line}")
         sys.stderr.flush()
 
@@ -520,7 +542,8 @@ def end_like(status):
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
-    sys.stdout.flush()
+    if sys.stdout:
+        sys.stdout.flush()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # The program's core file is the one of interest.
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)

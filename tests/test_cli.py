@@ -124,6 +124,49 @@ def test_standard_streams_are_the_programs(madfs):
     assert done.stdout == "through\n"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_the_programs_too(tmp_path, closed):
+    script = f"ls -l /proc/self/fd > {tmp_path}/fds; echo hello > /madfs/f && cat /madfs/f > {tmp_path}/said"
+    command = f"{' '.join(MADFS)} run --servers 1 -- sh -c '{script}' {closed}"
+    done = subprocess.run(["sh", "-c", command], env=clean_environment(), input=b"", timeout=TIMEOUT_S)
+    assert done.returncode == 0 and (tmp_path / "said").read_text() == "hello\n"
+    assert "/dev/null" not in (tmp_path / "fds").read_text()
+
+
+@pytest.mark.parametrize(("limit", "word"), [("-n 40", "open files"), ("-f 1000", "bytes of a file")])
+def test_limits_that_servers_cannot_live_with(limit, word):
+    command = f"ulimit {limit}; {' '.join(MADFS)} run -- true"
+    done = subprocess.run(["bash", "-c", command], env=clean_environment(), capture_output=True, text=True,
+                          timeout=TIMEOUT_S)
+    assert done.returncode == 2
+    one_line(done, "ulimit", word)
+
+
+def test_soft_limits_are_the_programs_and_not_the_servers(tmp_path):
+    """A server that grew beyond its user's limit of file sizes, or ran longer than that of time, would be killed."""
+    script = "ulimit -Sf 1000; ulimit -St 60; exec " + " ".join(MADFS) + """ run --servers 1 -- sh -c '
+ulimit -f; ulimit -t; cat /proc/$(sed -n "s/^server 0 [^ ]* [^ ]* \\([0-9]*\\) .*/\\1/p" $MADFS_CLUSTER)/limits'"""
+    done = subprocess.run(["bash", "-c", script], env=clean_environment(), capture_output=True, text=True,
+                          timeout=TIMEOUT_S)
+    assert done.stdout.split()[:2] == ["2000", "60"], done.stderr  # in blocks of 512 bytes
+    kinds = "Max file size", "Max cpu time"
+    limits = [line.split()[-3] for line in done.stdout.splitlines() if line.startswith(kinds)]
+    assert limits == ["unlimited", "unlimited"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of one's own needs root")
+@pytest.mark.parametrize("options", ["size=64k", "size=1M,full", "ro"])
+def test_shared_memory_that_is_full_or_missing(options):
+    full = "head -c 2000000 /dev/zero > /dev/shm/full;" if options.endswith("full") else ""
+    script = f"""mount -t tmpfs -o {options.partition(',full')[0]} none /dev/shm; {full}
+{' '.join(MADFS)} run --servers 2 -- sh -c 'cp /bin/ls /madfs/f && cmp /bin/ls /madfs/f && echo same'"""
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], env=clean_environment(), capture_output=True,
+                          text=True, timeout=TIMEOUT_S)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("no namespaces here")
+    assert done.stdout == "same\n" and done.returncode == 0, done.stderr
+
+
 def test_program_on_the_mount(madfs, tmp_path):
     store = tmp_path / "store"
     assert madfs("run", "--store", store, "--", "cp", "/bin/echo", "/madfs/say").returncode == 0

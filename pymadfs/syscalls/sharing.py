@@ -51,7 +51,7 @@ def live(directory):
     fd = posix.open(directory + b"/live", NAMES | posix.O_CREAT, 0o600)
     try:
         if posix.fstat(fd).st_size < abi.PAGE:  # `ulimit -f` may forbid it
-            posix.ftruncate(fd, abi.PAGE)
+            posix.posix_fallocate(fd, 0, abi.PAGE)  # Where memory is full, a mere truncation would be a SIGBUS later.
         address = _shim.map(0, abi.PAGE, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_SHARED, fd, 0)
     finally:
         posix.close(fd)
