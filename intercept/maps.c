@@ -13,7 +13,7 @@
 
 #include "intercept.h"
 
-enum { RANGES_MAX = 4096, GONE_MAX = 512, PAGE = 4096 };
+enum { RANGES_MAX = 65536, PAGE = 4096 };  // so many mappings may a process have: vm.max_map_count
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -26,7 +26,7 @@ struct range {
 
 static struct range ranges[RANGES_MAX];
 static _Atomic unsigned ranges_count;
-static struct range gone[GONE_MAX];  // parts that are not mapped any more, to be told
+static struct range gone[RANGES_MAX];  // parts that are not mapped any more, to be told
 static _Atomic unsigned gone_count;
 static struct madfs_lock lock;
 
@@ -75,7 +75,7 @@ static void cut(unsigned long start, unsigned long end) {
     if (part.end > end) part.end = end;
     part.offset += part.start - r.start;
     unsigned told = atomic_load(&gone_count);
-    if (told < GONE_MAX) {
+    if (told < RANGES_MAX) {
       gone[told] = part;
       atomic_store(&gone_count, told + 1);
     }

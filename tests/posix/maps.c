@@ -498,6 +498,34 @@ static void many(void) {
   }
 }
 
+// More parts than anybody would expect, and all of them gone by one call.
+static void pieces(void) {
+  enum { PARTS = 1500, FILES = 3 };
+  char *all = mmap(NULL, PARTS * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), name[16];
+  for (int i = 0; i < FILES; i++) {
+    snprintf(name, sizeof name, "f%d", i);
+    int fd = make(name, PARTS * PAGE);
+    for (int n = i; n < PARTS; n += FILES) {  // backwards: the kernel cannot join them
+      char *at = all + (PARTS - 1 - n) * PAGE;
+      if (mmap(at, PAGE, RW, MAP_SHARED | MAP_FIXED, fd, n * PAGE) == MAP_FAILED) result("mmap", -1);
+    }
+    close(fd);
+  }
+  for (int n = 0; n < PARTS; n++) all[n * PAGE + n % PAGE] = '#';
+  result("munmap", munmap(all, PARTS * PAGE));
+  for (int i = 0; i < FILES; i++) {
+    snprintf(name, sizeof name, "f%d", i);
+    content(name);
+  }
+  int fd = open("f0", O_RDWR);
+  for (int n = 0; n < 5000; n++) {
+    char *at = mmap(NULL, PAGE, RW, MAP_SHARED, fd, n % 2 ? 0 : 2 * PAGE);
+    if (at == MAP_FAILED) return result("mmap", -1);
+    at[n % PAGE] = '*';
+  }
+  content("f0");
+}
+
 static void sparse(void) {
   int fd = open("f", O_RDWR | O_CREAT | O_TRUNC, 0644);
   const long size = 40L << 20;
@@ -594,6 +622,7 @@ static const struct {
     {"msync", errors_of_msync}, {"moving", moving},           {"cutting", cutting},   {"protection", protection},
     {"advice", advice},         {"closed", closed},           {"children", children}, {"ends", ends},
     {"killed", killed},         {"many", many},               {"sparse", sparse},
+    {"pieces", pieces},
     {"race", race},             {"holes", holes},
 };
 
