@@ -395,7 +395,7 @@ long madfs_slot_seek(int slot, long offset, int whence) {
 static long slot_fill(int slot, uint32_t flags, const void *record, size_t record_length, const char *path,
                       size_t length) {
   struct slot *s = &table.slots[slot];
-  atomic_store(&s->owner, (uint64_t)RAW(SYS_getpid));
+  atomic_store(&s->owner, (uint64_t)madfs_memory_owner());
   atomic_store(&s->state, SLOT_SETUP);
   atomic_store(&s->flags, flags);
   atomic_store(&s->offset, 0);
