@@ -20,19 +20,26 @@ SLOW_FOR_S = 1.0
 
 @serves(READ)
 def read(server, request):
-    ino, chunk, offset, length = request.fields
+    _, _, offset, length = request.fields
     if length > CHUNK_BYTES_MAX:
         raise fail(errno.EINVAL)
-    data = server.chunks.read_inline(ino, offset, length) if not chunk else None
-    if data is None:
-        piece = server.chunks.piece(ino, chunk)
-        if piece is None:
-            data = b""
-        elif _may_block(server, length):
-            return _read_later(server, request, piece)
-        else:
-            data = _timed(server, piece.read, offset, length)
+    data, piece = _stored(server, request)
+    if piece is not None:
+        if _may_block(server, length):
+            return _read_later(server, request)
+        data = _timed(server, piece.read, offset, length)
     return _read(server, request, data)
+
+
+def _stored(server, request):
+    """``(bytes, None)`` of what is to be read, or ``(None, Piece)`` that has it.  The piece is open until something
+    else is done with the store, unless it is pinned."""
+    ino, chunk, offset, length = request.fields
+    data = server.chunks.read_inline(ino, offset, length) if not chunk else None
+    if data is not None:
+        return data, None
+    piece = server.chunks.piece(ino, chunk)
+    return (b"", None) if piece is None else (None, piece)
 
 
 def _read(server, request, data):
@@ -66,8 +73,12 @@ def _timed(server, transfer, offset, what):
     return result
 
 
-async def _read_later(server, request, piece):
+async def _read_later(server, request):
+    """By a thread.  This begins a while after the request came: only now is known what there is to read."""
     _, _, offset, length = request.fields
+    data, piece = _stored(server, request)
+    if piece is None:
+        return _read(server, request, data)
     server.chunks.pin(piece)
     try:
         data = await server.io(piece.read, offset, length)

@@ -103,6 +103,24 @@ async def test_openings_end_with_the_connection(world):
 
 
 @run
+async def test_threads_work_on_the_files_that_were_meant(world):
+    """Chunk files are closed, and their descriptors given to others, between a request and the thread that serves it."""
+    attrs = [await world.create(b"/f%d" % number) for number in range(20)]
+    texts = [b"%02d" % number * (CHUNK // 2) for number in range(20)]
+    for server in world.servers:
+        server.chunks._open_share = 2
+        server.disk_slow_until = float("inf")
+
+    async def write_and_read(number):
+        for _ in range(3):
+            await world.write(attrs[number], b"/f%d" % number, 0, texts[number] * 3, bulk=True)
+            assert await world.read(attrs[number].ino, 0, 3 * CHUNK) == texts[number] * 3
+
+    await asyncio.gather(*(write_and_read(number) for number in range(20)))
+    assert [await world.read(attr.ino, CHUNK, CHUNK) for attr in attrs] == texts
+
+
+@run
 async def test_removal_goes_on_after_a_crash_and_a_dead_server(world):
     attr = await world.create(b"/f")
     await world.write(attr, b"/f", 0, b"x" * (CHUNK * 9))
