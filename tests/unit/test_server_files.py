@@ -104,7 +104,7 @@ async def test_openings_end_with_the_connection(world):
 
 @run
 async def test_threads_work_on_the_files_that_were_meant(world):
-    """Chunk files are closed, and their descriptors given to others, between a request and the thread that serves it."""
+    """Chunk files are closed, and others get their descriptors, between a request and the thread that serves it."""
     attrs = [await world.create(b"/f%d" % number) for number in range(20)]
     texts = [b"%02d" % number * (CHUNK // 2) for number in range(20)]
     for server in world.servers:
