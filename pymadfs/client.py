@@ -490,12 +490,18 @@ class FileSystem(FileData):
 
     def _rename_tree(self, old, new, flags):
         """Rename a directory or exchange names: asked of one server, which does one at a time.  May take a while."""
-        ticket, begin = int.from_bytes(posix.urandom(8), "little"), 1
+        ticket, begin, lost = int.from_bytes(posix.urandom(8), "little"), 1, 0
         while True:
-            reply, _ = self._call(owner(b"/", self.servers), MOVETREE, old + new, flags, len(old), ticket, begin)
+            try:
+                reply, _ = self._call(owner(b"/", self.servers), MOVETREE, old + new, flags, len(old), ticket, begin)
+            except OSError as error:
+                lost += 1
+                if error.errno != errno.EIO or lost > RENAME_TRIES:
+                    raise
+                continue  # it may be back already, and knows the ticket
             if reply.done:
                 return
-            begin = 0
+            begin, lost = 0, 0
 
     def where(self, ino):
         """The path of a directory that has moved since it was made; None when it has not, or is gone."""

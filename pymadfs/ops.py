@@ -233,8 +233,8 @@ WHERE = Op(29, "where", "ino:Q", "", retry=True,
            doc="Where a directory that was born here is now, in the reply's tail. ENOENT: it never moved, or is gone.")
 MOVETREE = Op(30, "movetree", "flags:I length:H ticket:Q begin:B", "done:B",
               doc="Rename the directory `tail[:length]` to `tail[length:]` (RENAME_NOREPLACE), or exchange two names "
-                  "of any kind (RENAME_EXCHANGE). Asked of the owner of the root. Not `done`: ask again with the same "
-                  "ticket and begin 0.")
+                  "of any kind (RENAME_EXCHANGE). Asked of the owner of the root. Not `done`, or the "
+                  "server was lost: ask again with the same ticket and begin 0.")
 FREEZE = Op(31, "freeze", "id:Q flags:I length:H", "below:B", peer=True, retry=True,
             doc="Park requests for what is at or below the names `tail[:length]` and `tail[length:]` until TREE's "
                 "THAW; answered when nothing is under way there, with whether something is below the second.")

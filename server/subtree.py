@@ -12,7 +12,11 @@ Entries are placed by the hash of their full path, so all that is below a direct
     thaw       the intent is deleted, all servers go on
 
 Before the commit, any failure thaws everything: nothing happened.  After it, each step may be repeated; it is, when a
-server died, until it is back.  Meanwhile the two names answer EIO, and so does any other rename of a directory.
+server died, until it is back.  Meanwhile the two names answer EIO, and so does any other rename of a directory.  Who
+asked is told EIO when that takes longer than RETURN_S.
+
+A client names its rename by a ticket, which is stored with the commit (tickets.py): it may ask again, also a
+coordinator that was started again, and hears what became of it.
 """
 import asyncio
 import errno
@@ -44,10 +48,13 @@ from .frozen import (
 )
 from .meta import check_new_path, ino_of, is_directory, key_number, now_ns
 from .relocate import CROSSING, LOCATION, PLACED, RESERVE, freeze_here, patiently, place_here
+from .tickets import Tickets
 
 INTENTS = b"TI"
 INTENT = Record("Tree", "flags:I replaced:B phase:B now:q old:H new:H moved:H back:H moves:i comes:i")
 WAIT_S = 1.0  # until a client whose rename takes longer is told to ask again
+RETURN_S = 2.0  # for a server that was lost to be back before a client is told EIO: one that began anew is
+OVER_S = 0.01  # between looks whether a rename is complete
 THAW_S = 1.0  # how long the answer to a client waits for servers that may be dead
 JOBS_MAX = 256  # answers kept for clients that ask again
 
@@ -155,7 +162,8 @@ class Subtrees:
         self.active = set()  # numbers of renames that some server may be frozen for
         self.insisting = False  # one is committed and waits for a server that is dead
         self.turn = asyncio.Lock()
-        self.jobs = {}  # (connection, ticket) -> Job
+        self.jobs = {}  # ticket -> Job
+        self.tickets, self.return_s = None, RETURN_S  # see tickets.py
 
     def job(self, key):
         return self.jobs.get(key)
@@ -169,23 +177,53 @@ class Subtrees:
 
 @serves(MOVETREE)
 def move_tree(server, request):
-    flags, length, ticket, begin = request.fields
+    flags, length, ticket, _ = request.fields
     if coordinator(server) != server.number:
         raise fail(errno.EPROTO)
     old, new = request.tail[:length], request.tail[length:]
-    key = request.conn, ticket
-    job = server.subtrees.job(key)
+    job = server.subtrees.job(ticket)
     if job is None:
-        if not begin:
-            raise fail(errno.EIO)  # this server was started again meanwhile: who knows how that rename ended
+        number = server.subtrees.tickets.number(ticket)
+        if number is not None:  # this server was started again since
+            job = Job(server.spawn(_over(server, number)))
+            server.subtrees.add(ticket, job)
+            return job.answer(server, request)
         if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE or old[:1] != b"/":
             raise fail(errno.EINVAL)
         if old == b"/":
             raise fail(errno.EBUSY)
         check_new_path(new)
-        job = Job(server.spawn(_rename(server, Who(request.uid, request.gid, 0, request.groups), flags, old, new)))
-        server.subtrees.add(key, job)
+        who = Who(request.uid, request.gid, 0, request.groups)
+        job = Job(server.spawn(_rename_patiently(server, who, flags, old, new, ticket)))
+        server.subtrees.add(ticket, job)
     return job.answer(server, request)
+
+
+async def _over(server, number):
+    """Return when the committed rename ``number`` is complete.  Raises OSError EIO when that takes long."""
+    until = server.loop.time() + server.subtrees.return_s
+    while number in server.subtrees.active:
+        if server.loop.time() > until:
+            raise fail(errno.EIO)
+        await asyncio.sleep(OVER_S)
+
+
+async def _rename_patiently(server, *arguments):
+    """As ``_rename``, and once more while a server that was lost may be back soon: EIO from it means that nothing
+    happened, or that it is committed, which is waited for."""
+    until = server.loop.time() + server.subtrees.return_s
+    while True:
+        try:
+            return await _rename(server, *arguments)
+        except OSError as error:
+            number = server.subtrees.tickets.number(arguments[-1])
+            if error.errno != errno.EIO:
+                raise
+            if number is not None:
+                return await _over(server, number)
+            if server.loop.time() > until:
+                raise
+            await server.pause()
 
 
 # --- asking servers -------------------------------------------------------------------------------------------------
@@ -218,7 +256,7 @@ async def _freeze(server, move, number):
 # --- one rename -----------------------------------------------------------------------------------------------------
 
 
-async def _rename(server, who, flags, old, new):
+async def _rename(server, who, flags, old, new, ticket):
     """Raises OSError or Restart when it is refused; EIO: also when it will be completed later."""
     trees = server.subtrees
     if trees.insisting:
@@ -231,7 +269,7 @@ async def _rename(server, who, flags, old, new):
             return
         trees.active.add(move.number)
         try:
-            committed = await _prepare(server, move, who)
+            committed = await _prepare(server, move, who, ticket)
         except Exception:
             await _thaw(server, move)
             raise
@@ -280,7 +318,7 @@ async def _plan(server, move, who, reserve):
     return Plan(bool(existing), *((-1, 1 - comes) if crossing else (-comes, 0)))
 
 
-async def _prepare(server, move, who):
+async def _prepare(server, move, who, ticket):
     """Freeze, look again and commit; -> False when there is nothing to do after all."""
     below = await _everywhere(server, lambda number: _freeze(server, move, number))
     plan = await _plan(server, move, who, reserve=RESERVE)
@@ -289,6 +327,7 @@ async def _prepare(server, move, who):
     if plan.replaced and any(below):
         raise fail(errno.ENOTEMPTY)
     move.replaced, move.links, move.now = plan.replaced, (plan.moves, plan.comes), now_ns()
+    server.subtrees.tickets.put(ticket, move.number)
     _write_intent(server, move)
     return True
 
@@ -407,6 +446,7 @@ async def _insist(server, move):
 def resume_trees(server):
     """At start: complete what was committed; take back what was not."""
     server.subtrees = Subtrees()
+    server.subtrees.tickets = Tickets(server.kv)
     for key, record in server.kv.scan(INTENTS, b"", FREEZES_MAX):
         move = Move.unpack(key_number(key), record)
         server.subtrees.active.add(move.number)

@@ -111,6 +111,7 @@ class World:
     """``count`` servers with their stores in ``path``; ``trap`` is (server, op, "before" or "after", victim):
     the victim dies when the server is about to call op, or has its answer."""
 
+    return_s = 0.02  # see server/subtree.py
     settings: ClassVar[dict] = {"MADFS_GRACE_MS": "0", "MADFS_LINGER_MS": "0"}
 
     def __init__(self, path, count=3, make_kv=MemoryKV):
@@ -134,6 +135,7 @@ class World:
         server.conns.update(range(-self.count, 10))
         self.servers[number] = server
         handlers.start(server)
+        server.subtrees.return_s = self.return_s
 
     def crash(self, number):
         """kill -9: what was not committed is gone, nothing more happens."""
@@ -242,9 +244,9 @@ class World:
     async def link(self, ino, new, hint=b"", **user):
         await self.ask(self.owner(new), LINK, new + hint, ino, len(new), **user)
 
-    async def rename_tree(self, old, new, flags=0, **user):
+    async def rename_tree(self, old, new, flags=0, ticket=0, **user):
         """MOVETREE, asked until it is done."""
-        ticket, begin = int.from_bytes(os.urandom(7), "little"), 1
+        ticket, begin = ticket or int.from_bytes(os.urandom(7), "little"), 1
         while True:
             reply, _ = await self.ask(self.owner(b"/"), MOVETREE, old + new, flags, len(old), ticket, begin, **user)
             if reply.done:

@@ -10,7 +10,8 @@ import pytest
 from server_world import CHUNK, World, code, run
 
 from pymadfs.ops import INSTALL, OPEN, READDIR, REMOVEXATTR, SET_MODE, SETATTR, SETXATTR, TREE, WHERE
-from pymadfs.server import frozen
+from pymadfs.server import frozen, tickets
+from pymadfs.server.kv import MemoryKV
 
 NOREPLACE, EXCHANGE = 1, 2
 
@@ -399,6 +400,67 @@ async def crash_at(path, flags, victim, step):
     assert await walk(world) == moved(found, b"/to", b"/on")
     await world.stop()
     return bool(dead), found == after
+
+
+async def ask_again(path, victim, step):
+    """A client loses the coordinator or another server at message ``step`` and asks again; -> whether one died."""
+    world = World(path)
+    messages, died = itertools.count(), []
+
+    def watch(number, server, op, when):
+        if next(messages) == step:
+            died.append(op.name)
+            world.crash(victim)
+
+    await plant(world, b"/a", depth=1, files=2)
+    await world.mkdir(b"/to")
+    tree = await walk(world)
+    world.watch = watch
+    for tries in range(3):
+        try:
+            await world.rename_tree(b"/a", b"/to/b", ticket=99)
+            break
+        except OSError as error:
+            assert error.errno == errno.EIO and tries < 2
+        world.watch = None
+        world.start(victim)
+        await world.quiet()
+        if world.owner(b"/") != victim:
+            world.servers[world.owner(b"/")].subtrees.jobs.clear()  # else it repeats what it said
+    world.watch = None
+    if world.servers[victim] is None:
+        world.start(victim)
+    await world.quiet()
+    assert await walk(world) == moved(tree, b"/a", b"/to/b"), (step, died)
+    await world.rename_tree(b"/a", b"/to/b", ticket=99)  # and once more
+    clean(world)
+    await world.stop()
+    return bool(died)
+
+
+@pytest.mark.parametrize("role", ["coordinator", "another"])
+def test_who_asks_again_for_a_rename_hears_what_became_of_it(tmp_path, role):
+    async def main():
+        root = World(tmp_path / "root")
+        victim = (root.owner(b"/") + (role == "another")) % 3
+        await root.stop()
+        for step in range(0, 1000, 6):
+            if not await asyncio.wait_for(ask_again(tmp_path / str(step), victim, step), 20):
+                assert step > 20
+                return
+
+    asyncio.run(main())
+
+
+def test_the_oldest_tickets_are_forgotten():
+    kv = MemoryKV()
+    known = tickets.Tickets(kv)
+    for ticket in range(tickets.KEPT + 10):
+        known.put(ticket * 7, ticket)
+    kv.commit()
+    for each in (known, tickets.Tickets(kv)):
+        assert each.number(9 * 7) is None and each.number(10 * 7) == 10 and each.number(7 * (tickets.KEPT + 9))
+    assert len(kv.items) == tickets.KEPT
 
 
 def crash_everywhere(tmp_path, flags, victim, steps, expected):
