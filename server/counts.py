@@ -23,6 +23,7 @@ def owe(server, ino, change, path, now):
     ``now`` (ns).  Returns the debt's number; once it is committed, ``settle`` it."""
     number = server.meta.serial()
     server.kv.put(debt_key(number), DEBT.pack(ino, change, now) + path)
+    server.intents.add(number)
     if not ino:
         server.linking[number] = path
     return number

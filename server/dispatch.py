@@ -30,7 +30,7 @@ from .directories import Directories, Wait
 from .frozen import Freezes
 from .inodes import purge
 from .loans import Loans
-from .meta import Meta, debt_key, has_times, inode_key, with_times
+from .meta import Meta, debt_key, has_times, inode_key, intent_key, with_times
 from .openings import KEPT, Openings
 from .syncer import Syncer
 
@@ -152,6 +152,7 @@ class Server:
         self.unsure = False  # after a crash: openings that clients have not told again may exist
         self.intents = set()  # renames and debts of ours that other servers may not know yet
         self.applied = {}  # server -> renames and debts of its applied here, oldest first
+        self.over = {}  # server -> below this number its renames and debts are over, as far as known
         self.debts = {}  # server -> debts that wait for it (counts.py)
         self.inode_owners = {}  # ino -> uid, answers for handlers that waited for them
         self.bytes_in = self.bytes_out = 0
@@ -410,6 +411,8 @@ class Server:
         self.chunks.rolled_back()
         self.locking.rolled_back()
         self.dirs.forget_all()
+        self.intents = {number for number in self.intents
+                        if self.kv.get(debt_key(number)) is not None or self.kv.get(intent_key(number)) is not None}
         for request, _ in outbox:
             self.rpc.fail(request, error)
 

@@ -26,7 +26,6 @@ from .dispatch import serves
 from .inodes import lower
 from .meta import (
     PURGE,
-    applied_key,
     check_new_path,
     entry_key,
     inode_key,
@@ -38,7 +37,7 @@ from .meta import (
     target_of,
 )
 from .openings import KEPT
-from .rename import remember
+from .rename import is_applied, remember
 
 LINKS_MAX = 65000  # names of one inode, as in ext4
 
@@ -144,7 +143,7 @@ def _raised(server, ino, hint, now):
 @serves(COUNT)
 def count(server, request):
     ino, change, now, number, below, origin = request.fields
-    known = server.kv.get(applied_key(origin, number)) is not None
+    known = is_applied(server, origin, number)
     value = b""
     if not ino:
         if not known:

@@ -271,7 +271,7 @@ def install(server, request):
     end = length + 4 * groups
     new, target = request.tail[:length], request.tail[end:]
     who = Who(uid, gid, 0, frozenset(struct.unpack(f"<{groups}I", request.tail[length:end])))
-    if server.kv.get(applied_key(origin, number)) is not None:
+    if is_applied(server, origin, number):
         return (), b""
     check_new_path(new)
     freeze = server.freezes.over(new)
@@ -291,9 +291,15 @@ def install(server, request):
     return (), b""
 
 
+def is_applied(server, origin, number):
+    """Whether a rename or debt of server ``origin`` was applied here: it is remembered, or over (asked again late)."""
+    return server.kv.get(applied_key(origin, number)) is not None or number < server.over.get(origin, 0)
+
+
 def remember(server, origin, number, below):
     """This rename or debt was applied here; forget those of ``origin`` that are over."""
     server.kv.put(applied_key(origin, number), b"")
+    server.over[origin] = max(below, server.over.get(origin, 0))
     known = server.applied.setdefault(origin, [])
     for old in [old for old in known if old < below]:
         server.kv.delete(applied_key(origin, old))

@@ -104,7 +104,8 @@ def kill_clients(tmp_path, monkeypatch, seeds):
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         until = time.monotonic() + 20
         while stored(store):
-            assert time.monotonic() < until, "what was open and removed is not freed"
+            assert time.monotonic() < until, "what was open and removed is not freed: " + str(call(
+                [*MADFS, "fsck", "--cluster", path]))
             os.sched_yield()
     finally:
         subprocess.run([*MADFS, "down", "--cluster", path], check=True, timeout=60)
@@ -116,7 +117,8 @@ def one_round(environment, path, seed, clients=3):
     chance, mount = random.Random(seed), environment["MADFS_MOUNT"]
     subprocess.run(["mkdir", "-p", f"{mount}/shared"], env=environment, check=True, timeout=60)
     workers = [subprocess.Popen([sys.executable, "-c", WORKER, mount, str(number), str(seed)], env=environment,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for number in range(clients)]
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+               for number in range(clients)]
     told = []
     try:
         for worker in workers:
@@ -128,7 +130,7 @@ def one_round(environment, path, seed, clients=3):
         outputs = [worker.communicate(timeout=60) for worker in workers]
     for output, errors in outputs:
         assert b"Traceback" not in errors, errors.decode()
-        told.append(int(output.split()[-1]) if output.split() and output.endswith(b"\n") else 0)
+        told.append(int((b"0\n" + output).split(b"\n")[-2]))  # the last whole line
     for number in range(clients):
         until = time.monotonic() + 10
         while True:  # locks are free when the servers have noticed
