@@ -35,7 +35,7 @@ enum {
   HIGH_MAX = 1024,  // where spare placeholders go: below this and below the limit
   HIGH_ROOM = 128,
   INTERNAL_FROM = 4096,  // where internal descriptors go, or from a lower limit on: higher ones make fork slow
-  INTERNAL_ROOM = 1024,
+  INTERNAL_ROOM = 16384,
   STATE_TEXT = 64,
   SAID = 1 << 14,
 };
@@ -138,6 +138,9 @@ static struct height rise(void) {
   struct rlimit higher = {(rlim_t)h.from + INTERNAL_ROOM, h.limit.rlim_max};
   if (higher.rlim_max < higher.rlim_cur) higher.rlim_max = higher.rlim_cur;  // root may
   h.raised = !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
+  higher.rlim_cur = higher.rlim_max = h.limit.rlim_max;  // who else may not may use what there is
+  if (!h.raised && higher.rlim_max >= (rlim_t)h.from + HIGH_ROOM)
+    h.raised = !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
   if (!h.raised) h.from = h.limit.rlim_cur > 2 * HIGH_ROOM ? (int)h.limit.rlim_cur - HIGH_ROOM : h.from / 2;
   return h;
 }

@@ -171,7 +171,8 @@ def command_doctor(options):
         return 0
     report = []
     status = command_run_quietly(options, report)
-    print("\n".join(trace.table(report[0])), f"{argv[0]} ended with status {status}", sep="\n")
+    ended = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+    print("\n".join(trace.table(report[0])), f"{argv[0]} {ended}", sep="\n")
     return 1 if report[0].sites_left or not report[0].processes else 0
 
 

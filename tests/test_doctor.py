@@ -310,6 +310,11 @@ except PermissionError: print('as a file')
     assert counts["epoll_ctl"][2] == 1 and "EPERM" in counts["epoll_ctl"][4]
 
 
+def test_trace_says_which_signal_ended_the_program(madfs):
+    done = madfs("doctor", "--trace", "--servers", 1, "--", "sh", "-c", "kill -9 $$")
+    assert done.stdout.endswith("sh was ended by SIGKILL\n"), done
+
+
 def test_nothing_is_counted_without_trace(madfs, tmp_path):
     assert madfs("run", "--servers", 1, "--", "sh", "-c", "test -z \"$MADFS_TRACE\" && : > /madfs/x").returncode == 0
     empty = tmp_path / "empty"

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -498,6 +499,28 @@ static void many(void) {
   }
 }
 
+// More files than there are descriptors: each is closed when it is mapped.
+static void closed_files(void) {
+  enum { FILES = 600 };
+  struct rlimit few = {300, 0};
+  char *at[FILES], name[16];
+  getrlimit(RLIMIT_NOFILE, &few);
+  int files = few.rlim_max < 4096 ? 150 : FILES;
+  few.rlim_cur = 300;
+  setrlimit(RLIMIT_NOFILE, &few);
+  for (int i = 0; i < files; i++) {
+    snprintf(name, sizeof name, "f%d", i);
+    int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644);
+    ftruncate(fd, 100);
+    at[i] = map(fd, 100, RW, MAP_SHARED, 0);
+    close(fd);
+    at[i][99] = '*';
+  }
+  say("next", open("f0", O_RDONLY));
+  for (int i = 0; i < files; i++) munmap(at[i], 100);
+  content("f149");
+}
+
 // More parts than anybody would expect, and all of them gone by one call.
 static void pieces(void) {
   enum { PARTS = 1500, FILES = 3 };
@@ -622,7 +645,7 @@ static const struct {
     {"msync", errors_of_msync}, {"moving", moving},           {"cutting", cutting},   {"protection", protection},
     {"advice", advice},         {"closed", closed},           {"children", children}, {"ends", ends},
     {"killed", killed},         {"many", many},               {"sparse", sparse},
-    {"pieces", pieces},
+    {"pieces", pieces},         {"closed_files", closed_files},
     {"race", race},             {"holes", holes},
 };
 

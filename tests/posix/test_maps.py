@@ -31,6 +31,7 @@ def test_maps(runner, maps, name):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name, rounds", [("race", 100), ("ends", 1), ("killed", 1), ("children", 1)])
 def test_a_hundred_times(runner, maps, name, rounds):
     for _ in range(100):
