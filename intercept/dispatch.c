@@ -299,7 +299,7 @@ static bool follows(const struct madfs_frame *f, const struct madfs_row *row) {
 static bool names_file(struct madfs_frame *f, const struct madfs_row *row) {
   static const struct {
     int call, instead, count;
-  } like[] = {{CALL_fchmodat, CALL_fchmod, 2},       {CALL_fchownat, CALL_fchown, 3},
+  } like[] = {{CALL_fchmodat, CALL_fchmod, 3},       {CALL_fchownat, CALL_fchown, 4},
               {CALL_futimesat, CALL_futimes, 2},     {CALL_utimensat, CALL_futimens, 3},
               {CALL_faccessat, CALL_faccess, 3},     {CALL_truncate, CALL_truncate_again, 2},
               {CALL_setxattr, CALL_fsetxattr, 5},    {CALL_getxattr, CALL_fgetxattr, 4},
@@ -389,7 +389,7 @@ static bool reopens(struct madfs_frame *f, const struct madfs_row *row, enum mad
   int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]), which = -1;
   long flags = integer(f, &row->parameter[1]);
   if (fd < 0 || (flags & (O_PATH | O_NOFOLLOW)) == (O_PATH | O_NOFOLLOW)) return false;
-  bool exclusive = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
+  bool exclusive = (flags & (O_CREAT | O_EXCL | O_PATH)) == (O_CREAT | O_EXCL);
   if (is_no_way_to_open(flags) || flags & O_NOFOLLOW || exclusive) {
     *verdict = answer(f, is_no_way_to_open(flags) ? -EINVAL : exclusive ? -EEXIST : -ELOOP);
     return true;
@@ -536,6 +536,24 @@ static bool refuses_flags(const struct madfs_frame *f, const struct madfs_row *r
                                          (flags & RENAME_EXCHANGE && flags & (RENAME_NOREPLACE | RENAME_WHITEOUT)));
 }
 
+// Whether a relative path starts at a descriptor of ours that is no directory: what has no name leads nowhere, but
+// ENOTDIR comes before ENOENT.
+static bool starts_at_file(const struct madfs_frame *f, const struct madfs_row *row) {
+  for (unsigned i = 0; i < row->count; i++) {
+    const struct madfs_parameter *p = &row->parameter[i];
+    if (p->kind != PARAMETER_AT || p->directory < 0) continue;
+    int slot = madfs_fd_slot(directory_of(f, p)), ignored;
+    if (slot < 0 || (madfs_slot_flags(slot) & O_DIRECTORY)) continue;
+    if (arch_peek_byte((const char *)f->argument[(int)p->argument]) == '/') continue;
+    struct stat file;
+    struct madfs_call call = {.number = CALL_fstat, .count = 2};
+    call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+    call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
+    if (!madfs_failed(madfs_runtime_call(&call, &ignored)) && !S_ISDIR(file.st_mode)) return true;
+  }
+  return false;
+}
+
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
   bool answered;
   if (row->kind == ROW_SHIM) return row->shim->work(f);
@@ -561,6 +579,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   int which = -1;
   long result = madfs_runtime_call(&call, &which);
   if (result == MADFS_HOST_PATH) return escape(f, row, row->parameter, which, names.ours);
+  if (result == -ENOENT && starts_at_file(f, row)) result = -ENOTDIR;
   if (row->call == CALL_mmap && !madfs_failed(result)) {
     if (f->argument[3] & MAP_FIXED) mapped_over(f, result);
     if ((f->argument[2] & PROT_EXEC) && is_private_file(f)) scan_ours(f, &call, result);

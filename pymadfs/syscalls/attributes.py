@@ -172,9 +172,19 @@ def fchmodat(path, mode, flags):
 
 
 @call
-def fchmod(handle, mode):
-    files.fs.fsetattr(opened(handle), SET_MODE, mode=mode & 0o7777)
+def fchmod(handle, mode, flags):
+    file = _by_descriptor(handle, flags)
+    if file.mode & S_IFMT == S_IFLNK:
+        raise fail(errno.EOPNOTSUPP)
+    files.fs.fsetattr(file, SET_MODE, mode=mode & 0o7777)
     return 0
+
+
+def _by_descriptor(handle, flags):
+    """The open file of a handle.  open(2): O_PATH is for AT_EMPTY_PATH, which is looked up as a path."""
+    if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
+        raise fail(errno.EINVAL)
+    return file_of(handle) if flags & abi.AT_EMPTY_PATH else opened(handle)
 
 
 def _owners(uid, gid):
@@ -194,8 +204,8 @@ def fchownat(path, uid, gid, flags):
 
 
 @call
-def fchown(handle, uid, gid):
-    file = opened(handle)
+def fchown(handle, uid, gid, flags):
+    file = _by_descriptor(handle, flags)
     valid, uid, gid = _owners(uid, gid)
     files.fs.fsetattr(file, valid, uid=uid, gid=gid)
     return 0
@@ -252,12 +262,17 @@ def utimensat(path, times, flags):
 
 @call
 def futimens(handle, times, flags):
-    file = file_of(handle) if flags & abi.AT_EMPTY_PATH else opened(handle)
-    if flags & ~abi.AT_EMPTY_PATH & ~(abi.AT_SYMLINK_NOFOLLOW if flags & abi.AT_EMPTY_PATH else 0):
+    try:
+        valid, atime, mtime = _timespecs(times)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            _by_descriptor(handle, flags)  # comes first
+        raise
+    if not valid:  # Linux looks at nothing else
+        return 0
+    if flags == abi.AT_SYMLINK_NOFOLLOW:  # without a path
         raise fail(errno.EINVAL)
-    valid, atime, mtime = _timespecs(times)
-    if valid:
-        files.fs.fsetattr(file, valid, atime=atime, mtime=mtime)
+    files.fs.fsetattr(_by_descriptor(handle, flags), valid, atime=atime, mtime=mtime)
     return 0
 
 
@@ -280,7 +295,7 @@ def futimesat(path, times):
 
 @call
 def futimes(handle, times):
-    file = file_of(handle)
+    file = opened(handle)
     valid, atime, mtime = _timevals(times)
     files.fs.fsetattr(file, valid, atime=atime, mtime=mtime)
     return 0

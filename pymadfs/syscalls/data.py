@@ -36,8 +36,10 @@ def _writable_file(handle):
 
 
 def _range(offset, count):
-    """EINVAL for what no file can have, checked before ``count`` is limited to RW_MAX."""
-    if offset < 0 or count < 0 or offset + count > abi.OFFSET_MAX:
+    """EFAULT and EINVAL for what no buffer and no file can have, checked before ``count`` is limited to RW_MAX."""
+    if count < 0:  # no address has so much behind it
+        raise fail(errno.EFAULT)
+    if offset < 0 or offset + count > abi.OFFSET_MAX:
         raise fail(errno.EINVAL)
 
 

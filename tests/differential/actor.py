@@ -22,6 +22,10 @@ libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
 libc.getxattr.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
 libc.getxattr.restype = ctypes.c_ssize_t
 libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
+libc.pwritev2.argtypes = libc.preadv2.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long,
+                                                  ctypes.c_int]
+libc.pwritev2.restype = libc.preadv2.restype = ctypes.c_ssize_t
+libc.faccessat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 NO_FILE = 9999  # what a number stands for that was never opened, or is closed
@@ -104,6 +108,58 @@ def ftruncate(number, size):
     os.ftruncate(fd_of(number), size)
 
 
+def one_vector(buffer):
+    return (ctypes.c_size_t * 2)(ctypes.addressof(buffer), len(buffer))
+
+
+@call
+def pwritev2(number, data, offset, flags):
+    buffer = ctypes.create_string_buffer(data.encode("latin-1"), len(data))
+    done = libc.pwritev2(fd_of(number), one_vector(buffer), 1, offset, flags)
+    return raise_errno() if done < 0 else done
+
+
+@call
+def preadv2(number, count, offset, flags):
+    buffer = ctypes.create_string_buffer(max(count, 1))
+    done = libc.preadv2(fd_of(number), one_vector(buffer), 1, offset, flags)
+    return raise_errno() if done < 0 else text(buffer.raw[:done])
+
+
+@call
+def writev(number, *parts):
+    return os.writev(fd_of(number), [part.encode("latin-1") for part in parts])
+
+
+@call
+def sendfile(number, other, offset, count):
+    return os.sendfile(fd_of(number), fd_of(other), offset, count)
+
+
+@call
+def advise(number, length, advice):
+    os.posix_fadvise(fd_of(number), 0, length, advice)
+
+
+@call
+def holes(number):
+    """Where holes begin and end is the file system's affair: whether they hold only zeros, and end with the file."""
+    fd, at, wrong = fd_of(number), 0, []
+    size = os.fstat(fd).st_size
+    while at < size:
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = size
+        if any(os.pread(fd, min(data - at, 1 << 20), at)):
+            wrong.append([at, data])
+        at = os.lseek(fd, data, os.SEEK_HOLE) if data < size else size
+    os.lseek(fd, 0, os.SEEK_SET)
+    return wrong, at == size
+
+
 @call
 def truncate(path, size):
     os.truncate(path, size)
@@ -147,6 +203,61 @@ def access(path, mode):
 
 def raise_errno():
     raise OSError(ctypes.get_errno(), "")
+
+
+@call
+def faccess(path, mode, flags):
+    if libc.faccessat(-100, os.fsencode(path), mode, flags):
+        raise_errno()
+
+
+@call
+def one_inode(path):
+    """What all calls that tell it say of one inode."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        infos = [os.lstat(path), os.fstat(fd), os.stat(f"/proc/self/fd/{fd}")]
+        if infos[0].st_mode & 0o170000 == 0o120000:
+            infos.pop()  # that of the link's target
+    finally:
+        os.close(fd)
+    return len({(info.st_dev, info.st_blocks, info.st_blksize, *status(info).values()) for info in infos})
+
+
+@call
+def become(uid, groups):
+    """Another effective user, for one who is root underneath."""
+    os.setresuid(-1, 0, -1)
+    os.setgroups(groups)
+    os.setresgid(-1, uid, -1)
+    os.setresuid(-1, uid, -1)
+
+
+@call
+def open_at(number, other, name, flags, mode):
+    fd = os.open(name, flags | os.O_NONBLOCK, mode, dir_fd=fd_of(number))
+    close(other) if other in files else None
+    files[other] = fd
+
+
+@call
+def mkdir_at(number, name, mode):
+    os.mkdir(name, mode, dir_fd=fd_of(number))
+
+
+@call
+def unlink_at(number, name):
+    os.unlink(name, dir_fd=fd_of(number))
+
+
+@call
+def rename_at(number, name, other, new):
+    os.rename(name, new, src_dir_fd=fd_of(number), dst_dir_fd=fd_of(other))
+
+
+@call
+def stat_at(number, name):
+    return status(os.stat(name, dir_fd=fd_of(number), follow_symlinks=False))
 
 
 @call
@@ -220,6 +331,16 @@ def fchmod(number, mode):
 @call
 def chown(path, uid, gid, follow):
     os.chown(path, uid, gid, follow_symlinks=follow)
+
+
+@call
+def fchown(number, uid, gid):
+    os.fchown(fd_of(number), uid, gid)
+
+
+@call
+def futime(number, atime, mtime):
+    os.utime(fd_of(number), ns=(atime, mtime))
 
 
 @call
@@ -375,6 +496,28 @@ def removexattr(path, name):
 
 
 @call
+def fsetxattr(number, name, value, flags):
+    os.setxattr(fd_of(number), name, value.encode(), flags)
+
+
+@call
+def fgetxattr(number, name):
+    return text(os.getxattr(fd_of(number), name))
+
+
+@call
+def fremovexattr(number, name):
+    os.removexattr(fd_of(number), name)
+
+
+@call
+def lock(number, command, kind, start, length, whence):
+    """fcntl's locks of processes (5, 6) and of open files (36, 37); of one in the way, that there is one."""
+    found = fcntl.fcntl(fd_of(number), command, struct.pack("hhqqi4x", kind, whence, start, length, 0))
+    return struct.unpack_from("h", found)[0] == fcntl.F_UNLCK
+
+
+@call
 def flock(number, operation):
     fcntl.flock(fd_of(number), operation | fcntl.LOCK_NB)
 
@@ -401,6 +544,8 @@ def begin(directory, uid):
     while kept:
         os.close(kept.pop())
     os.umask(0o022)
+    if os.getresuid()[2] == 0:
+        become(0, [])
     os.chdir(directory)
     if uid and os.geteuid() != uid:
         os.setgroups([])

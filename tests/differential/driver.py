@@ -75,6 +75,7 @@ class Side:
     def tree(self):
         """Everything below the top, as the first actor sees it."""
         found, directories = {}, ["{top}"]
+        self.ask(0, "become", 0, [])
         while directories:
             directory = directories.pop()
             listing = self.result(0, "list", directory)

@@ -23,6 +23,10 @@ OLD = 1_000_000_000 * 10**9
 
 NANOSECONDS = st.sampled_from(((1 << 30) - 1, (1 << 30) - 2, 0, 999_999_999, 1_000_000_000, -1))
 
+LAST = st.sampled_from(("a", "b", "e", "e/a", "e/..", ".", "l", "x" * 256))
+IDS = st.sampled_from((-1, 0, NOBODY, 1000))
+WHO = st.sampled_from(((0, []), (NOBODY, []), (1000, []), (1000, [NOBODY]), (1001, [1000, 0])))
+
 numbers = st.integers(0, 2)
 names = st.sampled_from(AT_FILE)
 directories = st.sampled_from(DIRECTORIES)
@@ -71,6 +75,13 @@ NAMESPACE = [
     st.tuples(st.just("readdir"), st.just(0), st.integers(1, 3)),
     st.tuples(st.just("rewinddir"), st.just(0)),
     st.tuples(st.just("listed"), st.just(0)),
+    st.tuples(st.just("one_inode"), paths),
+    st.tuples(st.just("open"), numbers, directories, st.just(os.O_RDONLY | os.O_DIRECTORY), st.just(0)),
+    st.tuples(st.just("open_at"), numbers, numbers, LAST, open_flags, modes),
+    st.tuples(st.just("mkdir_at"), numbers, LAST, modes),
+    st.tuples(st.just("unlink_at"), numbers, LAST),
+    st.tuples(st.just("rename_at"), numbers, LAST, numbers, LAST),
+    st.tuples(st.just("stat_at"), numbers, LAST),
 ]
 
 ATTRIBUTES = [
@@ -83,8 +94,7 @@ ATTRIBUTES = [
     st.tuples(st.just("access"), paths, st.integers(0, 8)),
     st.tuples(st.just("chmod"), paths, modes),
     st.tuples(st.just("fchmod"), numbers, modes),
-    st.tuples(st.just("chown"), paths, st.sampled_from((-1, 0, NOBODY, 1000)), st.sampled_from((-1, 0, NOBODY, 1000)),
-              st.booleans()),
+    st.tuples(st.just("chown"), paths, IDS, IDS, st.booleans()),
     st.tuples(st.just("utime"), paths, st.sampled_from((OLD, OLD + 5, 0)), st.sampled_from((OLD, OLD + 1)),
               st.booleans()),
     st.tuples(st.just("utimens"), paths, NANOSECONDS, NANOSECONDS, st.sampled_from((0, 0, 0x100, 0x8000))),
@@ -112,6 +122,18 @@ ATTRIBUTES = [
     st.tuples(st.just("getxattr"), names, st.sampled_from(("user.a", "user.b", "nothing"))),
     st.tuples(st.just("listxattr"), names),
     st.tuples(st.just("removexattr"), names, st.sampled_from(("user.a", "user.b"))),
+    st.builds(lambda who: ("become", *who), WHO),
+    st.tuples(st.just("faccess"), paths, st.integers(0, 7), st.sampled_from((0, 0x100, 0x200, 0x300))),
+    st.tuples(st.just("one_inode"), names),
+    st.tuples(st.just("fchown"), numbers, IDS, IDS),
+    st.tuples(st.just("futime"), numbers, st.sampled_from((OLD, OLD + 5)), st.just(OLD)),
+    st.tuples(st.just("setxattr"), names, st.sampled_from(("trusted.a", "security.a")), st.just("1"), st.just(0)),
+    st.tuples(st.just("getxattr"), names, st.sampled_from(("trusted.a", "security.a"))),
+    st.tuples(st.just("fsetxattr"), numbers, st.sampled_from(("user.a", "trusted.a")), st.just("1"),
+              st.sampled_from((0, 1, 2))),
+    st.tuples(st.just("fgetxattr"), numbers, st.sampled_from(("user.a", "trusted.a"))),
+    st.tuples(st.just("fremovexattr"), numbers, st.sampled_from(("user.a", "trusted.a"))),
+    st.tuples(st.just("ftruncate"), numbers, sizes),
 ]
 
 DATA = [
@@ -141,6 +163,17 @@ DATA = [
     st.tuples(st.just("flock"), numbers, st.sampled_from((fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN))),
     st.tuples(st.just("lockf"), numbers, st.sampled_from((fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN)),
               st.sampled_from((0, 1, 10)), st.sampled_from((0, 5, 9))),
+    st.tuples(st.just("lock"), numbers, st.sampled_from((5, 6, 36, 37)), st.integers(0, 2),
+              st.sampled_from((0, 5, 9, -3)), st.sampled_from((0, 1, 10, -2)), st.integers(0, 2)),
+    st.tuples(st.just("pwritev2"), numbers, contents, st.sampled_from((-1, 0, 5, 4096)),
+              st.sampled_from((0, 1, 2, 4, 16, 32, 48, 0x1000))),
+    st.tuples(st.just("preadv2"), numbers, sizes, st.sampled_from((-2, -1, 0, 5)), st.sampled_from((0, 1, 0x1000))),
+    st.tuples(st.just("writev"), numbers, contents, contents, contents),
+    st.tuples(st.just("sendfile"), numbers, numbers, st.sampled_from((0, 3, 4096)), sizes),
+    st.tuples(st.just("advise"), numbers, st.sampled_from((0, 1, -1)), st.integers(0, 6)),
+    st.tuples(st.just("holes"), numbers),
+    st.tuples(st.just("ftruncate"), numbers, st.sampled_from((1 << 20, 600_000))),
+    st.tuples(st.just("pwrite"), numbers, contents, st.sampled_from((520_000, 524_288, 1_100_000))),
 ]
 
 KINDS = {"names": (NAMESPACE, (0, 0, 0)), "attributes": (ATTRIBUTES, (0, NOBODY, 1000)), "data": (DATA, (0, 0, 0, 0))}

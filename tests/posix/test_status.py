@@ -206,6 +206,12 @@ for make in (lambda: os.symlink("target", "x"), lambda: os.mkfifo("x"), lambda: 
     after = os.fstat(path)
     print(after.st_nlink, after.st_ino == before.st_ino, stat.S_IFMT(after.st_mode) == stat.S_IFMT(before.st_mode))
 
+unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR)
+print([attempt(call, "x", dir_fd=unnamed) for call in (os.stat, os.mkdir, os.unlink, os.readlink, os.mkfifo)],
+      attempt(os.rename, "x", "y", src_dir_fd=unnamed, dst_dir_fd=unnamed), attempt(os.stat, "/none", dir_fd=unnamed))
+print(attempt(os.open, f"/proc/self/fd/{unnamed}", os.O_PATH | os.O_CREAT | os.O_EXCL) is not None,
+      attempt(os.open, f"/proc/self/fd/{unnamed}", os.O_CREAT | os.O_EXCL))
+
 fill("f")
 files = {"read": os.open("f", os.O_RDONLY), "write": os.open("f", os.O_WRONLY), "path": os.open("f", os.O_PATH),
          "directory": os.open(".", os.O_RDONLY), "none": 999}
@@ -213,7 +219,9 @@ for name, file in files.items():
     print(name, [attempt(os.posix_fadvise, file, 0, length, advice) for length in (0, -1) for advice in (0, 5, 6, 77)],
           raw("readahead", file, 0, 10), [raw("sync_file_range", file, *numbers) for numbers in (
               (0, 0, 0), (0, 0, 7), (0, 0, 8), (-1, 0, 0), (0, -1, 0), (1, 2**63 - 1, 0))],
-          attempt(os.utime, file), [raw("utimensat", file, b"", None, flags) for flags in (0x1000, 0x1100, 0x1001)])
+          attempt(os.utime, file), attempt(os.fchmod, file, 0o644), [raw("fchownat", file, b"", 1, 2, flags)
+                                                                     for flags in (0, 0x1000, 0x1100, 0x2000)],
+          [raw("utimensat", file, b"", None, flags) for flags in (0x1000, 0x1100, 0x1001)])
 """
 
 
