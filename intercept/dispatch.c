@@ -441,6 +441,16 @@ static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_
   return verdict;
 }
 
+// ioctl(FIONBIO), which every descriptor has.
+static long set_blocking(const struct madfs_frame *f, int slot) {
+  int on;
+  uint32_t flags = madfs_slot_flags(slot);
+  if (flags & O_PATH) return -EBADF;
+  if (!madfs_user_in(&on, (const void *)f->argument[2], sizeof on)) return -EFAULT;
+  madfs_slot_set_flags(slot, on ? flags | O_NONBLOCK : flags & ~(uint32_t)O_NONBLOCK);
+  return 0;
+}
+
 // Calls of which C knows more than their row says.
 static enum madfs_verdict answer_special(struct madfs_frame *f, const struct madfs_row *row, bool *answered) {
   uint64_t resolve;
@@ -451,6 +461,7 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
     if (slot == FD_INTERNAL) return answer(f, -EBADF);
     if (row->call == CALL_ioctl && slot >= 0 && (f->argument[1] == FIOCLEX || f->argument[1] == FIONCLEX))
       return MADFS_PASS;
+    if (row->call == CALL_ioctl && slot >= 0 && f->argument[1] == FIONBIO) return answer(f, set_blocking(f, slot));
     if (row->call == CALL_lseek && slot >= 0 && f->argument[2] <= 1 &&
         !(madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)))
       return answer(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));

@@ -420,6 +420,13 @@ static enum madfs_verdict changed(struct madfs_frame *f, const struct madfs_call
   return answer(f, result);
 }
 
+// fchdir(), and chdir("/proc/self/fd/N").
+static enum madfs_verdict enter_slot(struct madfs_frame *f, int slot) {
+  struct madfs_call call = {.number = CALL_chdir_fd, .count = 1};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+  return changed(f, &call);
+}
+
 static bool chdir_concerns(struct madfs_frame *f) { return (void)f, true; }
 
 static enum madfs_verdict chdir_work(struct madfs_frame *f) {
@@ -428,6 +435,8 @@ static enum madfs_verdict chdir_work(struct madfs_frame *f) {
   size_t length;
   long given = madfs_user_text(madfs_local.thread->given[0], MADFS_GIVEN_MAX, (const char *)f->argument[0]);
   if (given < 0) return answer(f, given);
+  int magic = madfs_path_magic(path);
+  if (magic >= 0) return enter_slot(f, madfs_fd_slot(magic));
   int where = madfs_path_locate(AT_FDCWD, path, out, &length);
   if (where < 0) return answer(f, where);
   if (where == PATH_HOST) {
@@ -456,9 +465,7 @@ static enum madfs_verdict fchdir_work(struct madfs_frame *f) {
     if (!madfs_failed(result)) madfs_cwd_clear();
     return answer(f, result);
   }
-  struct madfs_call call = {.number = CALL_chdir_fd, .count = 1};
-  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
-  return changed(f, &call);
+  return enter_slot(f, slot);
 }
 
 const struct madfs_shim madfs_shim_fchdir = {fchdir_concerns, fchdir_work};

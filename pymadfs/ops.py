@@ -370,7 +370,7 @@ Syscall("mprotect", "mprotect(a0, a1, a2)", shim=True,
         note="complete; noted because the text of a file that becomes executable is rewritten first")
 Syscall("pkey_mprotect", "mprotect(a0, a1, a2, a3)", shim=True, note="as mprotect")
 Syscall("ioctl", "ioctl(fd(a0), a1, a2)",
-        note="FIONREAD, FIOCLEX, FIONCLEX; those that share extents (FICLONE): EOPNOTSUPP; others: ENOTTY")
+        note="FIONREAD, FIONBIO, FIOCLEX, FIONCLEX; those that share extents (FICLONE): EOPNOTSUPP; others: ENOTTY")
 Syscall("flock", "flock(a0, a1)", shim=True)
 
 Syscall("newfstatat", "newfstatat(at(a0, a1), a2, a3)", empty="fstat(fd(a0), a2)", flags="a3")

@@ -212,6 +212,15 @@ print([attempt(call, "x", dir_fd=unnamed) for call in (os.stat, os.mkdir, os.unl
 print(attempt(os.open, f"/proc/self/fd/{unnamed}", os.O_PATH | os.O_CREAT | os.O_EXCL) is not None,
       attempt(os.open, f"/proc/self/fd/{unnamed}", os.O_CREAT | os.O_EXCL))
 
+for flags in os.O_RDONLY, os.O_PATH:
+    directory = os.open(".", flags)
+    for end in "", "/", "/.":
+        print(end, attempt(os.chdir, f"/proc/self/fd/{directory}{end}"), os.getcwd() == sys.argv[1])
+print(attempt(os.chdir, f"/proc/self/fd/{unnamed}"), attempt(os.chdir, f"/dev/fd/{directory}"))
+for blocking in False, True:
+    print(attempt(os.set_blocking, unnamed, blocking), os.get_blocking(unnamed))
+    print(attempt(os.set_blocking, directory, blocking))
+
 fill("f")
 files = {"read": os.open("f", os.O_RDONLY), "write": os.open("f", os.O_WRONLY), "path": os.open("f", os.O_PATH),
          "directory": os.open(".", os.O_RDONLY), "none": 999}
