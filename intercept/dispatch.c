@@ -68,7 +68,8 @@ void madfs_classes_fill(void) {
 }
 
 bool madfs_never_ours(long number) {
-  return !madfs_classes[number & (MADFS_CLASSES - 1)] && !madfs_maps_dormant(number);
+  return !madfs_classes[number & (MADFS_CLASSES - 1)] && !madfs_maps_dormant(number) &&
+         !madfs_numbers_dormant(number);
 }
 
 bool madfs_creates_descriptor(long number) { return number >= 0 && number < MADFS_ROWS && makes_descriptor[number]; }

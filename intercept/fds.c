@@ -117,7 +117,8 @@ int madfs_fd_slot(int fd) {
   if (fd < 0) return FD_HOST;
   if (fd >= KNOWN) return ask(fd);
   uint32_t what = atomic_load(&madfs_fds_known[fd]);
-  if (madfs_tables_many || madfs_in_vfork()) return what == KNOWN_INTERNAL ? FD_INTERNAL : ask(fd);
+  if (madfs_tables_many || madfs_in_vfork())
+    return what == KNOWN_INTERNAL && !(madfs_in_vfork() && madfs_number_taken(fd)) ? FD_INTERNAL : ask(fd);
   return what == KNOWN_NO ? FD_HOST : what == KNOWN_INTERNAL ? FD_INTERNAL : (int)(what - 1);
 }
 
@@ -157,15 +158,36 @@ static int spares_from(void) {
   return (int)(top > 2 * HIGH_ROOM ? top - HIGH_ROOM : top / 2);
 }
 
+// A copy of `fd` far above, under a number that the runtime does not take for another one; or -errno.
+static long copy_up(int fd, int command) {
+  struct height height = rise();
+  long high = RAW(SYS_fcntl, fd, command, height.from);
+  while (!madfs_failed(high) && madfs_number_given((int)high)) {
+    long next = RAW(SYS_fcntl, fd, command, high + 1);
+    RAW(SYS_close, high);
+    high = next;
+  }
+  fall(&height);
+  return high;
+}
+
 // Moves `fd` up with close-on-exec as told; the new number, or `fd` when there is no room.
 static int move_up(int fd, bool cloexec) {
   struct height height = rise();
-  long high = fd < height.from ? RAW(SYS_fcntl, fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, height.from) : -EINVAL;
   fall(&height);
+  if (fd >= height.from && !madfs_number_given(fd)) return fd;
+  long high = copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
   if (madfs_failed(high)) return fd;
   RAW(SYS_close, fd);
   return (int)high;
 }
+
+int madfs_fds_move(int fd) {
+  bool cloexec = RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC;
+  return (int)copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
+}
+
+void madfs_fds_free(int fd) { learn(fd, KNOWN_NO); }
 
 void madfs_fds_meet(int fd) {
   int slot = ask(fd);
@@ -195,6 +217,13 @@ void madfs_fds_distrust(void) {
 void madfs_fds_internal(int fd) { learn(fd, KNOWN_INTERNAL); }
 
 // --- the table ------------------------------------------------------------------------------------------------------
+
+// Its descriptor.  A child of vfork may have put something else under that number.
+static int table_fd(void) {
+  const struct madfs_thread *t = madfs_local.thread;
+  if (MADFS_UNLIKELY(madfs_local.vfork_depth) && t->table_fd && madfs_in_vfork()) return t->table_fd;
+  return atomic_load(&table.fd);
+}
 
 static void table_rename(int fd) {
   char number[24];
@@ -266,7 +295,7 @@ bool madfs_fds_say_once(uint64_t what) {
 // Whether any process still has a descriptor of the slot.
 static bool held(int slot) {
   struct flock lock = {.l_type = F_WRLCK, .l_whence = 0, .l_start = slot, .l_len = 1};
-  long result = RAW(SYS_fcntl, atomic_load(&table.fd), F_OFD_GETLK, &lock);
+  long result = RAW(SYS_fcntl, table_fd(), F_OFD_GETLK, &lock);
   return madfs_failed(result) || lock.l_type != F_UNLCK;
 }
 
@@ -331,7 +360,7 @@ static size_t path_read_once(int slot, char *path) {
   struct slot *s = &table.slots[slot];
   size_t length = s->path_length < MADFS_PATH_MAX ? s->path_length : MADFS_PATH_MAX - 1;
   if (length < PATH_INLINE) memcpy(path, s->path, length);
-  else if (RAW(SYS_pread64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX) !=
+  else if (RAW(SYS_pread64, table_fd(), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX) !=
            (long)length)
     length = 0;
   path[length] = 0;
@@ -369,7 +398,7 @@ static long path_write(int slot, const char *path, size_t length) {
     s->path[length] = 0;
     return 0;
   }
-  long n = RAW(SYS_pwrite64, atomic_load(&table.fd), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX);
+  long n = RAW(SYS_pwrite64, table_fd(), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX);
   return n == (long)length ? 0 : madfs_failed(n) ? n : -EIO;
 }
 
@@ -410,7 +439,14 @@ static long slot_fill(int slot, uint32_t flags, const void *record, size_t recor
 
 // A descriptor for the slot, tagged and locked.
 static long placeholder(int slot, bool cloexec) {
-  long fd = RAW(SYS_openat, AT_FDCWD, table.name, O_RDONLY | (cloexec ? O_CLOEXEC : 0), 0);
+  char other[40], number[24];
+  const char *name = table.name;
+  if (MADFS_UNLIKELY(table_fd() != atomic_load(&table.fd))) {
+    size_t n = madfs_copy(other, sizeof other, "/proc/self/fd/");
+    madfs_copy(other + n, sizeof other - n, madfs_decimal(number, (unsigned long)table_fd()));
+    name = other;
+  }
+  long fd = RAW(SYS_openat, AT_FDCWD, name, O_RDONLY | (cloexec ? O_CLOEXEC : 0), 0);
   if (madfs_failed(fd)) return fd;
   struct flock lock = {.l_type = F_RDLCK, .l_whence = 0, .l_start = slot, .l_len = 1};
   long result = RAW(SYS_lseek, fd, TAG + slot, 0);
@@ -716,19 +752,39 @@ static bool either_concerns(struct madfs_frame *f) {
   return madfs_fd_concerns((int)f->argument[0]) || madfs_fd_concerns((int)f->argument[1]);
 }
 
-// Makes room when somebody wants the number of a spare placeholder or of the table itself.  Another internal
-// descriptor's number, which is hardly ever within the program's reach, stays taken: the runtime has it in its memory.
-// EBUSY is what the kernel says when a number is being taken by somebody else.
+static bool make_room_in_vfork(int fd) {
+  if (fd == table_fd()) {
+    long high = copy_up(fd, F_DUPFD);
+    if (madfs_failed(high)) return false;
+    madfs_local.thread->table_fd = (int)high;
+    if (!madfs_number_take((int)high)) return false;  // in the parent it may be something else
+  }
+  return madfs_number_take(fd);
+}
+
+void madfs_fds_follow(void) {
+  struct madfs_thread *t = madfs_local.thread;
+  for (unsigned i = 0; i < t->taken_count; i++) {
+    int slot = ask(t->taken[i]);
+    atomic_store(&madfs_fds_known[t->taken[i]], (uint32_t)(slot + 1));
+  }
+  int fd = table_fd();
+  madfs_local.vfork_depth = 0;
+  t->taken_count = 0;
+  t->table_fd = 0;
+  if (fd != atomic_load(&table.fd)) table_rename(fd);
+}
+
+// Makes room when somebody wants the number of an internal descriptor.  EBUSY, when there is none, is what the kernel
+// says of a number that is being taken by somebody else.
 static bool make_room(int fd) {
   if (madfs_fd_slot(fd) != FD_INTERNAL) return true;
-  if (madfs_in_vfork()) return false;
+  if (madfs_in_vfork()) return make_room_in_vfork(fd);
   if (spare_is(fd)) madfs_fds_shared();
   if (madfs_fd_slot(fd) != FD_INTERNAL) return true;
-  if (fd != atomic_load(&table.fd)) return false;
+  if (fd != atomic_load(&table.fd)) return !madfs_table_own() && madfs_number_give(fd);
   madfs_lock(&table.lock);
-  struct height height = rise();
-  long high = RAW(SYS_fcntl, fd, F_DUPFD, height.from);
-  fall(&height);
+  long high = copy_up(fd, F_DUPFD);
   if (!madfs_failed(high)) {
     table_rename((int)high);
     learn(fd, KNOWN_NO);
@@ -847,7 +903,7 @@ const struct madfs_shim madfs_shim_fcntl = {first_concerns, fcntl_work};
 
 bool madfs_fds_state(char *text, size_t size) {
   char number[24];
-  int fd = atomic_load(&table.fd);
+  int fd = table_fd();
   if (fd < 0) return false;
   RAW(SYS_fcntl, fd, F_SETFD, 0);  // a loop over all descriptors may have set close-on-exec
   size_t n = madfs_copy(text, size, "MADFS_STATE=");
@@ -912,6 +968,8 @@ static void hide_pair(int *pair) {
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *f) {
   unsigned long *a = f->argument;
   long number = f->number;
+  struct madfs_frame real;
+  if (MADFS_UNLIKELY(madfs_numbers_any()) && madfs_numbers_translate(f, &real)) return answer(f, real.number);
   if (number == SYS_close) {
     madfs_fds_forget((int)a[0]);
     return MADFS_PASS;

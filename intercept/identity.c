@@ -58,8 +58,8 @@ bool madfs_identity_changed(unsigned *now) {
 bool madfs_identity_state(char *text, size_t size) {
   char number[24];
   struct stat file;
-  int fd = madfs_identity_cluster();
-  if (fd < 0 || madfs_failed(RAW(SYS_fstat, fd, &file))) return false;
+  int fd = madfs_number_real(madfs_identity_cluster());
+  if (fd < 0 || (madfs_in_vfork() && madfs_number_taken(fd)) || madfs_failed(RAW(SYS_fstat, fd, &file))) return false;
   RAW(SYS_fcntl, fd, F_SETFD, 0);
   size_t n = madfs_copy(text, size, mark);
   n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)fd));

@@ -99,6 +99,9 @@ struct madfs_thread {
   bool cwd_virtual;  // in a child of vfork: its own working directory, because memory is the parent's
   bool cwd_changed;
   size_t cwd_length;
+  int table_fd;         // where a child of vfork has the table now; 0: where its parent has it
+  unsigned taken_count; // numbers of internal descriptors that it has taken
+  int taken[32];
   // What is to be done once the application's stack and signals are back.  False: the call must be answered once more.
   bool (*later)(struct madfs_thread *);
   struct madfs_frame *later_frame;
@@ -292,8 +295,24 @@ long madfs_fds_hide(long fd);                   // moves a descriptor of the run
 void madfs_fds_forget(int fd);                  // the runtime closed it
 void madfs_fds_internal(int fd);                // it was inherited, and is the runtime's
 enum madfs_verdict madfs_fds_inside(struct madfs_frame *frame);  // calls made inside the runtime
+int madfs_fds_move(int fd);                     // a copy of an internal descriptor elsewhere; its number or -errno
+void madfs_fds_free(int fd);                    // the number is nobody's
+void madfs_fds_follow(void);                    // this copy of a child of vfork has the child's descriptors
 
 bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked about `what` before
+
+// --- numbers.c: internal descriptors whose numbers the program has taken ---------------------------------------------
+
+bool madfs_numbers_any(void);
+bool madfs_numbers_dormant(long number);  // a call that concerns us only when there are any
+int madfs_number_real(int fd);            // where what the runtime knows by this number is now
+bool madfs_number_given(int fd);          // the runtime knows something by it that is elsewhere now
+// The runtime's descriptor goes elsewhere; false: there is no room.  REQUIRES: on the hook stack, not in a vfork.
+bool madfs_number_give(int fd);
+// A call of the runtime's that names one of them: true, with its result in `real`.
+bool madfs_numbers_translate(struct madfs_frame *frame, struct madfs_frame *real);
+bool madfs_number_taken(int fd);  // by this child of vfork
+bool madfs_number_take(int fd);   // false: it has taken too many
 
 // --- tables.c: tasks with this memory and a table of descriptors of their own ----------------------------------------
 

@@ -171,9 +171,11 @@ void madfs_locks_state(char *text, size_t size) {
   bool own = atomic_load(&holder) && !madfs_in_vfork() && atomic_load(&holder) == (int)RAW(SYS_getpid);
   if (!passes_locked_file(own) && !own) return;
   for (int i = 0; i < kept.count && size - n > sizeof number; i++) {
-    if (madfs_failed(RAW(SYS_fcntl, kept.fd[i], F_SETFD, 0))) continue;
+    int fd = madfs_number_real(kept.fd[i]);
+    if (madfs_in_vfork() && madfs_number_taken(fd)) continue;
+    if (madfs_failed(RAW(SYS_fcntl, fd, F_SETFD, 0))) continue;
     n += madfs_copy(text + n, size - n, ":");
-    n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)kept.fd[i]));
+    n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)fd));
   }
 }
 

@@ -61,7 +61,11 @@ static void note_vfork(void) {
   madfs_fds_need();  // the child cannot make the table: it could not give it to us
   if (t && !madfs_local.vfork_depth && madfs_runtime_loaded()) madfs_agent_need();
   if (t && madfs_local.vfork_depth < MADFS_VFORK_DEPTH) {
-    if (!madfs_local.vfork_depth) t->cwd_changed = false;
+    if (!madfs_local.vfork_depth) {
+      t->cwd_changed = false;
+      t->table_fd = 0;
+      t->taken_count = 0;
+    }
     t->vfork_parent[madfs_local.vfork_depth] = (int)RAW(SYS_getpid);
     madfs_local.vfork_depth++;
   }

@@ -315,7 +315,7 @@ static void tell(_Atomic int *word, int value) {
 
 static void run_errand(struct errand *e) {
   struct madfs_thread *t = madfs_local.thread;
-  madfs_local.vfork_depth = 0;
+  madfs_fds_follow();
   RAW(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
   e->result = madfs_runtime_call(e->call, &e->escaped_argument);
   e->slot = e->result >= 0 ? madfs_fd_slot((int)e->result) : FD_HOST;

@@ -56,7 +56,7 @@ static void mark(void) {
   struct stat file;
   long fd = RAW(SYS_memfd_create, "madfs-marker", MFD_CLOEXEC);  // close-on-exec
   if (madfs_failed(fd)) return;
-  if (!madfs_failed(RAW(SYS_fstat, fd, &file)) && RAW(SYS_dup3, fd, agent.marker, O_CLOEXEC) == agent.marker)
+  if (!madfs_failed(RAW(SYS_fstat, fd, &file)) && RAW(SYS_dup3, fd, madfs_number_real(agent.marker), O_CLOEXEC) >= 0)
     atomic_store(&agent.marked, file.st_ino);
   RAW(SYS_close, fd);
 }
@@ -155,7 +155,7 @@ bool madfs_table_own(void) {
     mark_anew();
     madfs_unlock(&agent.lock);
   }
-  return madfs_failed(RAW(SYS_fstat, agent.marker, &file)) || file.st_ino != atomic_load(&agent.marked);
+  return madfs_failed(RAW(SYS_fstat, madfs_number_real(agent.marker), &file)) || file.st_ino != atomic_load(&agent.marked);
 }
 
 long madfs_table_call(const struct madfs_call *call, int *escaped_argument) {

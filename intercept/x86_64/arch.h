@@ -26,11 +26,13 @@
 
 #define ARCH_IS_PIPE(number) ((number) == SYS_pipe)
 #define ARCH_IS_DUP2(number) ((number) == SYS_dup2)
+#define ARCH_IS_POLL(number) ((number) == SYS_poll)
 #define ARCH_IS_VFORK(number) ((number) == SYS_vfork)
 
 // Descriptor-making calls that other architectures do not have.
 #define ARCH_CREATORS \
   SYS_open, SYS_creat, SYS_pipe, SYS_dup2, SYS_epoll_create, SYS_eventfd, SYS_signalfd, SYS_inotify_init
+#define ARCH_POLLS SYS_poll, SYS_epoll_wait
 enum { ARCH_CLONE_TLS = 4 };  // argument of clone() with the thread pointer
 
 static inline void arch_flush(const void *code, size_t size) { (void)code, (void)size; }  // caches are coherent
