@@ -32,10 +32,6 @@ enum {
   PATH_INLINE = SLOT_BYTES - 40 - RECORD_MAX,
   HEADER_BYTES = (64 << 10) + MADFS_MOVES_BYTES,
   KNOWN = 1 << 16,  // descriptors the cache can tell about
-  HIGH_MAX = 1024,  // where spare placeholders go: below this and below the limit
-  HIGH_ROOM = 128,
-  INTERNAL_FROM = 4096,  // where internal descriptors go, or from a lower limit on: higher ones make fork slow
-  INTERNAL_ROOM = 16384,
   STATE_TEXT = 64,
   SAID = 1 << 14,
 };
@@ -75,6 +71,7 @@ enum { TABLE_VERSION = 3 };
 
 static struct {
   _Atomic int fd;  // -1: none yet
+  _Atomic int apart;  // where another table of descriptors has it, or 0
   dev_t device;
   ino_t inode;
   struct header *header;
@@ -117,66 +114,19 @@ int madfs_fd_slot(int fd) {
   if (fd < 0) return FD_HOST;
   if (fd >= KNOWN) return ask(fd);
   uint32_t what = atomic_load(&madfs_fds_known[fd]);
-  if (madfs_tables_many || madfs_in_vfork())
-    return what == KNOWN_INTERNAL && !(madfs_in_vfork() && madfs_number_taken(fd)) ? FD_INTERNAL : ask(fd);
+  if (madfs_tables_many || madfs_in_vfork()) {
+    if (what != KNOWN_INTERNAL) return ask(fd);
+    return madfs_number_taken(fd) ? ask(fd) : FD_INTERNAL;
+  }
   return what == KNOWN_NO ? FD_HOST : what == KNOWN_INTERNAL ? FD_INTERNAL : (int)(what - 1);
 }
 
 // --- descriptors out of the way -------------------------------------------------------------------------------------
 
-// Internal descriptors go where no program looks for one: at or above its limit, which is raised for that moment.
-struct height {
-  int from;
-  struct rlimit limit;
-  bool raised;
-};
-
-static struct height rise(void) {
-  struct height h = {.from = INTERNAL_FROM, .limit = {INTERNAL_FROM, INTERNAL_FROM}};
-  RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &h.limit);
-  if (h.limit.rlim_cur >= INTERNAL_FROM + INTERNAL_ROOM) return h;
-  if (h.limit.rlim_cur < INTERNAL_FROM) h.from = (int)h.limit.rlim_cur;
-  struct rlimit higher = {(rlim_t)h.from + INTERNAL_ROOM, h.limit.rlim_max};
-  if (higher.rlim_max < higher.rlim_cur) higher.rlim_max = higher.rlim_cur;  // root may
-  h.raised = !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
-  higher.rlim_cur = higher.rlim_max = h.limit.rlim_max;  // who else may not may use what there is
-  if (!h.raised && higher.rlim_max >= (rlim_t)h.from + HIGH_ROOM)
-    h.raised = !madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &higher, 0));
-  if (!h.raised) h.from = h.limit.rlim_cur > 2 * HIGH_ROOM ? (int)h.limit.rlim_cur - HIGH_ROOM : h.from / 2;
-  return h;
-}
-
-static void fall(const struct height *h) {
-  if (h->raised) RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &h->limit, 0);
-}
-
-// The lowest number that spare placeholders may get.
-static int spares_from(void) {
-  struct rlimit limit = {HIGH_MAX, HIGH_MAX};
-  RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &limit);
-  long top = limit.rlim_cur < HIGH_MAX ? (long)limit.rlim_cur : HIGH_MAX;
-  return (int)(top > 2 * HIGH_ROOM ? top - HIGH_ROOM : top / 2);
-}
-
-// A copy of `fd` far above, under a number that the runtime does not take for another one; or -errno.
-static long copy_up(int fd, int command) {
-  struct height height = rise();
-  long high = RAW(SYS_fcntl, fd, command, height.from);
-  while (!madfs_failed(high) && madfs_number_given((int)high)) {
-    long next = RAW(SYS_fcntl, fd, command, high + 1);
-    RAW(SYS_close, high);
-    high = next;
-  }
-  fall(&height);
-  return high;
-}
-
 // Moves `fd` up with close-on-exec as told; the new number, or `fd` when there is no room.
 static int move_up(int fd, bool cloexec) {
-  struct height height = rise();
-  fall(&height);
-  if (fd >= height.from && !madfs_number_given(fd)) return fd;
-  long high = copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
+  if (fd >= madfs_height() && !madfs_number_given(fd)) return fd;
+  long high = madfs_copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
   if (madfs_failed(high)) return fd;
   RAW(SYS_close, fd);
   return (int)high;
@@ -184,7 +134,7 @@ static int move_up(int fd, bool cloexec) {
 
 int madfs_fds_move(int fd) {
   bool cloexec = RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC;
-  return (int)copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
+  return (int)madfs_copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
 }
 
 void madfs_fds_free(int fd) { learn(fd, KNOWN_NO); }
@@ -218,11 +168,13 @@ void madfs_fds_internal(int fd) { learn(fd, KNOWN_INTERNAL); }
 
 // --- the table ------------------------------------------------------------------------------------------------------
 
-// Its descriptor.  A child of vfork may have put something else under that number.
+// Its descriptor.  A child of vfork, and a task with a table of descriptors of its own, may have put something else
+// under that number.
 static int table_fd(void) {
   const struct madfs_thread *t = madfs_local.thread;
+  int fd = atomic_load(&table.fd), apart = atomic_load(&table.apart);
   if (MADFS_UNLIKELY(madfs_local.vfork_depth) && t->table_fd && madfs_in_vfork()) return t->table_fd;
-  return atomic_load(&table.fd);
+  return MADFS_UNLIKELY(apart) && ask(fd) != FD_INTERNAL && ask(apart) == FD_INTERNAL ? apart : fd;
 }
 
 static void table_rename(int fd) {
@@ -439,10 +391,10 @@ static long slot_fill(int slot, uint32_t flags, const void *record, size_t recor
 
 // A descriptor for the slot, tagged and locked.
 static long placeholder(int slot, bool cloexec) {
-  char other[40], number[24];
+  char other[48], number[24];
   const char *name = table.name;
-  if (MADFS_UNLIKELY(table_fd() != atomic_load(&table.fd))) {
-    size_t n = madfs_copy(other, sizeof other, "/proc/self/fd/");
+  if (MADFS_UNLIKELY(madfs_tables_many || table_fd() != atomic_load(&table.fd))) {
+    size_t n = madfs_copy(other, sizeof other, "/proc/thread-self/fd/");
     madfs_copy(other + n, sizeof other - n, madfs_decimal(number, (unsigned long)table_fd()));
     name = other;
   }
@@ -534,7 +486,7 @@ static bool spare_give(int fd, int slot) {
   if (spares.process != self) {
     spares_drop();  // a child's copies of its parent's
     spares.process = self;
-    spares.from = spares_from();
+    spares.from = madfs_spares_from();
   }
   if (spares.count < SPARES_MAX && spares.from >= SPARES_FROM_MIN && only_ours(slot)) {
     long high = RAW(SYS_fcntl, fd, F_DUPFD_CLOEXEC, spares.from);
@@ -753,8 +705,9 @@ static bool either_concerns(struct madfs_frame *f) {
 }
 
 static bool make_room_in_vfork(int fd) {
+  madfs_identity_move(fd);
   if (fd == table_fd()) {
-    long high = copy_up(fd, F_DUPFD);
+    long high = madfs_copy_up(fd, F_DUPFD);
     if (madfs_failed(high)) return false;
     madfs_local.thread->table_fd = (int)high;
     if (!madfs_number_take((int)high)) return false;  // in the parent it may be something else
@@ -775,6 +728,17 @@ void madfs_fds_follow(void) {
   if (fd != atomic_load(&table.fd)) table_rename(fd);
 }
 
+static bool make_room_apart(int fd) {
+  madfs_identity_move(fd);
+  if (fd == table_fd()) {
+    long high = madfs_copy_up(fd, F_DUPFD);
+    if (madfs_failed(high)) return false;
+    learn((int)high, KNOWN_INTERNAL);
+    atomic_store(&table.apart, (int)high);
+  }
+  return madfs_number_take_apart(fd);
+}
+
 // Makes room when somebody wants the number of an internal descriptor.  EBUSY, when there is none, is what the kernel
 // says of a number that is being taken by somebody else.
 static bool make_room(int fd) {
@@ -782,9 +746,10 @@ static bool make_room(int fd) {
   if (madfs_in_vfork()) return make_room_in_vfork(fd);
   if (spare_is(fd)) madfs_fds_shared();
   if (madfs_fd_slot(fd) != FD_INTERNAL) return true;
-  if (fd != atomic_load(&table.fd)) return !madfs_table_own() && madfs_number_give(fd);
+  if (madfs_table_own()) return make_room_apart(fd);
+  if (fd != atomic_load(&table.fd)) return madfs_number_give(fd);
   madfs_lock(&table.lock);
-  long high = copy_up(fd, F_DUPFD);
+  long high = madfs_copy_up(fd, F_DUPFD);
   if (!madfs_failed(high)) {
     table_rename((int)high);
     learn(fd, KNOWN_NO);
@@ -978,9 +943,9 @@ enum madfs_verdict madfs_fds_inside(struct madfs_frame *f) {
   if (!madfs_creates_descriptor(number)) return MADFS_PASS;
   long result = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
   if (result == -EMFILE) {  // the program's numbers are used up, not ours
-    struct height height = rise();
+    struct madfs_height height = madfs_rise_above();
     result = arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]);
-    fall(&height);
+    madfs_fall(&height);
   }
   if (!madfs_failed(result)) {
     if (number == SYS_pipe2 || ARCH_IS_PIPE(number)) hide_pair((int *)a[0]);

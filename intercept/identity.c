@@ -12,6 +12,7 @@
 
 static _Atomic unsigned epoch;         // calls that may have changed somebody's identity
 static _Atomic int cluster = -1;       // the cluster file, kept open
+static _Atomic int apart;              // where another table of descriptors has it, or 0
 static const char mark[] = "MADFS_CLUSTER_FD=";
 
 static void keep_cluster(void) {
@@ -55,11 +56,20 @@ bool madfs_identity_changed(unsigned *now) {
   return madfs_local.identity != *now;
 }
 
+void madfs_identity_move(int fd) {
+  if (fd != madfs_number_real(madfs_identity_cluster()) && fd != atomic_load(&apart)) return;
+  long high = madfs_copy_up(fd, F_DUPFD_CLOEXEC);
+  if (madfs_failed(high)) return;
+  madfs_fds_internal((int)high);
+  atomic_store(&apart, (int)high);
+}
+
 bool madfs_identity_state(char *text, size_t size) {
   char number[24];
   struct stat file;
   int fd = madfs_number_real(madfs_identity_cluster());
-  if (fd < 0 || (madfs_in_vfork() && madfs_number_taken(fd)) || madfs_failed(RAW(SYS_fstat, fd, &file))) return false;
+  if (fd >= 0 && madfs_number_taken(fd)) fd = atomic_load(&apart);
+  if (fd < 0 || madfs_failed(RAW(SYS_fstat, fd, &file))) return false;
   RAW(SYS_fcntl, fd, F_SETFD, 0);
   size_t n = madfs_copy(text, size, mark);
   n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)fd));

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include "host.h"
@@ -78,6 +79,7 @@ enum {
 #define CALL(name, number) CALL_##name = number,
 #include "syscalls.def"
 #undef CALL
+  CALL_EXITING = -1,  // for an agent (tables.c): the process ends
 };
 
 #define SHIM(name) extern const struct madfs_shim madfs_shim_##name;
@@ -311,8 +313,9 @@ bool madfs_number_given(int fd);          // the runtime knows something by it t
 bool madfs_number_give(int fd);
 // A call of the runtime's that names one of them: true, with its result in `real`.
 bool madfs_numbers_translate(struct madfs_frame *frame, struct madfs_frame *real);
-bool madfs_number_taken(int fd);  // by this child of vfork
-bool madfs_number_take(int fd);   // false: it has taken too many
+bool madfs_number_taken(int fd);       // by this child of vfork, or in this task's table, which is not the runtime's
+bool madfs_number_take(int fd);        // by this child of vfork; false: it has taken too many
+bool madfs_number_take_apart(int fd);  // the same of a task with another table
 
 // --- tables.c: tasks with this memory and a table of descriptors of their own ----------------------------------------
 
@@ -436,11 +439,32 @@ bool madfs_shares_memory(void);  // another process may have this memory, too
 void madfs_exit_waits(void);   // for ever, in a process that another thread is ending
 unsigned madfs_umask(void);
 
+// --- limits.c: the limit of descriptors ------------------------------------------------------------------------------
+
+// Internal descriptors go where no program looks for one: at or above its limit, which is raised for that moment.
+struct madfs_height {
+  int from;
+  struct rlimit limit;
+  bool raised;
+};
+
+struct madfs_height madfs_rise(void);
+struct madfs_height madfs_rise_above(void);  // when all numbers below the limit are used up
+void madfs_fall(const struct madfs_height *height);
+int madfs_height(void);                     // the lowest number for internal ones
+int madfs_spares_from(void);
+long madfs_copy_up(int fd, int command);    // far above, by F_DUPFD or F_DUPFD_CLOEXEC; or -errno
+long madfs_open(const char *path, int flags);  // for our own use, also when the program's numbers are used up
+
+bool madfs_limits_state(char *text, size_t size);  // MADFS_NOFILE for a program to be executed
+void madfs_limits_adopt(const char *state);
+
 // --- identity.c -----------------------------------------------------------------------------------------------------
 
 bool madfs_identity_changed(unsigned *now);  // the runtime does not know who this thread is
 void madfs_identity_get(unsigned *user, unsigned *group);
 int madfs_identity_cluster(void);                    // the cluster file kept open, or -1
+void madfs_identity_move(int fd);  // another table of descriptors shall have something else there
 bool madfs_identity_state(char *text, size_t size);  // MADFS_CLUSTER_FD for a program to be executed
 void madfs_identity_adopt(const char *state);
 

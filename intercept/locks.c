@@ -172,7 +172,7 @@ void madfs_locks_state(char *text, size_t size) {
   if (!passes_locked_file(own) && !own) return;
   for (int i = 0; i < kept.count && size - n > sizeof number; i++) {
     int fd = madfs_number_real(kept.fd[i]);
-    if (madfs_in_vfork() && madfs_number_taken(fd)) continue;
+    if (madfs_number_taken(fd)) continue;
     if (madfs_failed(RAW(SYS_fcntl, fd, F_SETFD, 0))) continue;
     n += madfs_copy(text + n, size - n, ":");
     n += madfs_copy(text + n, size - n, madfs_decimal(number, (unsigned long)fd));

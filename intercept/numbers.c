@@ -86,7 +86,7 @@ static void move_in_set(int set, int old, int new) {
   char name[48], number[24], text[4096];
   size_t held = madfs_copy(name, sizeof name, "/proc/self/fdinfo/");
   madfs_copy(name + held, sizeof name - held, madfs_decimal(number, (unsigned)set));
-  long fd = RAW(SYS_openat, AT_FDCWD, name, O_RDONLY | O_CLOEXEC, 0), got;
+  long fd = madfs_open(name, O_RDONLY | O_CLOEXEC), got;
   if (madfs_failed(fd)) return;
   for (held = 0; (got = RAW(SYS_read, fd, text + held, sizeof text - 1 - held)) > 0;) {
     size_t start = 0, end = held + (size_t)got;
@@ -224,13 +224,32 @@ bool madfs_numbers_translate(struct madfs_frame *f, struct madfs_frame *real) {
   return true;
 }
 
+// --- in other tables ------------------------------------------------------------------------------------------------
+
+static _Atomic int apart[MOVED_MAX];  // 1 + the number
+static _Atomic unsigned apart_count;
+
+static bool taken_apart(int fd) {
+  for (unsigned i = 0, n = atomic_load(&apart_count); i < n && i < MOVED_MAX; i++)
+    if (atomic_load(&apart[i]) == fd + 1) return madfs_table_own();
+  return false;
+}
+
+bool madfs_number_take_apart(int fd) {
+  if (taken_apart(fd)) return true;
+  unsigned i = atomic_fetch_add(&apart_count, 1);
+  if (i >= MOVED_MAX) return false;
+  atomic_store(&apart[i], fd + 1);
+  return true;
+}
+
 // --- in a child of vfork --------------------------------------------------------------------------------------------
 
 bool madfs_number_taken(int fd) {
   const struct madfs_thread *t = madfs_local.thread;
-  for (unsigned i = 0; i < t->taken_count; i++)
+  for (unsigned i = 0; madfs_in_vfork() && i < t->taken_count; i++)
     if (t->taken[i] == fd) return true;
-  return false;
+  return taken_apart(fd);
 }
 
 bool madfs_number_take(int fd) {

@@ -338,7 +338,7 @@ unsigned madfs_umask(void) {
   int known = atomic_load(&mask);
   if (known >= 0 && !madfs_in_vfork()) return (unsigned)known;
   char text[1024];
-  long fd = RAW(SYS_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC, 0), n = 0;
+  long fd = madfs_open("/proc/self/status", O_RDONLY | O_CLOEXEC), n = 0;
   if (!madfs_failed(fd)) {
     n = RAW(SYS_read, fd, text, sizeof text - 1);
     RAW(SYS_close, fd);

@@ -410,4 +410,9 @@ static long say_exiting(void *table) {
   return 0;
 }
 
-void madfs_runtime_exiting(void) { arch_preserve(say_exiting, (void *)atomic_load(&runtime.table)); }
+void madfs_runtime_exiting(void) {
+  static const struct madfs_call call = {.number = CALL_EXITING};
+  int ignored;
+  if (MADFS_UNLIKELY(madfs_tables_many) && madfs_table_own()) madfs_table_call(&call, &ignored);
+  else arch_preserve(say_exiting, (void *)atomic_load(&runtime.table));
+}

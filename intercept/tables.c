@@ -62,7 +62,8 @@ static void mark(void) {
 }
 
 static void do_call(void) {
-  agent.result = madfs_runtime_call(agent.call, &agent.escaped_argument);
+  if (agent.call->number == CALL_EXITING) madfs_runtime_exiting();
+  else agent.result = madfs_runtime_call(agent.call, &agent.escaped_argument);
   bool opens = agent.call->number == CALL_openat || agent.call->number == CALL_openat2;
   agent.slot = opens && agent.result >= 0 ? madfs_fd_slot((int)agent.result) : FD_HOST;
   memcpy(agent.escaped, madfs_local.thread->escaped, sizeof agent.escaped);

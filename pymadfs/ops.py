@@ -483,8 +483,8 @@ Syscall("acct", "acct(at(AT_FDCWD, a0))", refuse="EACCES", note="the kernel cann
 Syscall("close", "close(a0)", shim=True)
 Syscall("close_range", "close_range(a0, a1, a2)", shim=True)
 Syscall("dup", "dup(a0)", shim=True)
-Syscall("dup2", "dup2(a0, a1)", shim=True, only=X86, note="onto a number that the client uses itself: EBUSY")
-Syscall("dup3", "dup3(a0, a1, a2)", shim=True, note="onto a number that the client uses itself: EBUSY")
+Syscall("dup2", "dup2(a0, a1)", shim=True, only=X86)
+Syscall("dup3", "dup3(a0, a1, a2)", shim=True)
 Syscall("fcntl", "fcntl(a0, a1, a2)", shim=True,
         note="record locks of processes and of open files through the server; leases, and notification of what happens "
              "in a directory: EINVAL")
@@ -518,6 +518,11 @@ for _name, _arguments in (("setuid", "a0"), ("setgid", "a0"), ("setreuid", "a0, 
     Syscall(_name, f"set_identity({_arguments})", shim=True,
             note="complete; noted because the thread's later calls are made in the new name")
 
+# The program's own hard limit of descriptors: the client's lie above the soft one (intercept/limits.c).
+for _name, _arguments in (("prlimit64", "a0, a1, a2, a3"), ("setrlimit", "a0, a1"), ("getrlimit", "a0, a1")):
+    Syscall(_name, f"limit({_arguments})", shim=True,
+            note="complete for the process itself; the kernel's hard limit of descriptors stays as high as it was")
+
 # Left to the kernel, to which a descriptor of ours is a regular file that is open for reading only and empty: the
 # calls, with the arguments that may be such a descriptor.
 for _reason, _calls in {
@@ -545,12 +550,12 @@ for _reason, _calls in {
 _NO_NAMES = """
 brk rt_sigprocmask rt_sigreturn pipe sched_yield mincore madvise shmget shmat shmctl pause
 nanosleep getitimer alarm setitimer getpid socket socketpair exit wait4 kill uname semget semop semctl shmdt msgget
-msgsnd msgrcv msgctl gettimeofday getrlimit getrusage sysinfo times ptrace getuid syslog getgid geteuid
+msgsnd msgrcv msgctl gettimeofday getrusage sysinfo times ptrace getuid syslog getgid geteuid
 getegid setpgid getppid getpgrp setsid getgroups getresuid getresgid getpgid getsid capget capset rt_sigpending
 rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
 personality ustat sysfs getpriority setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler
 sched_get_priority_max sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall vhangup
-modify_ldt _sysctl prctl arch_prctl adjtimex setrlimit settimeofday reboot sethostname setdomainname iopl ioperm
+modify_ldt _sysctl prctl arch_prctl adjtimex settimeofday reboot sethostname setdomainname iopl ioperm
 create_module init_module delete_module get_kernel_syms query_module nfsservctl getpmsg putpmsg afs_syscall tuxcall
 security gettid tkill time futex sched_setaffinity sched_getaffinity set_thread_area io_setup io_destroy io_getevents
 io_cancel get_thread_area lookup_dcookie epoll_create epoll_ctl_old epoll_wait_old remap_file_pages set_tid_address
@@ -558,7 +563,7 @@ restart_syscall semtimedop timer_create timer_settime timer_gettime timer_getove
 clock_gettime clock_getres clock_nanosleep tgkill vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink
 kexec_load add_key request_key keyctl ioprio_set ioprio_get inotify_init migrate_pages set_robust_list
 get_robust_list move_pages timerfd_create eventfd eventfd2 epoll_create1 pipe2 inotify_init1 rt_tgsigqueueinfo
-fanotify_init prlimit64 clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr seccomp
+fanotify_init clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr seccomp
 getrandom memfd_create userfaultfd membarrier mlock2 pkey_alloc pkey_free io_pgetevents rseq fsopen
 pidfd_open landlock_create_ruleset memfd_secret futex_waitv set_mempolicy_home_node map_shadow_stack futex_wake
 futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal

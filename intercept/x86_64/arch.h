@@ -32,6 +32,7 @@
 // Descriptor-making calls that other architectures do not have.
 #define ARCH_CREATORS \
   SYS_open, SYS_creat, SYS_pipe, SYS_dup2, SYS_epoll_create, SYS_eventfd, SYS_signalfd, SYS_inotify_init
+#define ARCH_IS_SETRLIMIT(number) ((number) == SYS_setrlimit)
 #define ARCH_POLLS SYS_poll, SYS_epoll_wait
 enum { ARCH_CLONE_TLS = 4 };  // argument of clone() with the thread pointer
 

@@ -65,6 +65,112 @@ def limit_lowered_later():
     print([attempt(os.open, "f", 0) for _ in range(12)])
 
 
+def _with_limit(when, limit):
+    """Every number below the limit is dup2'ed onto, used, closed and counted; the limit set before or after the first
+    touch, or the soft one alone, which is then raised again."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if when == "before":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    fd = new()
+    os.write(fd, b"0123456789")
+    if when != "before":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit if when == "after" else hard))
+    wrong = [number for number in range(3, limit) if number != fd and attempt(os.dup2, fd, number) != number]
+    print(when, limit, wrong, attempt(os.dup2, fd, limit), attempt(os.open, "f", 0), attempt(os.pipe),
+          os.pread(limit - 1, 4, 3), attempt(os.stat, "none"), attempt(os.mkdir, "d"), attempt(os.rmdir, "d"))
+    for number in range(fd + 1, limit):
+        os.close(number)
+    numbers = []
+    while isinstance(number := attempt(os.open, "f", 0), int):
+        numbers.append(number)
+    print(numbers[0], len(numbers), number, attempt(os.stat, "none"))
+    os.closerange(fd + 1, 1 << 16)
+    print(subprocess.run(["sh", "-c", "cat f; ulimit -n; ulimit -Hn"], capture_output=True, check=False).stdout)
+    everything = ctypes.c_uint(-1)
+    print(LIBC.close_range(3, everything, CLOSE_RANGE_CLOEXEC), LIBC.close_range(3, everything, CLOSE_RANGE_UNSHARE),
+          attempt(os.read, fd, 4), os.open("f", 0), os.open("/dev/null", 0), attempt(os.listdir, "."))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    print(limits[0], limits[1] == (hard if when == "soft" else limit))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    wrong = []
+    for number in range(5, min(limits[1], 4400)):
+        if attempt(os.dup2, 3, number) != number or os.pread(number, 2, 1) != b"12" or os.close(number):
+            wrong.append(number)
+    print(wrong, content("f"))
+    child = os.posix_spawn("/bin/cat", ["cat", "f"], {})
+    print(os.waitpid(child, 0)[1], os.system("cat f"))
+
+
+def limits_before():
+    for limit in (20, 64, 256):
+        _in_child(_with_limit, "before", limit)
+
+
+def limits_after():
+    for limit in (20, 64):
+        _in_child(_with_limit, "after", limit)
+
+
+def limits_soft():
+    for limit in (64, 256):
+        _in_child(_with_limit, "soft", limit)
+
+
+def limits_are_the_programs():
+    """A hard limit that was lowered is told, kept, and inherited."""
+    attempt(os.stat, "f")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    print(attempt(resource.setrlimit, resource.RLIMIT_NOFILE, (40, 50)), resource.getrlimit(resource.RLIMIT_NOFILE),
+          resource.prlimit(os.getpid(), resource.RLIMIT_NOFILE), resource.prlimit(0, resource.RLIMIT_NOFILE, (45, 50)))
+    for values in (51, 51), (45, 40), (50, 50):
+        try:
+            print(resource.setrlimit(resource.RLIMIT_NOFILE, values), hard > 50)
+        except ValueError as error:
+            print(error)
+        if os.geteuid() == 0:
+            os.setresuid(65534, 65534, 65534)  # who has no capability
+    print(LIBC.getrlimit(resource.RLIMIT_NOFILE, ctypes.c_void_p(16)), ctypes.get_errno(),
+          LIBC.prlimit(0, resource.RLIMIT_NOFILE, ctypes.c_void_p(16), None), ctypes.get_errno(),
+          LIBC.syscall(160, resource.RLIMIT_NOFILE, None), ctypes.get_errno() if os.uname().machine == "x86_64" else 0)
+    print(subprocess.run(["sh", "-c", "ulimit -n; ulimit -Hn; sh -c 'ulimit -n 30; ulimit -Hn'; ulimit -Hn"],
+                         capture_output=True, check=False).stdout)
+
+
+def dup2_onto_all_that_is_open():
+    """What the client has open is moved as often as the program wants, with locks held and data under way."""
+    fd = new()
+    os.write(fd, b"0123456789")
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    large = os.urandom(1 << 20)
+    with open("large", "wb") as file:
+        file.write(large)
+    wrong = []
+    for _ in range(3):
+        for number in sorted(int(name) for name in os.listdir("/proc/self/fd") if int(name) > 300):
+            if attempt(os.dup2, fd, number) != number or os.pread(number, 3, 2) != b"234" or content("large") != large:
+                wrong.append(number)
+            attempt(os.mkdir, "d")
+            attempt(os.rmdir, "d")
+    print(wrong)
+    wanted = sorted(int(name) for name in os.listdir("/proc/self/fd") if int(name) > 300)[:20] or range(301, 321)
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number in wanted]
+    child = os.posix_spawn("/bin/sh", ["sh", "-c", f"cat f /proc/self/fd/{wanted[2]}; wc -c < large"], os.environ,
+                           file_actions=actions)
+    print(os.waitpid(child, 0)[1])
+    locked = "import fcntl; fcntl.flock(open('f'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    print(subprocess.run(["python3", "-c", locked], capture_output=True, check=False).returncode)
+
+
+def _in_child(function, *arguments):
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        function(*arguments)
+        sys.stdout.flush()
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+
+
 def close_loop():
     fd = new()
     os.write(fd, b"x")
