@@ -156,7 +156,8 @@ bool madfs_table_own(void) {
     mark_anew();
     madfs_unlock(&agent.lock);
   }
-  return madfs_failed(RAW(SYS_fstat, madfs_number_real(agent.marker), &file)) || file.st_ino != atomic_load(&agent.marked);
+  int marker = madfs_number_real(agent.marker);
+  return madfs_failed(RAW(SYS_fstat, marker, &file)) || file.st_ino != atomic_load(&agent.marked);
 }
 
 long madfs_table_call(const struct madfs_call *call, int *escaped_argument) {
