@@ -29,6 +29,10 @@ struct program {
   const char *before[3 * SCRIPTS_MAX];          // instead of its first argument, from the last to the first
   unsigned before_count;
   unsigned scripts;
+  int loaded;           // the memfd of a program on the mount that the loader is told to execute, or -1
+  size_t loaded_at;     // which argument that is
+  bool loaded_named;    // the loader is told the program's name, too
+  const char *library_path;  // what the loader is told, or NULL
   struct madfs_startup startup;
   char heads[SCRIPTS_MAX][HEAD + 1];
   char names[3][MADFS_PATH_MAX];  // the path in the mount, the script's, the host's that one led to
@@ -133,7 +137,7 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
     if (madfs_starts(theirs[i], "MADFS_STATE=") || madfs_starts(theirs[i], "MADFS_CWD=") ||
         madfs_starts(theirs[i], "MADFS_PROGRAM=") || madfs_starts(theirs[i], "MADFS_CLUSTER_FD=") ||
         madfs_starts(theirs[i], "MADFS_STAGE=") || madfs_starts(theirs[i], "MADFS_WAS=") ||
-        madfs_starts(theirs[i], "MADFS_NOFILE="))
+        madfs_starts(theirs[i], "MADFS_NOFILE=") || madfs_starts(theirs[i], "MADFS_LOADED="))
       continue;
     if (s->pages && madfs_starts(theirs[i], "LD_LIBRARY_PATH=")) continue;
     if (s->pages && *s->preload && madfs_starts(theirs[i], "LD_PRELOAD=")) continue;
@@ -157,48 +161,9 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
   if (!other && madfs_identity_state(state, sizeof state)) add(b, state, NULL, NULL);
   if (madfs_cwd_get(t->scratch)) add(b, "MADFS_CWD=", t->scratch, NULL);
   if (p->name) add(b, "MADFS_PROGRAM=", p->name, NULL);
+  char number[24];
+  if (p->loaded >= 0) add(b, "MADFS_LOADED=", madfs_decimal(number, (unsigned)p->loaded), NULL);
   b->list[b->count] = NULL;
-}
-
-// The caller's environment with what the next program needs to be on the mount as this one is, and its arguments.
-// MADFS_PRELOAD=0 in it says that it shall not: servers and mpirun are started so, also from a process that is
-// preloaded itself.
-static long build_lists(struct madfs_thread *t, struct program *p, char ***arguments, char ***environment) {
-  const char *preload = NULL, *library_path;
-  bool leave = false;
-  long count = count_strings(p->environment), words = count_strings(p->arguments), result;
-  if (count < 0 || words < 0) return -EFAULT;
-  for (long i = 0; i < count; i++) {
-    if (madfs_starts(p->environment[i], "LD_PRELOAD=")) preload = p->environment[i] + 11;
-    leave |= strcmp(p->environment[i], "MADFS_PRELOAD=0") == 0;
-  }
-  library_path = variable(p->environment, (size_t)count, "LD_LIBRARY_PATH=");
-  if (!leave && (result = madfs_startup_prepare(&p->startup, p->directory, p->path, p->memory, p->name, library_path,
-                                                preload)) < 0)
-    return result;
-  size_t pointers = ((size_t)count + 16 + (size_t)words + p->before_count + 1) * sizeof(char *);
-  size_t texts = (8 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? 2 * strlen(preload) : 0);
-  if (p->startup.pages)
-    texts += strlen(p->startup.pages) + strlen(p->startup.library_path) + strlen(p->startup.preload) +
-             (library_path ? strlen(library_path) : 0) + 3 * MADFS_PATH_MAX;
-  char *pages = exec_pages(t, pointers + texts);
-  if (!pages) return -ENOMEM;
-  struct builder b = {.list = (char **)pages, .text = pages + pointers, .end = pages + pointers + texts};
-  *environment = (char **)p->environment;
-  if (!leave) {
-    *environment = b.list;
-    build_environment(&b, t, p, (size_t)count, preload);
-    b.list += b.count + 1;
-    b.count = 0;
-  }
-  madfs_startup_free(&p->startup);
-  *arguments = (char **)p->arguments;
-  if (!p->before_count) return 0;
-  *arguments = b.list;
-  for (unsigned i = p->before_count; i > 0; i--) add(&b, p->before[i - 1], NULL, NULL);
-  for (long i = 1; i < words; i++) b.list[b.count++] = p->arguments[i];
-  b.list[b.count] = NULL;
-  return 0;
 }
 
 // --- programs on the mount ------------------------------------------------------------------------------------------
@@ -374,7 +339,108 @@ static long resolve_script(struct program *p) {
   return resolve(p);
 }
 
+// --- the loader, executed by its name -------------------------------------------------------------------------------
+
+static bool is_loader(const char *path) {
+  const char *name = path;
+  for (const char *at = path; *at; at++)
+    if (*at == '/') name = at + 1;
+  return madfs_starts(name, "ld-linux") || madfs_starts(name, "ld.so") || madfs_starts(name, "ld-2.");
+}
+
+// Which argument is the program, after the loader's own; 0: none.
+static size_t find_program(struct program *p, size_t words) {
+  static const char *const with_value[] = {"--library-path", "--glibc-hwcaps-prepend", "--glibc-hwcaps-mask",
+                                           "--inhibit-rpath", "--audit", "--preload", "--argv0"};
+  for (size_t i = 1; i < words; i++) {
+    if (!madfs_starts(p->arguments[i], "--")) return i;
+    for (unsigned k = 0; i + 1 < words && k < sizeof with_value / sizeof *with_value; k++) {
+      if (strcmp(p->arguments[i], with_value[k])) continue;
+      p->loaded_named |= k + 1 == sizeof with_value / sizeof *with_value;
+      i++;
+      if (k == 0) p->library_path = p->arguments[i];
+      break;
+    }
+  }
+  return 0;
+}
+
+// ld.so PROGRAM: the loader opens the program before anything of ours is there.  It gets a descriptor of a copy.
+static void load_by_name(struct program *p, size_t words) {
+  if (p->memory >= 0 || p->before_count || !is_loader(p->path)) return;
+  size_t at = find_program(p, words), length;
+  const char *path = at ? p->arguments[at] : "";
+  bool slash = false;
+  for (const char *c = path; *c; c++) slash |= *c == '/';
+  if (!slash || strlen(path) >= MADFS_PATH_MAX) return;
+  p->slot = -1;
+  if (madfs_path_locate(AT_FDCWD, path, p->names[0], &length) != PATH_OURS || copy_program(p, length) != 0) return;
+  p->loaded = p->memory;
+  p->loaded_at = at;
+  p->memory = -1;
+  RAW(SYS_fcntl, p->loaded, F_SETFD, 0);
+}
+
+static void add_loader_arguments(struct builder *b, const struct program *p, size_t words) {
+  char number[24];
+  const char *library_path = p->startup.pages && p->library_path ? p->startup.library_path : NULL;
+  for (size_t i = 0; i < words; i++) {
+    if (i == p->loaded_at && !p->loaded_named) {
+      add(b, "--argv0", NULL, NULL);
+      b->list[b->count++] = p->arguments[i];
+    }
+    if (i == p->loaded_at) add(b, "/proc/self/fd/", madfs_decimal(number, (unsigned)p->loaded), NULL);
+    else if (library_path && i && p->arguments[i] == p->library_path) add(b, library_path, NULL, NULL);
+    else b->list[b->count++] = p->arguments[i];
+  }
+  b->list[b->count] = NULL;
+}
+
 // --- execve ---------------------------------------------------------------------------------------------------------
+
+// The caller's environment with what the next program needs to be on the mount as this one is, and its arguments.
+// MADFS_PRELOAD=0 in it says that it shall not: servers and mpirun are started so, also from a process that is
+// preloaded itself.
+static long build_lists(struct madfs_thread *t, struct program *p, char ***arguments, char ***environment) {
+  const char *preload = NULL, *library_path;
+  bool leave = false;
+  long count = count_strings(p->environment), words = count_strings(p->arguments), result;
+  if (count < 0 || words < 0) return -EFAULT;
+  for (long i = 0; i < count; i++) {
+    if (madfs_starts(p->environment[i], "LD_PRELOAD=")) preload = p->environment[i] + 11;
+    leave |= strcmp(p->environment[i], "MADFS_PRELOAD=0") == 0;
+  }
+  library_path = variable(p->environment, (size_t)count, "LD_LIBRARY_PATH=");
+  if (!leave) load_by_name(p, (size_t)words);
+  bool loads = p->loaded >= 0;
+  if (!leave && (result = madfs_startup_prepare(&p->startup, p->directory, p->path, loads ? p->loaded : p->memory,
+                                                loads ? p->names[0] : p->name,
+                                                p->library_path ? p->library_path : library_path, preload)) < 0)
+    return result;
+  size_t pointers = ((size_t)count + 16 + (size_t)words + p->before_count + 1) * sizeof(char *);
+  size_t texts = (8 + p->before_count) * (size_t)MADFS_PATH_MAX + (preload ? 2 * strlen(preload) : 0);
+  if (p->startup.pages)
+    texts += strlen(p->startup.pages) + strlen(p->startup.library_path) + strlen(p->startup.preload) +
+             (library_path ? strlen(library_path) : 0) + 3 * MADFS_PATH_MAX;
+  char *pages = exec_pages(t, pointers + texts);
+  if (!pages) return -ENOMEM;
+  struct builder b = {.list = (char **)pages, .text = pages + pointers, .end = pages + pointers + texts};
+  *environment = (char **)p->environment;
+  if (!leave) {
+    *environment = b.list;
+    build_environment(&b, t, p, (size_t)count, preload);
+    b.list += b.count + 1;
+    b.count = 0;
+  }
+  *arguments = p->before_count || loads ? b.list : (char **)p->arguments;
+  if (loads) add_loader_arguments(&b, p, (size_t)words);
+  madfs_startup_free(&p->startup);
+  if (!p->before_count) return 0;
+  for (unsigned i = p->before_count; i > 0; i--) add(&b, p->before[i - 1], NULL, NULL);
+  for (long i = 1; i < words; i++) b.list[b.count++] = p->arguments[i];
+  b.list[b.count] = NULL;
+  return 0;
+}
 
 // False: there is an interpreter of ours to try.
 static bool exec_finish(struct madfs_thread *t) {
@@ -392,6 +458,7 @@ static bool exec_finish(struct madfs_thread *t) {
   }
   t->exec_busy = 0;
   forget_memory(t->exec_memory);
+  forget_memory(t->exec_loaded);
   madfs_startup_failed(t->exec_stage);
   if (result == -ENOENT && !again && t->exec_memory < 0) {
     t->exec_again = true;
@@ -413,6 +480,7 @@ static long execute(struct madfs_frame *f, struct program *p) {
   madfs_copy(t->given[1], MADFS_PATH_MAX, p->path);
   t->exec_number = p->memory >= 0 || p->flags || p->directory != AT_FDCWD ? SYS_execveat : SYS_execve;
   t->exec_memory = p->memory;
+  t->exec_loaded = p->loaded;
   t->exec_list[0] = arguments;
   t->exec_list[1] = environment;
   t->exec_directory = p->memory >= 0 ? p->memory : p->directory;
@@ -437,6 +505,7 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
   p->environment = (char *const *)a[2];
   p->path = t->given[0];
   p->memory = -1;
+  p->loaded = -1;
   madfs_maps_sync();
   long result = madfs_user_text(t->given[0], MADFS_GIVEN_MAX, (const char *)a[0]);
   if (result >= 0) result = t->exec_again ? resolve_script(p) : resolve(p);
@@ -446,6 +515,7 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
     f->number = result;
     t->exec_again = false;
     forget_memory(p->memory);
+    forget_memory(p->loaded);
   }
   RAW(SYS_munmap, pages, sizeof *p);
   return MADFS_DONE;
@@ -458,3 +528,8 @@ static enum madfs_verdict execveat_work(struct madfs_frame *f) { return execute_
 
 const struct madfs_shim madfs_shim_execve = {always, execve_work};
 const struct madfs_shim madfs_shim_execveat = {always, execveat_work};
+
+void madfs_loaded(const char *text) {
+  unsigned long fd;
+  if (text && madfs_number(text, 10, &fd)) RAW(SYS_close, fd);
+}

@@ -90,6 +90,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   }
   const char *directory = variable(environment, "MADFS_CWD");
   if (directory) madfs_cwd_set(directory, strlen(directory));
+  madfs_loaded(variable(environment, "MADFS_LOADED"));
   madfs_startup_done(variable(environment, "MADFS_STAGE"), environment);
   madfs_thread_key();
   madfs_fork_start();

@@ -116,7 +116,7 @@ struct madfs_thread {
   long exec_number;
   char **exec_list[2];  // arguments, environment
   const char *exec_stage;  // MADFS_STAGE in it, or NULL
-  int exec_directory, exec_memory;
+  int exec_directory, exec_memory, exec_loaded;
   unsigned long exec_flags;
   bool exec_again;  // the second attempt
   bool cancels_at_once;  // the thread's cancellation was asynchronous before it came in
@@ -355,6 +355,10 @@ void madfs_startup_free(struct madfs_startup *s);                // its strings 
 void madfs_startup_failed(const char *stage);                    // MADFS_STAGE of a program that was not executed
 void madfs_startup_done(const char *stage, char **environment);  // in the program: `stage` is MADFS_STAGE, or NULL
 bool madfs_startup_loader(int fd);  // whether the loader of a program of the host's lies on the mount
+
+// --- exec.c ----------------------------------------------------------------------------------------------------------
+
+void madfs_loaded(const char *text);  // in a program that the loader was told to execute: MADFS_LOADED, or NULL
 
 // --- locks.c ---------------------------------------------------------------------------------------------------------
 

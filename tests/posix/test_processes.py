@@ -61,3 +61,20 @@ def test_child_shares_files_and_offsets(runner, program, tmp_path, way):
         done = subprocess.run([program, way, f"{directory}/shared", f"{directory}/own"], env=environment, text=True,
                               capture_output=True, timeout=TIMEOUT_S, check=False)
         assert (done.returncode, done.stdout) == (0, "parent child againown 7\n"), done.stderr
+
+
+# `read` waits until tail has printed: from a FIFO outside the mount.
+TAIL = r"""
+pipe=$(mktemp -u /tmp/tail.XXXXXX); mkfifo $pipe; seq 3 > f
+tail -s 0.1 -f f > $pipe 2> err & exec 7< $pipe; rm $pipe
+for i in 1 2 3; do read -t 20 line <&7; echo "$line"; done
+echo four >> f; read -t 20 line <&7; echo "$line"; kill $!; wait; exec 7<&-; cat err
+mkfifo $pipe; echo first > g; tail -s 0.1 -F g > $pipe 2> err & exec 7< $pipe; rm $pipe
+read -t 20 line <&7; echo "$line"; echo more >> g; read -t 20 line <&7; echo "$line"
+mv g old; echo replaced > g; read -t 20 line <&7; echo "$line"; kill $!; wait; exec 7<&-; rm err
+"""
+
+
+def test_tail_follows(runner):
+    """There are no notifications on the mount: tail looks again."""
+    assert runner.same(TAIL).split() == b"1 2 3 four first more replaced".split()

@@ -96,6 +96,19 @@ except OSError as error: print(error)"
 printf '#!\\n' > empty; printf '#!  \\n' > blank; printf '#! /bin/sh  -e \\necho sh $0\\n' > sh; chmod +x empty blank sh
 t ./sh; t ./empty; t ./blank
 """,
+    # The loader, executed by its name; what `ldd` makes of a program.
+    "loaded": """
+program bin/origin -Llib -lfoo -Wl,-rpath,'$ORIGIN/../lib'; program bin/plain -Llib -lfoo
+ld=/lib64/ld-linux-x86-64.so.2; test -e $ld || ld=/lib/ld-linux-aarch64.so.1
+t $ld bin/origin x $W/plug/plugin.so; t $ld $W/bin/origin; t $ld --library-path $W/lib:lib2 ./bin/plain y
+t $ld --library-path lib bin/plain; t env LD_LIBRARY_PATH=lib $ld bin/plain; cd bin; t $ld ./origin; cd ..
+cp /bin/echo /bin/ls .; t $ld ./echo --argv0 two; t $ld --argv0 other ./ls --none; t env -i $ld ./echo empty
+t $ld --verify bin/origin; t $ld --verify main.c; t $ld ./none; t $ld main.c; t $ld --inhibit-cache ./echo last
+t python3 -c "import os; os.execv('$ld', ['a', './echo', 'from', 'python'])"; (exec $ld ./echo replaced)
+ldd bin/origin | sed -n 's,^\\t\\(lib[a-z]*\\.so\\)[.0-9]* => .*/\\(lib[a-z]*\\.so\\).*,\\1 \\2,p' | sort
+ldd $W/bin/plain 2>&1 | grep -c 'not found'; ls /proc/self/fd > before; $ld ./ls /proc/self/fd > after
+t python3 -c "print(len(open('before').readlines()) == len(open('after').readlines()))"
+""",
     # The loader itself, a program that is open only, one that may be executed and not read.
     "kernel": """
 program bin/origin -Llib -lfoo -Wl,-rpath,'$ORIGIN/../lib'; cp /lib64/ld-linux-x86-64.so.2 lib/ld.so
