@@ -220,7 +220,7 @@ static void nested_vfork(void) {
       int status;
       waitpid(inner, &status, 0);
       if (status || write(out, "y", 1) != 1) _exit(7);
-      execl("/nonexistent", "x", NULL);
+      execl("/no/such/program", "x", NULL);
       _exit(errno == ENOENT ? 0 : 6);
     }
     CHECK(ended(child) == 0 && works(fd, "after"));
