@@ -4,9 +4,11 @@ import argparse
 import importlib
 import json
 import pkgutil
+import subprocess
 import sys
 
 import bench
+from pymadfs.keeper import LaunchError
 
 from . import common
 
@@ -30,22 +32,35 @@ def show(row, as_json, where):
         print(f"{row.name:40} {row.value:14,.1f} {row.unit:8} {against}", flush=True)
 
 
-def main():
+class Parser(argparse.ArgumentParser):
+    """Argparse that says in one line what is wrong."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; `{self.prog}` lists what there is\n")
+
+
+def main(argv=None):
+    """Returns the exit status: 1 when a part failed, after the rows that there were."""
     known = benchmarks()
-    parser = argparse.ArgumentParser(prog="python -m bench", description=bench.__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench", description=bench.__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", choices=sorted(known), help="which benchmark; none: list them")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it runs, not to quote")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.name is None:
         for name, module in sorted(known.items()):
             print(f"{name:12} {module.__doc__.splitlines()[0]}")
-        return
+        return 0
     where = {"commit": common.commit(), "machine": common.machine()}
     if not options.json:
         print(f"{'name':40} {'value':>14} {'unit':8} {'baseline':>14} {'ratio':>8}")
-    for row in known[options.name].run(options.quick):
-        show(row, options.json, where)
+    try:
+        for row in known[options.name].run(options.quick):
+            show(row, options.json, where)
+    except (OSError, RuntimeError, LaunchError, subprocess.CalledProcessError) as error:
+        print(f"bench {options.name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def machine():
 
 def commit():
     """Commit of the checkout, with ``+`` when it has uncommitted changes; ``unknown`` outside a checkout."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True)
+    except OSError:
+        return "unknown"  # there is no git
     return found.stdout.strip() or "unknown"
 
 

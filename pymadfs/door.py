@@ -12,6 +12,7 @@ import _blake2
 import _socket
 import errno
 import os
+import time
 
 import pymadfs
 
@@ -27,6 +28,7 @@ ANSWER = Record("Answer", "magic:6s protocol:H kind:B proof:32s pid:I length:H")
 WELCOME = Record("Welcome", "status:H conn:I number:I servers:I length:H")
 assert (GREETING.size, ANSWER.size, WELCOME.size) == (40, 47, 16)
 
+REFUSALS, REFUSALS_S = 10, 10
 PATIENCE_S = 5
 """Seconds a server waits for the answer to its greeting."""
 
@@ -106,14 +108,37 @@ def guard(service):
     ``service`` has ``secret``, ``number``, ``servers``, ``address``, ``accept(kind, address, process) -> conn`` and
     ``forget(conn)``.
     """
-    return lambda: _Visitor(service)
+    refusals = _Refusals()
+    return lambda: _Visitor(service, refusals)
+
+
+class _Refusals:
+    """Says who was refused, at most REFUSALS lines in REFUSALS_S seconds: whoever knocks a thousand times a second
+    shall not fill the disk with it."""
+
+    def __init__(self):
+        self._since, self._lines, self._silent = -REFUSALS_S, 0, 0
+
+    def say(self, text):
+        now = time.monotonic()
+        if now - self._since >= REFUSALS_S:
+            if self._silent:
+                log(f"{self._silent} more visitors were refused")
+            self._since, self._lines, self._silent = now, 0, 0
+        self._lines += 1
+        if self._lines < REFUSALS:
+            log(text)
+        elif self._lines == REFUSALS:
+            log(f"{text}; more of them within {REFUSALS_S} s are only counted")
+        else:
+            self._silent += 1
 
 
 class _Visitor:
     """One connection, as asyncio's Protocol: greeted, let in, and forgotten when it ends."""
 
-    def __init__(self, service):
-        self._service = service
+    def __init__(self, service, refusals):
+        self._service, self._refusals = service, refusals
         self._conn = self._transport = self._timer = None
         self._data = b""
         self._nonce = os.urandom(16)
@@ -167,7 +192,7 @@ class _Visitor:
     def _refuse(self, status, why):
         self._end_timer()
         name = self._transport.get_extra_info("peername")
-        log(f"server {self._service.number}: visitor {name[0] if name else '?'} refused: it {why}")
+        self._refusals.say(f"server {self._service.number}: visitor {name[0] if name else '?'} refused: it {why}")
         if status:
             self._transport.write(WELCOME.pack(status, 0, 0, 0, 0))
         self._transport.close()

@@ -180,3 +180,24 @@ def test_a_refused_connection_leaves_nothing_open():
     with pytest.raises(ConnectionRefusedError):
         knock(port)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_thousand_visitors_are_not_a_thousand_lines(place, monkeypatch):
+    _, port = place
+    lines, now = [], [100.0]
+    monkeypatch.setattr(door, "log", lines.append)
+    monkeypatch.setattr(door.time, "monotonic", lambda: now[0])
+
+    def visit():
+        with socket.create_connection(("127.0.0.1", port), 10) as visitor:
+            visitor.sendall(b"GET / HTTP/1.1")
+            while visitor.recv(4096):
+                pass
+
+    for _ in range(100):
+        visit()
+    assert len(lines) == door.REFUSALS and all("is not MadFS" in line for line in lines)
+    assert "only counted" in lines[-1]
+    now[0] += door.REFUSALS_S
+    visit()
+    assert lines[door.REFUSALS:] == ["90 more visitors were refused", lines[0]]
