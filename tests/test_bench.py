@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def bench(*arguments, **environment):
     return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True,
-                          env={**clean_environment(), **environment}, timeout=TIMEOUT_S)
+                          env={**clean_environment(), **environment}, timeout=4 * TIMEOUT_S)
 
 
 def test_lists_and_refuses_in_one_line():
@@ -27,6 +27,7 @@ def test_lists_and_refuses_in_one_line():
     assert done.stderr.startswith("python -m bench: ") and "'nope'" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_one_object_per_line_also_without_git():
     done = bench("rpc", "--quick", "--json", PATH=os.path.dirname(sys.executable) + ":/bin", GIT_DIR="/nonexistent")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
