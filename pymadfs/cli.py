@@ -63,7 +63,8 @@ def parser():
     status.set_defaults(function=command_status, parser=status)
 
     check = commands.add_parser("fsck", help="check that all that the servers have makes one file system",
-                                allow_abbrev=False)
+                                allow_abbrev=False, epilog="Exit status: 0 nothing is wrong, 1 it was mended, 4 "
+                                "something is wrong, 8 it could not be checked, 2 wrong usage.")
     add_cluster_option(check)
     check.add_argument("--store", type=path, metavar="DIR", help="check the store DIR, which no server uses now")
     check.add_argument("--repair", action="store_true", help="mend what is wrong; no program may use the file system")

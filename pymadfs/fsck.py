@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, namedtuple
 from . import ops
 from .layout import chunk_server, home, owner, parent
 from .ops import ATTR, FLAG_REMOTE, INVENTORY, ITEM, ITEM_FILE, ITEM_OPEN, MEND, ROOT_INO
-from .server.meta import chunk_of, key_number, path_of  # type: ignore[import-not-found]  # installed from server/
+from .server.meta import chunk_of, is_whole, key_number, path_of  # type: ignore[import-not-found]  # installed from server/
 
 CLEAN, MENDED, WRONG, TROUBLE = 0, 1, 4, 8
 """Exit statuses, those of fsck(8)."""
@@ -39,11 +39,13 @@ class Census:
         self.servers = servers
         self.entries, self.inodes, self.names = {}, {}, defaultdict(list)
         self.stored, self.waiting, self.purged = [], Counter(), set()
-        self.double = []
+        self.double, self.damaged = [], []
 
     def add(self, server, key, value, flags):
         kind = key[:1]
-        if kind == b"E":
+        if kind in (b"E", b"I") and not is_whole(value, self.servers):
+            self.damaged.append((server, key))
+        elif kind == b"E":
             attr, path = ATTR.unpack(value), path_of(key)
             remote = bool(attr.flags & FLAG_REMOTE)
             self.entries[path] = Entry(attr.ino, attr.mode, remote, attr.nlink, server)
@@ -93,11 +95,18 @@ def take(client, report=lambda text: None):
 
 def problems(census):
     """The set of what is wrong, as Problems."""
-    return {*_names(census), *_inodes(census), *_data(census)}
+    return {*_records(census), *_names(census), *_inodes(census), *_data(census)}
 
 
 def _shown(path):
     return path.decode(errors="surrogateescape")
+
+
+def _records(census):
+    """Each record of a name or inode can be one."""
+    for server, key in census.damaged:
+        what = _shown(path_of(key)) if key[:1] == b"E" else f"inode {key_number(key):x}"
+        yield Problem(ops.MEND_RECORD, key, 0, 0, server, f"the record of {what} on server {server} is damaged")
 
 
 def _names(census):

@@ -269,7 +269,7 @@ ITEM_OPEN = 1  # the inode is open, or may be
 ITEM_FILE = b"f"  # takes the place of the C in the key that a chunk file should have
 MEND = Op(57, "mend", "action:B ino:Q number:Q", "done:B",
           doc="Put one thing right that fsck found; only for root and the servers' user. `done` is 0 when it is not so "
-              "any more. Tail: a path.")
+              "any more. Tail: a path, or a key.")
 ARRIVED = Op(71, "arrived", "conn:I id:Q", "arrived:B", retry=True,
              doc="Whether request `id` of a former connection may have come to this server before it began anew.")
 TIMES = Op(73, "times", "server:I keep:B", "mtime_ns:q", peer=True,
@@ -284,7 +284,8 @@ UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
 RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
              doc="A write or append up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless "
                  "somebody else wrote since, and what is stored above it goes. Tail: hint.")
-MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN = range(1, 7)
+MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD = \
+    range(1, 8)
 
 # --- what the shim answers ------------------------------------------------------------------------------------------
 

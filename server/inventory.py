@@ -22,6 +22,7 @@ from .meta import (
     inode_key,
     is_directory,
     is_pointer,
+    is_whole,
     key_number,
     new_attr,
     now_ns,
@@ -65,8 +66,9 @@ def _only_for_the_owner(request):
 
 def _item(server, key, value):
     kind = key[:1]
-    ino = ino_of(value) if kind == b"E" else key_number(key) if kind == b"I" else 0
-    kept = value[:ATTR.size] if ino else b""
+    whole = kind in (b"E", b"I") and is_whole(value, server.servers)
+    ino = 0 if not whole else ino_of(value) if kind == b"E" else key_number(key)
+    kept = value[:ATTR.size] if kind in (b"E", b"I") else b""
     is_open = ino in server.openings.total or ino in server.orphans
     return ITEM.pack(len(key), len(kept), ITEM_OPEN if is_open else 0) + key + kept
 
@@ -151,6 +153,17 @@ def parent(server, ino, number, path):
         return False
     mode = stat.S_IFDIR | 0o700
     server.kv.put(key, new_attr(server.meta.serial(), mode, os.getuid(), os.getgid(), now_ns(), nlink=2))
+    return True
+
+
+@mends(ops.MEND_RECORD)
+def record(server, ino, number, key):
+    """The record of an entry or inode cannot be one: what it was is lost, and what belonged to it is found next."""
+    value = server.kv.get(key)
+    if value is None or key[:1] not in (b"E", b"I") or is_whole(value, server.servers):
+        return False
+    server.kv.delete(key)
+    server.dirs.forget_all()
     return True
 
 

@@ -140,6 +140,14 @@ def location_key(ino):
     return LOCATIONS + _INO.pack(ino)
 
 
+def is_whole(value, servers):
+    """Whether the record of an entry or inode can be one: its size, type, inode number and place."""
+    if len(value) < ATTR.size or mode_of(value) >> 12 not in (1, 2, 4, 6, 8, 10, 12):
+        return False
+    ino = ino_of(value)
+    return ino > 0 and ino >> INO_HOME_SHIFT < servers
+
+
 def key_number(key):
     """The integer that ends a P, R, X, N or T key."""
     return _INO.unpack_from(key, len(key) - 8)[0]

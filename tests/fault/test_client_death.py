@@ -94,6 +94,7 @@ def stored(store):
 
 def kill_clients(tmp_path, monkeypatch, seeds):
     monkeypatch.setenv("MADFS_LINGER_MS", "100")
+    monkeypatch.setenv("MADFS_GRACE_MS", "2000")  # a server whose queue a killed client blocks begins anew
     path, store = str(tmp_path / "cluster"), str(tmp_path / "store")
     subprocess.run([*MADFS, "up", "--servers", "3", "--cluster", path, "--store", store], check=True, timeout=60)
     environment = {**os.environ, **cli.preload_environment(path)}
