@@ -13,6 +13,7 @@ import os
 import random
 import select
 import time
+from typing import Any
 
 from pymadfs import ops
 from pymadfs.ops import OPS, REQUEST
@@ -53,7 +54,7 @@ class Troubled(Transport):
         self._epoll = select.epoll()
         for fd in (self._event, inner.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
-        self.arena = b""
+        self.arena: Any = b""
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
