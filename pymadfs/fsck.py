@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, namedtuple
 from . import ops
 from .layout import chunk_server, home, owner, parent
 from .ops import ATTR, FLAG_REMOTE, INVENTORY, ITEM, ITEM_FILE, ITEM_OPEN, MEND, ROOT_INO
-from .server.meta import chunk_of, is_whole, key_number, path_of  # type: ignore[import-not-found]  # installed from server/
+from .server.meta import chunk_of, is_whole, key_number, path_of  # type: ignore[import-not-found]  # of server/
 
 CLEAN, MENDED, WRONG, TROUBLE = 0, 1, 4, 8
 """Exit statuses, those of fsck(8)."""
