@@ -131,6 +131,9 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   else if (where == PATH_HOST || (!*out->text && madfs_path_cwd(path)))
     names->theirs++, out->length = host_path(directory_of(f, p), path, room);
   else if (names->ours++, !*path) names->error = -ENOENT, names->nameless = names->unreadable = true;
+  if (where == PATH_HOST && *path != '/' && p->directory >= 0 && directory_of(f, p) != AT_FDCWD &&
+      madfs_failed(RAW(SYS_fcntl, directory_of(f, p), F_GETFD)))
+    names->error = -EBADF;
   out->kind = MADFS_ARG_PATH;
   out->text = room;
 }
@@ -582,7 +585,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   if (names.error && refuses_flags(f, row)) return answer(f, -EINVAL);
   if (names.error && names.ours && names.second) {
     long first = check_first(f, row, &call);
-    if (first) return answer(f, first);
+    if (first) return answer(f, first == -ENOENT && starts_at_file(f, row) ? -ENOTDIR : first);
   }
   if (names.error && !(row->kind == ROW_REFUSE && names.nameless)) return answer(f, names.error);
   if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);

@@ -212,6 +212,9 @@ print([attempt(call, "x", dir_fd=unnamed) for call in (os.stat, os.mkdir, os.unl
 print(attempt(os.open, f"/proc/self/fd/{unnamed}", os.O_PATH | os.O_CREAT | os.O_EXCL) is not None,
       attempt(os.open, f"/proc/self/fd/{unnamed}", os.O_CREAT | os.O_EXCL))
 
+here = os.open(".", os.O_RDONLY)
+print([attempt(call, "p4", "x", src_dir_fd=old, dst_dir_fd=new) for call in (os.rename, os.link)
+       for old, new in ((here, 999), (999, here), (unnamed, 999), (999, unnamed))])
 for flags in os.O_RDONLY, os.O_PATH:
     directory = os.open(".", flags)
     for end in "", "/", "/.":
