@@ -170,7 +170,7 @@ static void spawn(void) {
   char back[8] = "";
   CHECK(pread(out, back, 7, 0) == 7 && strcmp(back, "spawned") == 0);
   CHECK(lseek(in, 0, SEEK_CUR) == 7);
-  CHECK(posix_spawnp(&child, "/nonexistent", &actions, NULL, (char *[]){"x", NULL}, environ) == ENOENT);
+  CHECK(posix_spawnp(&child, "/no/such/program", &actions, NULL, (char *[]){"x", NULL}, environ) == ENOENT);
   posix_spawn_file_actions_destroy(&actions);
 }
 

@@ -237,9 +237,9 @@ def test_bad_mount(run, mount):
 
 def test_runtime_that_does_not_start(run):
     done = run("bash", "-c", "cat /madfs/a; cat /madfs/b; echo still here",
-               environment={"FAKE_STORE": "/nonexistent/store"})
+               environment={"FAKE_STORE": "/proc/nonexistent/store"})
     assert done.stdout == "still here\n"
-    assert done.stderr.count("the client cannot start") == 2 and "/nonexistent/store" in done.stderr  # two cats
+    assert done.stderr.count("the client cannot start") == 2 and "/proc/nonexistent/store" in done.stderr  # two cats
     assert done.stderr.count("Input/output error") == 2
 
 
