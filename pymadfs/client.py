@@ -454,7 +454,7 @@ class FileSystem(FileData):
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise fail(errno.EINVAL, old)
         try:
-            return self._rename(*self.clean(old), *self.clean(new), flags)
+            return self._rename(self.clean(old), self.clean(new), flags)
         except OSError as error:
             from . import renaming
 
@@ -462,7 +462,8 @@ class FileSystem(FileData):
                 renaming.explain(self, old, new, flags)
             raise
 
-    def _rename(self, old, old_ending, new, new_ending, flags):
+    def _rename(self, source, target, flags):
+        (old, old_ending), (new, new_ending) = source, target
         exchange = flags & RENAME_EXCHANGE
         if max(old_ending, new_ending) > SLASH or b"/" in (old, new):
             raise fail(errno.EBUSY, old)

@@ -117,7 +117,8 @@ class _Refusals:
     shall not fill the disk with it."""
 
     def __init__(self):
-        self._since, self._lines, self._silent = -REFUSALS_S, 0, 0
+        self._since: float = -REFUSALS_S
+        self._lines = self._silent = 0
 
     def say(self, text):
         now = time.monotonic()
