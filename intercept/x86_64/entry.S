@@ -136,6 +136,10 @@ arch_on_stack:
     cld
     mov     %rdi, %rsp
     and     $-16, %rsp
+    // gdb takes a caller whose stack is lower for an error, unless this is its name: that of what continues stacks for
+    // gcc -fsplit-stack.
+    .type __morestack, @function
+__morestack:
     mov     %rdx, %rdi
     call    *%rsi
     lea     -8(%rbp), %rsp
@@ -145,6 +149,7 @@ arch_on_stack:
     ret
     .cfi_endproc
     .size arch_on_stack, . - arch_on_stack
+    .size __morestack, . - __morestack
 
 // long arch_preserve(long (*function)(void *), void *argument)
 // Everything the processor can save is saved, and the function finds the state the ABI promises at program start.
