@@ -235,6 +235,7 @@ static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *
     }
   }
   if (!opens) return answer(f, result);
+  if (madfs_pipe_named(t->escaped)) madfs_fds_note_pipe();
   t->later = open_escaped;
   t->later_frame = f;
   return MADFS_DONE;

@@ -62,10 +62,11 @@ struct header {
   _Atomic uint32_t hint;
   _Atomic uint64_t used[SLOTS / 64];
   _Atomic uint64_t said[SAID / 64];  // what was said once, by a sum of it
+  _Atomic uint32_t pipes;  // a FIFO of the mount was opened
 };
 _Static_assert(sizeof(struct header) <= HEADER_BYTES - MADFS_MOVES_BYTES, "the header has its own pages");
 
-enum { TABLE_VERSION = 3 };
+enum { TABLE_VERSION = 4 };
 #define TABLE_BYTES (HEADER_BYTES + (size_t)SLOTS * SLOT_BYTES)
 #define PATHS_AT ((long)TABLE_BYTES)  // file offset of the long paths: MADFS_PATH_MAX each
 
@@ -236,6 +237,12 @@ long madfs_fds_need(void) {
   madfs_unlock(&table.lock);
   return result;
 }
+
+void madfs_fds_note_pipe(void) {
+  if (!madfs_failed(madfs_fds_need())) atomic_store(&table.header->pipes, 1);
+}
+
+bool madfs_fds_pipes(void) { return atomic_load(&table.fd) >= 0 && atomic_load(&table.header->pipes); }
 
 bool madfs_fds_say_once(uint64_t what) {
   uint64_t bit = 1UL << what % 64, word = what / 64 % (SAID / 64);

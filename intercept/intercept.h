@@ -266,6 +266,7 @@ void madfs_slot_lock(int slot);     // remembers that it was locked
 bool madfs_slot_locked(int slot);
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
 uint64_t madfs_pipe_inode(int fd);  // of the FIFO in the mount that a descriptor of the kernel's stands for, or 0
+bool madfs_pipe_named(const char *path);  // whether it is where such a FIFO is
 bool madfs_pipe_answers(int call);  // whether the call is about attributes, which the kernel's pipe does not have
 bool madfs_pipe_seen(int call, const void *status);  // whether the kernel said that it is a FIFO's status
 long madfs_slot_seek(int slot, long offset, int whence);      // SEEK_SET and SEEK_CUR
@@ -302,6 +303,8 @@ void madfs_fds_free(int fd);                    // the number is nobody's
 void madfs_fds_follow(void);                    // this copy of a child of vfork has the child's descriptors
 
 bool madfs_fds_say_once(uint64_t what);  // whether no process of the tree asked about `what` before
+void madfs_fds_note_pipe(void);  // a FIFO of the mount will be opened
+bool madfs_fds_pipes(void);      // whether one was, by this tree of processes
 
 // --- numbers.c: internal descriptors whose numbers the program has taken ---------------------------------------------
 
