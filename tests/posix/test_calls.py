@@ -24,6 +24,7 @@ SAME = {
     "open": f"open D/f {RW} 0644 , open D/f {RW | os.O_EXCL} 0644 , open D/none 0 , open D {os.O_WRONLY} , open D/f/ 0",
     "creat": "creat D/f 0600 , write $0 str:x 1 , read $0 buf:9 9 , creat D 0600 , creat D/no/f 0600",
     "openat2": f"openat2 {CWD} D/none buf:24 24 , openat2 {CWD} D/none buf:24 8 , openat2 {CWD} D bad 24",
+    "tee": f"{OPEN} , tee $0 $0 9 0",
     "read_write": f"{OPEN} , lseek $0 0 0 , read $0 buf:4 4 , read $0 buf:99 99 , read $0 buf:9 9 , lseek $0 0 0 , "
                   "read $0 bad 5 , "
                   "write $0 bad 5 , read $0 buf:1 0 , write 77 str:x 1",
@@ -98,7 +99,6 @@ SAME = {
 }
 
 REFUSED = {
-    "tee": f"{OPEN} , tee $0 $0 9 0",
     "vmsplice": f"{OPEN} , vmsplice $0 null 0 0",
     "finit_module": f"{OPEN} , finit_module $0 str: 0",
     "kexec_file_load": f"{OPEN} , kexec_file_load $0 $0 0 str: 0",
