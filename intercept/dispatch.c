@@ -95,6 +95,7 @@ struct names {
   bool second;  // the error is that of the second one
   bool nameless;  // a path is empty or NULL: the directory is meant, or it is wrong
   bool unreadable;  // a path is empty, too long or no address: the kernel refuses the call, too
+  bool closed;  // a host's path begins at a descriptor that is not open
 };
 
 // A path of the host's as the runtime can use it, for calls with two paths whose errors depend on both.
@@ -133,7 +134,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   else if (names->ours++, !*path) names->error = -ENOENT, names->nameless = names->unreadable = true;
   if (where == PATH_HOST && *path != '/' && p->directory >= 0 && directory_of(f, p) != AT_FDCWD &&
       madfs_failed(RAW(SYS_fcntl, directory_of(f, p), F_GETFD)))
-    names->error = -EBADF;
+    names->closed = true;
   out->kind = MADFS_ARG_PATH;
   out->text = room;
 }
@@ -582,6 +583,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   struct madfs_call call = {.number = row->call};
   struct names names = build(f, row->parameter, row->count, follows(f, row), &call);
   if (!names.ours && names.error != -ENAMETOOLONG) return names.error == -EBADF ? answer(f, -EBADF) : MADFS_PASS;
+  if (names.closed && !names.error) names.error = -EBADF;
   if (names.unreadable && !names.second && row->kind == ROW_CALL) return answer(f, kernels_refusal(f, row));
   if (names.error && refuses_flags(f, row)) return answer(f, -EINVAL);
   if (names.error && names.ours && names.second) {
