@@ -179,8 +179,12 @@ static bool concerns(struct madfs_frame *f) {
 
 static enum madfs_verdict munmap_work(struct madfs_frame *f) {
   unsigned long start = f->argument[0], length = f->argument[1];
+  // In one: another thread may map something of ours there at once, which add() must not find cut out again.
+  madfs_lock(&lock);
   long result = RAW(SYS_munmap, start, length);
-  if (!madfs_failed(result)) madfs_maps_replaced(start, length);
+  if (!madfs_failed(result)) cut(start, page_end(start + length));
+  madfs_unlock(&lock);
+  madfs_maps_settle();
   return answer(f, result);
 }
 
@@ -211,16 +215,14 @@ static enum madfs_verdict msync_work(struct madfs_frame *f) {
 
 const struct madfs_shim madfs_shim_msync = {concerns, msync_work};
 
-// What is mapped at `address`, if it is ours.
+// What is mapped at `address`, if it is ours.  REQUIRES: the lock.
 static bool find(unsigned long address, struct range *out) {
   bool found = false;
-  madfs_lock(&lock);
   for (unsigned i = 0, n = atomic_load(&ranges_count); i < n && !found; i++)
     if (ranges[i].start <= address && address < ranges[i].end) {
       *out = ranges[i];
       found = true;
     }
-  madfs_unlock(&lock);
   return found;
 }
 
@@ -228,13 +230,16 @@ static enum madfs_verdict mremap_work(struct madfs_frame *f) {
   const unsigned long *a = f->argument;
   unsigned long old = a[0], old_length = page_end(a[1]), new_length = page_end(a[2]);
   struct range was = {0};
+  madfs_lock(&lock);  // as for munmap
   bool ours = find(old, &was);
   long result = RAW(SYS_mremap, a[0], a[1], a[2], a[3], a[4]);
-  if (madfs_failed(result)) return answer(f, result);
+  if (madfs_failed(result)) {
+    madfs_unlock(&lock);
+    return answer(f, result);
+  }
   bool stays = !old_length || (a[3] & MREMAP_DONTUNMAP);
   unsigned long at = (unsigned long)result;
   struct range now = {at, at + new_length, was.offset + (old - was.start), was.file};
-  madfs_lock(&lock);
   if (ours && !stays) {
     // What moves is not gone; what a smaller length cuts off is.
     unsigned told = atomic_load(&gone_count);

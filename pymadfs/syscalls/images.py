@@ -314,6 +314,9 @@ class Images:
         self.directory, self.fs = directory, fs
         self.known = {}  # inode number -> Image
         self.counting = allocate_lock()  # of Image.pending
+        # Of `known`, which has every Image that is open: there is one of a file at most, because record locks do not
+        # keep two of one process apart, and closing one drops those of the other.  Taken after _lock(), for moments.
+        self.opening = allocate_lock()
         self.live = live
         self.locks = set()  # descriptors of _lock()
 
@@ -353,6 +356,8 @@ class Images:
     @staticmethod
     def _orphan(image):
         """Whether nobody maps it.  A lock of this process's own counts like another's."""
+        if image.data < 0:
+            return True  # another thread has seen to it
         try:
             fcntl.flock(image.data, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -375,35 +380,54 @@ class Images:
         """Recover some of what killed processes left, so that it does not stay in memory.  REQUIRES: _lock()."""
         names = [name for name in posix.listdir(self.directory) if name.isdigit() and int(name) not in self.known]
         for name in names[:SWEPT_MAX]:
-            image = self._open(int(name))
-            if image:
+            image = self._known(int(name))
+            if image and image.hold < 0:
                 if self._orphan(image):
                     self._recover(image)
-                image.close()
+                with self.opening:
+                    self._forget(image)
+
+    def _known(self, ino):
+        """The Image of a file, opened if need be, or None."""
+        with self.opening:
+            image = self.known.get(ino)
+            if image and image.hold < 0 and image.gone():
+                image = self._forget(image)
+            if image is None:
+                image = self._open(ino)
+                if image:
+                    self.known[ino] = image
+            return image
+
+    def _forget(self, image):
+        """Close an Image.  REQUIRES: opening."""
+        if self.known.get(image.ino) is image:
+            del self.known[image.ino]
+        image.close()
 
     def find(self, ino):
         """The image of a file when somebody on this node maps it, else None."""
-        image = self.known.get(ino)
-        if image and image.hold >= 0:
-            return image
-        if image and image.gone():
-            del self.known[ino]
-            image.close()
-            image = None
-        image = image or self._open(ino)
-        if image and self._orphan(image):
+        while True:
+            image = self.known.get(ino)
+            if image and image.hold >= 0:
+                return image
+            image = self._known(ino)
+            if image is None:
+                return None
+            with self.opening:
+                if image.hold >= 0 or not self._orphan(image):
+                    return image
             lock = self._lock()
             try:
-                if not image.gone() and self._orphan(image):
-                    self._recover(image)
+                with self.opening:
+                    mine = self.known.get(ino) is image
+                if mine and image.hold < 0 and self._orphan(image):
+                    if not image.gone():
+                        self._recover(image)
+                    with self.opening:
+                        self._forget(image)
             finally:
                 self._unlock(lock)
-            self.known.pop(ino, None)
-            image.close()
-            return None
-        if image:
-            self.known[ino] = image
-        return image
 
     def attach(self, file, end, stores):
         """The Image of a file that is about to be mapped up to ``end``; release() follows when that is done."""
@@ -432,24 +456,20 @@ class Images:
 
     def _hold(self, file):
         """Open or make an image and say that this process maps it.  REQUIRES: _lock()."""
-        image = self.known.pop(file.ino, None)
-        if image and image.gone():
-            image.close()
-            image = None
-        image = image or self._open(file.ino)
+        image = self._known(file.ino)
         if image and self._orphan(image):
             self._recover(image)
-            image.close()
-            image = None
+            with self.opening:
+                image = self._forget(image)
         if image is None:
             if self.live[0]:
                 self._sweep()
             self.live[0] += 1
-            image = self._open(file.ino, posix.O_CREAT | posix.O_EXCL)
+            with self.opening:
+                image = self.known[file.ino] = self._open(file.ino, posix.O_CREAT | posix.O_EXCL)
         image.hold = posix.open(b"%s/%d" % (self.directory, file.ino), NAMES)
         fcntl.flock(image.hold, fcntl.LOCK_SH)
         self.fs.reopen(file)  # a mapping keeps a file that is closed and removed
-        self.known[file.ino] = image
         return image
 
     def release(self, image):
@@ -475,13 +495,13 @@ class Images:
                 return  # another thread was faster, or maps it again
             posix.close(image.hold)
             image.hold = -1
-            del self.known[ino]
             if self._orphan(image):
                 self._recover(image)
+            with self.opening:
+                self._forget(image)
             self.fs.ended(ino)
         finally:
             self._unlock(lock)
-        image.close()
 
     def write_back(self, image, offset=0, end=SIZE_MAX):
         """Carry stores to the servers; those into a file that is gone are lost, as in Linux."""
@@ -496,11 +516,11 @@ class Images:
 
     def all(self):
         """The images that this process maps."""
-        return [image for image in self.known.values() if image.hold >= 0]
+        return [image for image in list(self.known.values()) if image.hold >= 0]
 
     def after_fork_child(self):
         """Locks that other threads of the parent hold are nobody's here."""
-        self.counting = allocate_lock()
+        self.counting, self.opening = allocate_lock(), allocate_lock()
         while self.locks:
             posix.close(self.locks.pop())
         for image in self.known.values():
@@ -523,7 +543,7 @@ class Images:
                 for begin, length in image._runs(1, offset, offset + done):
                     scattered(segments, posix.pread(image.data, length, begin), begin - offset)
         except Gone:
-            return self.fs.read(file, offset, segments)
+            return self.read(file, offset, segments)
         return done
 
     def write(self, file, offset, segments, extend):
@@ -546,7 +566,7 @@ class Images:
                         image.resize(self.fs, offset + done)
                     image.put(offset, gathered(segments, done))
         except Gone:
-            return write()
+            return self._write(file, segments, write)
         return offset, done
 
     def _with(self, ino, work):
@@ -557,7 +577,7 @@ class Images:
                     if image.valid:
                         work(image)
             except Gone:
-                return
+                self._with(ino, work)
 
     def resized(self, ino, size):
         """The file has a new size."""
