@@ -734,7 +734,7 @@ __attribute__((noinline)) static enum madfs_verdict let_pass_fd(struct madfs_fra
 // The kernel's, unless it says ENOENT because a link of the host's leads into the mount.
 __attribute__((noinline)) static enum madfs_verdict let_pass(struct madfs_frame *f, const struct madfs_row *row) {
   const unsigned long *a = f->argument;
-  if (row->empty_count && madfs_pipe_answers(row->empty_call) && has_empty_path(f, row)) {
+  if (madfs_fds_pipes() && row->empty_count && madfs_pipe_answers(row->empty_call) && has_empty_path(f, row)) {
     int status = row->empty_call == CALL_fstatx ? 4 : 2;
     return let_pass_fd(f, row->empty_call, directory_of(f, &row->parameter[0]), status);
   }
@@ -766,9 +766,11 @@ enum madfs_verdict madfs_filter(struct madfs_frame *f) {
   if (MADFS_UNLIKELY(madfs_local.inside) && !madfs_twin_waits()) return filter_inside(f);
   const struct madfs_row *row = &madfs_rows[f->number];
   if (row->kind <= ROW_KERNEL) return filter_kernel(f, row);
-  if (row->route == ROUTE_FD && row->kind != ROW_SHIM)
-    return madfs_fd_concerns((int)f->argument[0])  ? forward(f)
-           : MADFS_UNLIKELY(pipe_answers[f->number]) ? let_pass_fd(f, row->call, (int)f->argument[0], 1)
-                                                     : MADFS_PASS;
+  if (row->route == ROUTE_FD && row->kind != ROW_SHIM) {
+    int fd = (int)f->argument[0];
+    if (madfs_fd_concerns(fd)) return forward(f);
+    bool pipe = pipe_answers[f->number] && madfs_fds_pipes();
+    return MADFS_UNLIKELY(pipe) ? let_pass_fd(f, row->call, fd, 1) : MADFS_PASS;
+  }
   return filter_names(f, row);
 }

@@ -82,7 +82,6 @@ _new = tuple.__new__
 _new_object = object.__new__
 
 
-
 def _parser(number):
     """What the server needs of an operation: Op, reader and size of the fields, data, whether only servers ask."""
     op = OPS.get(number)

@@ -252,6 +252,11 @@ class Server:
         self.processes.pop(conn, None)
         self.locking.lost(conn)
 
+    def released(self, conn, ino):
+        """An opening of ``ino`` by ``conn`` ended."""
+        if self.openings.release(conn, ino):
+            self.closed(ino)
+
     def closed(self, ino):
         """The last known opening of ``ino`` ended."""
         if ino in self.orphans and not self.unsure:
@@ -264,8 +269,7 @@ class Server:
         self.loop.call_later(milliseconds / 1000, self._kept, ino)
 
     def _kept(self, ino):
-        if self.openings.release(KEPT, ino):
-            self.closed(ino)
+        self.released(KEPT, ino)
 
     def wait_for_openings(self):
         """At start: whoever has a file open tells again when it next has something for this server.  Until then no file

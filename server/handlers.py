@@ -283,16 +283,14 @@ def also_ended(server, request):
     """OPEN told of an opening that ended."""
     ino = request.fields.ended
     request.fields = request.fields._replace(ended=0)  # it may have to wait, and its handler to run again
-    if server.openings.release(request.conn, ino):
-        server.closed(ino)
+    server.released(request.conn, ino)
 
 
 @serves(RELEASE)
 def release(server, request):
     for at in range(0, len(request.tail) - 7, 8):
         ino = int.from_bytes(request.tail[at:at + 8], "little")
-        if server.openings.release(request.conn, ino):
-            server.closed(ino)
+        server.released(request.conn, ino)
     return (), b""
 
 

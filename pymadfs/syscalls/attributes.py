@@ -240,6 +240,16 @@ def _timespecs(address):
     return valid, *times
 
 
+def _checked_timespecs(address, find, *arguments):
+    """As ``_timespecs``; what ``find(*arguments)`` raises comes before EINVAL."""
+    try:
+        return _timespecs(address)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            find(*arguments)
+        raise
+
+
 def _nanoseconds(seconds, ns):
     """Time in nanoseconds, clamped to what 64 bits hold, as file systems of Linux clamp to their range."""
     return max(-abi.OFFSET_MAX, min(abi.OFFSET_MAX, seconds * 1_000_000_000 + ns))
@@ -247,12 +257,7 @@ def _nanoseconds(seconds, ns):
 
 @call
 def utimensat(path, times, flags):
-    try:
-        valid, atime, mtime = _timespecs(times)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            _lookup(path, flags)  # comes first
-        raise
+    valid, atime, mtime = _checked_timespecs(times, _lookup, path, flags)
     if not valid:  # Linux looks at nothing else
         return 0
     if flags & ~(abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH):
@@ -262,12 +267,7 @@ def utimensat(path, times, flags):
 
 @call
 def futimens(handle, times, flags):
-    try:
-        valid, atime, mtime = _timespecs(times)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            _by_descriptor(handle, flags)  # comes first
-        raise
+    valid, atime, mtime = _checked_timespecs(times, _by_descriptor, handle, flags)
     if not valid:  # Linux looks at nothing else
         return 0
     if flags == abi.AT_SYMLINK_NOFOLLOW:  # without a path
