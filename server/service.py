@@ -150,7 +150,8 @@ async def run(cluster, number, store, config, *, listen_fd=None, cpu=None, arriv
             poller.stop()
             server.rpc.renew()
             poller.start()
-            server.spawn(watchdog.last_things(server, lambda: watchdog.begin_anew(number, server.rpc, sock, affinity)))
+            server.spawn(watchdog.last_things(
+                server, stopped.is_set, lambda: watchdog.begin_anew(number, server.rpc, sock, affinity)))
 
         poller = Poller(server, loop, neighbours, renew)
         gc.freeze()

@@ -9,6 +9,7 @@ way others do.  If it does not come, this process becomes the same server anew (
 import asyncio
 import fcntl
 import os
+import signal
 import struct
 import sys
 import time
@@ -72,13 +73,19 @@ class Watchdog:
         return NAP_S
 
 
-async def last_things(server, then):
-    """Answer what requests can be answered soon, that their callers need not be told that nobody knows; ``then()``."""
+async def last_things(server, stopped, then):
+    """Answer what requests can be answered soon, that their callers need not be told that nobody knows; ``then()``,
+    unless ``stopped()``: a server that was told to stop must not live again, and nobody tells it twice."""
     until = server.loop.time() + LAST_S
     while server.unanswered and server.loop.time() < until:
         await asyncio.sleep(NAP_S)
     server.flush()
-    then()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # the loop would hear of it too late; the store is fit for such an end
+    for _ in range(3):
+        await asyncio.sleep(NAP_S)  # the loop hears of one that came before, and who waits for it
+    if not stopped():
+        then()
 
 
 # --- beginning anew -------------------------------------------------------------------------------------------------
