@@ -348,6 +348,10 @@ class Chunks:
                     continue
         return total
 
+    def directories(self):
+        """Numbers of the directories that may have chunk files, in order."""
+        return sorted(self._made)
+
     def files(self, directory):
         """``(inode, chunk)`` of the chunk files in directory 0 to 255, in order."""
         if directory not in self._made:

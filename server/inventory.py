@@ -10,6 +10,7 @@ from pymadfs.errors import fail
 from pymadfs.layout import owner
 from pymadfs.ops import ATTR, INVENTORY, ITEM, ITEM_FILE, ITEM_OPEN, MEND
 
+from .chunks import DIRECTORIES
 from .dispatch import serves
 from .inodes import purge
 from .meta import (
@@ -32,7 +33,6 @@ from .meta import (
 
 PAGE_KEYS = 256
 PAGE_FILES = 1024
-DIRECTORIES = 256
 KEYS, FILES = b"k", b"f"  # first byte of a cursor: then the last key, or directory and how many of its files were told
 _AT = struct.Struct(">HI")
 MENDS = {}

@@ -10,7 +10,6 @@ import asyncio
 from pymadfs.ops import UNFINISHED
 
 from . import counts
-from .chunks import DIRECTORIES
 from .dispatch import gather, serves
 from .frozen import resume_freezes
 from .inodes import purge
@@ -57,7 +56,7 @@ async def greet(server):
 async def sweep(server):
     """After a crash: remove chunk files that no key names, left of writes that were never acknowledged.  Nobody else
     would, not even with the file; what is written meanwhile has its key, or is open, when it is looked at."""
-    for directory in range(DIRECTORIES):
+    for directory in server.chunks.directories():
         for ino, chunk in await server.io(server.chunks.files, directory):
             if server.kv.get(chunk_key(ino, chunk)) is None:
                 server.chunks.remove_unknown(ino, chunk)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the deco
 PT_LOAD, PT_GNU_EH_FRAME, EXECUTABLE = 1, 0x6474E550, 1
 LIBC = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
 FOLDERS = ["/usr/lib", "/usr/local/lib", "/opt", *site.getsitepackages(), os.path.dirname(os.__file__), "/usr/bin"]
-SECONDS = 15  # for a sample of what is in FOLDERS
+SECONDS = 12
 SOME, LENGTH_MAX = 2000, 15  # instructions disassembled at once, bytes of one
 BASE = 0x1000000  # so that every branch target is printed in hexadecimal
 
