@@ -46,12 +46,14 @@ class Poller:
         self._spin_us = server.config.spin_us
         self._cores = len(os.sched_getaffinity(0))
         self._again = self._timer = self._beat = None
+        self._runs = False  # after the end there is no network to poll, also for who was to be called by then
         self._watchdog = watchdog.Watchdog(self._rpc, renew)
         server.posted = self.soon
         self.start()
 
     def start(self):
         """Listen to the network, which may be another one than before."""
+        self._runs = True
         self._loop.add_reader(self._rpc.fileno(), self._wake)
         self.soon()
 
@@ -62,6 +64,8 @@ class Poller:
 
     def _wake(self):
         self._again = None
+        if not self._runs:
+            return
         rpc, server, watch = self._rpc, self._server, self._watchdog
         nap = 0.0
         for _ in range(ROUNDS_MAX):
@@ -109,6 +113,7 @@ class Poller:
         return SPIN_US if len(self._server.conns) + self._neighbours <= self._cores else 0
 
     def stop(self):
+        self._runs = False
         self._loop.remove_reader(self._rpc.fileno())
         for handle in (self._again, self._timer, self._beat):
             if handle is not None:
