@@ -314,12 +314,13 @@ def command_fsck(options):
 
 def run_fsck(client, cluster, repair):
     """Check, and mend if ``repair``; prints what is wrong and returns the exit status."""
-    if repair and any((answer or {}).get("connections", 0) > len(cluster.servers)
-                      for answer in launch.statistics(cluster)):
+    busy = any((answer or {}).get("connections", 0) > len(cluster.servers) for answer in launch.statistics(cluster))
+    if repair and busy:
         raise LaunchError("programs use the file system: end them, or leave out --repair")
     mended, wrong = 0, None
-    for _ in range(fsck.LOOKS):
-        census, wrong = fsck.check(client, lambda text: keeper.say(f"madfs fsck: {text}"))
+    for _ in range(fsck.REPAIRS_MAX):
+        census, wrong = fsck.check(client, lambda text: keeper.say(f"madfs fsck: {text}"),
+                                   fsck.LOOKS_BUSY if busy else fsck.LOOKS)
         if not repair or not wrong:
             break
         done = fsck.mend(client, wrong)

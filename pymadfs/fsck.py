@@ -10,59 +10,91 @@ from collections import Counter, defaultdict, namedtuple
 
 from . import ops
 from .layout import chunk_server, home, owner, parent
-from .ops import ATTR, FLAG_REMOTE, INVENTORY, ITEM, ITEM_FILE, ITEM_OPEN, MEND, ROOT_INO
-from .server.meta import chunk_of, is_whole, key_number, path_of  # type: ignore[import-not-found]  # of server/
+from .ops import (
+    ATTR,
+    FLAG_REMOTE,
+    INVENTORY,
+    ITEM,
+    ITEM_DAMAGED,
+    ITEM_FILE,
+    ITEM_LOST,
+    ITEM_OPEN,
+    MEND,
+    ROOT_INO,
+)
+from .server.meta import KINDS, chunk_of, key_number, path_of  # type: ignore[import-not-found]  # of server/
 
 CLEAN, MENDED, WRONG, TROUBLE = 0, 1, 4, 8
 """Exit statuses, those of fsck(8)."""
 
 LOOKS = 3
+LOOKS_BUSY = 8  # while programs change things, what is seen half done may look wrong several times
+REPAIRS_MAX = 6  # what one brings to light, the next mends
 PAUSE_S = 0.3
+PATIENCE_S = 5.0  # for a rename or link count that waits for nobody but servers that answer
 UNDER_WAY = {b"P": "removal", b"R": "rename", b"N": "link count", b"T": "rename of a directory"}
+SOON = b"R", b"N"  # which of them end at once
 
 Problem = namedtuple("Problem", "kind path ino number server text")
 """One thing that is wrong: ``kind`` is the MEND action, ``number`` what that takes, ``server`` who has to mend it."""
 
 Entry = namedtuple("Entry", "ino mode remote nlink server")
 Inode = namedtuple("Inode", "mode nlink open server path")
+Misplaced = namedtuple("Misplaced", "path value server")
 
 
 class Census:
     """What the servers have.
 
     ``entries``: path -> Entry; ``inodes``: number -> Inode, ``path`` being that of the entry which embeds it or None;
-    ``names``: inode number -> its paths; ``stored``: (inode, chunk, server, kind of key); ``waiting``: how much of what
-    is under way.
+    ``names``: inode number -> its paths; ``stored``: (inode, chunk, server, kind of key); ``lost``: as that, of chunks
+    whose file is missing; ``attributes``: (inode, server) of extended ones; ``waiting``: how much of what is under way,
+    ``soon``: that which should not be for long, (server, key);
+    ``elsewhere``: inodes within names on a wrong server.
     """
 
     def __init__(self, servers):
         self.servers = servers
         self.entries, self.inodes, self.names = {}, {}, defaultdict(list)
         self.stored, self.waiting, self.purged = [], Counter(), set()
-        self.double, self.damaged = [], []
+        self.double, self.damaged, self.misplaced, self.lost = [], [], [], []
+        self.attributes, self.soon, self.elsewhere = [], set(), set()
 
     def add(self, server, key, value, flags):
         kind = key[:1]
-        if kind in (b"E", b"I") and not is_whole(value, self.servers):
+        if flags & ITEM_DAMAGED:
             self.damaged.append((server, key))
         elif kind == b"E":
-            attr, path = ATTR.unpack(value), path_of(key)
-            remote = bool(attr.flags & FLAG_REMOTE)
-            self.entries[path] = Entry(attr.ino, attr.mode, remote, attr.nlink, server)
-            self.names[attr.ino].append(path)
-            if not remote:
-                self._inode(attr.ino, Inode(attr.mode, attr.nlink, bool(flags & ITEM_OPEN), server, path))
+            self._entry(server, path_of(key), value, flags)
         elif kind == b"I":
             attr = ATTR.unpack(value)
             self._inode(attr.ino, Inode(attr.mode, attr.nlink, bool(flags & ITEM_OPEN), server, None))
         elif kind == b"D":
             self.stored.append((key_number(key), 0, server, kind))
         elif kind in (b"C", ITEM_FILE):
-            self.stored.append((key_number(key[:-8]), chunk_of(key), server, kind))
+            item = key_number(key[:-8]), chunk_of(key), server, kind
+            (self.lost if flags & ITEM_LOST else self.stored).append(item)
+        elif key[:2] == b"AX":
+            self.attributes.append((key_number(key), server))
         elif kind in UNDER_WAY:
             self.waiting[UNDER_WAY[kind]] += 1
             if kind == b"P":
                 self.purged.add(key_number(key))
+            elif kind in SOON:
+                self.soon.add((server, key))
+
+    def _entry(self, server, path, value, flags):
+        attr = ATTR.unpack(value)
+        remote = bool(attr.flags & FLAG_REMOTE)
+        if owner(path, self.servers) != server:
+            self.misplaced.append(Misplaced(path, bytes(value), server))
+            if not remote:
+                self.elsewhere.add(attr.ino)
+            return
+        self.entries[path] = Entry(attr.ino, attr.mode, remote, attr.nlink, server)
+        self.names[attr.ino].append(path)
+        if not remote:
+            self._inode(attr.ino, Inode(attr.mode, attr.nlink, bool(flags & ITEM_OPEN), server, path))
 
     def _inode(self, ino, inode):
         if ino in self.inodes:
@@ -95,7 +127,7 @@ def take(client, report=lambda text: None):
 
 def problems(census):
     """The set of what is wrong, as Problems."""
-    return {*_records(census), *_names(census), *_inodes(census), *_data(census)}
+    return {*_records(census), *_misplaced(census), *_names(census), *_inodes(census), *_data(census)}
 
 
 def _shown(path):
@@ -103,19 +135,25 @@ def _shown(path):
 
 
 def _records(census):
-    """Each record of a name or inode can be one."""
+    """Each record can be one of its kind."""
     for server, key in census.damaged:
-        what = _shown(path_of(key)) if key[:1] == b"E" else f"inode {key_number(key):x}"
+        what = _shown(path_of(key)) if key[:1] == b"E" else f"inode {key_number(key):x}" if key[:1] == b"I" \
+            else f"{KINDS[key[:1]]} ({key[:2].decode(errors='replace')} {key[-8:].hex()})"
         yield Problem(ops.MEND_RECORD, key, 0, 0, server, f"the record of {what} on server {server} is damaged")
 
 
+def _misplaced(census):
+    """Each name is where it belongs."""
+    for path, value, server in census.misplaced:
+        right = owner(path, census.servers)
+        yield Problem(ops.MEND_MISPLACED, path + value, ATTR.unpack(value).ino, len(path), server,
+                      f"{_shown(path)} is on server {server} instead of server {right}")
+
+
 def _names(census):
-    """Each name has a directory above it, is where it belongs, and means something."""
+    """Each name has a directory above it and means something."""
     children: Counter = Counter()
     for path, entry in census.entries.items():
-        if owner(path, census.servers) != entry.server:
-            yield Problem(None, path, entry.ino, 0, entry.server, f"{_shown(path)} is on server {entry.server} instead "
-                          f"of server {owner(path, census.servers)}")
         if path == b"/":
             continue
         above = parent(path)
@@ -128,9 +166,14 @@ def _names(census):
         elif not stat.S_ISDIR(found.mode):
             yield Problem(None, above, found.ino, 0, found.server, f"{_shown(above)} is not a directory, and there are "
                           "names in it")
+        if entry.remote and entry.ino in census.elsewhere:
+            continue
         if entry.remote and entry.ino not in census.inodes:
             yield Problem(ops.MEND_ENTRY, path, entry.ino, 0, entry.server,
                           f"{_shown(path)} is a name of inode {entry.ino:x}, which does not exist")
+        elif entry.remote and stat.S_ISDIR(census.inodes[entry.ino].mode):
+            yield Problem(ops.MEND_ENTRY, path, entry.ino, 0, entry.server,
+                          f"{_shown(path)} is a further name of the directory {_shown(census.inodes[entry.ino].path)}")
     for path, entry in census.entries.items():
         if stat.S_ISDIR(entry.mode) and entry.nlink != 2 + children[path]:
             yield Problem(ops.MEND_DIRECTORY, path, entry.ino, 2 + children[path], entry.server,
@@ -140,13 +183,16 @@ def _names(census):
 
 
 def _inodes(census):
-    """Each inode has the names that it counts."""
+    """Each inode is there once and has the names that it counts."""
+    twice = {ino for ino, _, _ in census.double} | census.elsewhere
     for ino, inode in census.inodes.items():
         names = len(census.names.get(ino, ()))
+        if ino in twice:
+            continue  # first things first
         if inode.path is not None:
-            if names > 1:
-                yield Problem(None, inode.path, ino, names, inode.server, f"{_shown(inode.path)} has the inode {ino:x} "
-                              f"within, which has {names} names")
+            if names > 1 and not stat.S_ISDIR(inode.mode):
+                yield Problem(ops.MEND_DETACH, inode.path, ino, names, inode.server, f"{_shown(inode.path)} has the "
+                              f"inode {ino:x} within, which has {names} names")
             continue
         if not names:
             if not inode.open and ino not in census.purged:
@@ -159,16 +205,42 @@ def _inodes(census):
             yield Problem(None, b"", ino, 0, inode.server,
                           f"inode {ino:x} is on server {inode.server}, and was born on server {home(ino)}")
     for ino, one, other in census.double:
-        yield Problem(None, b"", ino, 0, one.server, f"inode {ino:x} exists twice, on servers {one.server} and "
-                      f"{other.server}")
+        yield _double(ino, one, other)
+
+
+def _double(ino, one, other):
+    """Two records of one inode: the one that is put right."""
+    text = f"inode {ino:x} exists twice, on servers {one.server} and {other.server}"
+    named = [inode for inode in (one, other) if inode.path is not None]
+    if not named:
+        wrong = one if one.server != home(ino) else other
+        return Problem(ops.MEND_INODE, b"", ino, 0, wrong.server, text)
+    if all(stat.S_ISDIR(inode.mode) for inode in (one, other)):
+        last = max(named, key=lambda inode: inode.path)
+        return Problem(ops.MEND_TWIN, last.path, ino, 0, last.server, text)
+    wrong = min(named, key=lambda inode: (inode.server == home(ino), stat.S_ISDIR(inode.mode), inode.path))
+    return Problem(ops.MEND_TWIN if stat.S_ISDIR(wrong.mode) else ops.MEND_DETACH, wrong.path, ino, 0, wrong.server,
+                   text)
 
 
 def _data(census):
-    """Each stored chunk belongs to an inode and has its key."""
+    """Each stored chunk belongs to an inode and has its key and its file; attributes belong to an inode, too."""
+    known = census.inodes.keys() | census.elsewhere
+    for ino, chunk, server, _ in census.lost:
+        if ino in known:
+            yield Problem(ops.MEND_CHUNK, b"", ino, chunk, server, f"chunk {chunk} of inode {ino:x} on server {server} "
+                          "has lost its file: its bytes are gone")
+        elif ino not in census.purged:
+            yield Problem(ops.MEND_CHUNK, b"", ino, chunk, server,
+                          f"chunk {chunk} of inode {ino:x} on server {server} belongs to no file")
+    for ino, server in census.attributes:
+        if ino not in known and ino not in census.purged:
+            yield Problem(ops.MEND_XATTRS, b"", ino, 0, server, f"extended attributes on server {server} belong to "
+                          f"inode {ino:x}, which does not exist")
     keyed = {(ino, chunk, server) for ino, chunk, server, kind in census.stored if kind != ITEM_FILE}
     for ino, chunk, server, kind in census.stored:
         what = f"chunk {chunk} of inode {ino:x} on server {server}"
-        if ino not in census.inodes:
+        if ino not in known:
             if ino not in census.purged:
                 yield Problem(ops.MEND_DATA, b"", ino, chunk, server, f"{what} belongs to no file")
         elif chunk_server(ino, chunk, census.servers) != server:
@@ -178,26 +250,38 @@ def _data(census):
             yield Problem(ops.MEND_DATA, b"", ino, chunk, server, f"{what} was never acknowledged")
 
 
-def check(client, report=lambda text: None):
+def check(client, report=lambda text: None, looks=LOOKS):
     """``(Census, list of Problems)`` after several looks.  Raises OSError."""
-    wrong: set = set()
-    for look in range(LOOKS):
-        if look:
-            time.sleep(PAUSE_S)
+    wrong, soon = None, None
+    until = time.monotonic() + PATIENCE_S
+    while True:
         census = take(client, report)
-        wrong = wrong & problems(census) if look else problems(census)
-        if not wrong and not census.waiting:
+        found = problems(census)
+        wrong = found if wrong is None else wrong & found
+        soon = census.soon if soon is None else soon & census.soon
+        looks -= 1
+        if not wrong and not soon or looks <= 0 and (not soon or time.monotonic() > until):
             break
-    return census, sorted(wrong, key=lambda problem: (problem.text, problem.server))
+        time.sleep(PAUSE_S * (0.5 + looks % 3 * 0.5))  # not in step with what programs do
+    stuck = [Problem(None, key, 0, 0, server, f"a {UNDER_WAY[key[:1]]} ({key_number(key):x}) of server {server} does "
+                     "not come to its end; start that server anew") for server, key in soon]
+    return census, sorted([*wrong, *stuck], key=lambda problem: (problem.text, problem.server))
 
 
 def mend(client, wrong):
-    """Put right what can be; returns the texts of what was.  Parents come first: what is below them counts."""
+    """Put right what can be; returns the texts of what was.  Names that are in wrong places come first, then parents:
+    what is below them counts."""
+    first = ops.MEND_MISPLACED, ops.MEND_PARENT
     done = []
-    for problem in sorted(wrong, key=lambda problem: problem.kind != ops.MEND_PARENT):
-        if problem.kind is None:
-            continue
-        reply, _ = client.call(problem.server, MEND, problem.path, problem.kind, problem.ino, problem.number)
-        if reply.done:
+    for problem in sorted(wrong, key=lambda each: first.index(each.kind) if each.kind in first else len(first)):
+        if problem.kind is not None and _mended(client, problem):
             done.append(problem.text)
     return done
+
+
+def _mended(client, problem):
+    server, tail = problem.server, problem.path
+    if problem.kind == ops.MEND_MISPLACED:
+        tail = problem.path[:problem.number]
+        client.call(owner(tail, client.servers), MEND, problem.path, ops.MEND_PLACE, problem.ino, problem.number)
+    return client.call(server, MEND, tail, problem.kind, problem.ino, problem.number)[0].done

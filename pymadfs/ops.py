@@ -264,8 +264,11 @@ INVENTORY = Op(56, "inventory", "", "cursor:H", retry=True,
                doc="One page of what this server has in its store, for fsck: its keys, then its chunk files. Tail: the "
                    "cursor of the previous page or nothing. Reply's tail: the next cursor (`cursor` bytes, none at the "
                    "end), then ITEM records.")
-ITEM = Record("Item", "key:H value:H flags:B")  # then the key, and for entries and inodes the start of the value
+ITEM = Record("Item", "key:H value:H flags:B")  # then the key, and for entries and inodes the start of the value; all
+# of it for an entry that belongs to another server
 ITEM_OPEN = 1  # the inode is open, or may be
+ITEM_LOST = 2  # the file of this chunk does not exist
+ITEM_DAMAGED = 4  # the record cannot be one of its kind
 ITEM_FILE = b"f"  # takes the place of the C in the key that a chunk file should have
 MEND = Op(57, "mend", "action:B ino:Q number:Q", "done:B",
           doc="Put one thing right that fsck found; only for root and the servers' user. `done` is 0 when it is not so "
@@ -284,8 +287,8 @@ UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
 RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
              doc="A write or append up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless "
                  "somebody else wrote since, and what is stored above it goes. Tail: hint.")
-MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD = \
-    range(1, 8)
+MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD, MEND_CHUNK, MEND_DETACH, \
+    MEND_TWIN, MEND_MISPLACED, MEND_PLACE, MEND_INODE, MEND_XATTRS = range(1, 15)
 
 # --- what the shim answers ------------------------------------------------------------------------------------------
 

@@ -235,8 +235,9 @@ class Chunks:
     def cut_plan(self, ino, size, chunk_size):
         """Chunk files of ``ino`` with bytes from ``size`` on, a page of them: ``(work, more)``.
 
-        ``work`` is a list of ``(chunk, bytes to keep)`` for ``remove_files`` and then ``cut_done``; keys go last, so
-        that what is cut short by a crash is found again.  ``chunk_size`` may be 0 when ``size`` is.
+        ``work`` is a list of ``(chunk, bytes to keep)`` for ``cut_done`` and, once that is stored, ``remove_files``: a
+        crash in between leaves files without keys, which the next start removes.  ``chunk_size`` may be 0 when
+        ``size`` is.
         REQUIRES: nothing pending.
         """
         first, within = divmod(size, chunk_size) if size else (0, 0)
@@ -264,7 +265,7 @@ class Chunks:
         self._mark_dirty(ino, chunk)
 
     def cut_done(self, ino, work):
-        """The files are gone: forget their keys."""
+        """The files will be removed next: forget their keys."""
         dirty = self._dirty.get(ino, set())
         for chunk, kept in work:
             if not kept:
@@ -306,9 +307,22 @@ class Chunks:
         """A descriptor of a chunk file.  For any thread."""
         return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory)
 
+    def exists(self, ino, chunk):
+        """Whether a chunk has its file."""
+        if self.is_open(ino, chunk):
+            return os.fstat(self._open[ino, chunk].fd).st_nlink > 0
+        try:
+            os.stat(name_of(ino, chunk), dir_fd=self._directory)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_open(self, ino, chunk):
+        return (ino, chunk) in self._open
+
     def remove_unknown(self, ino, chunk):
         """Remove a chunk file that has no key, unless it is being made."""
-        if (ino, chunk) not in self._open:
+        if not self.is_open(ino, chunk):
             try:
                 os.unlink(name_of(ino, chunk), dir_fd=self._directory)
             except FileNotFoundError:

@@ -21,7 +21,6 @@ LOOK, MOVE, PUBLISH, TAKE, PUT, REMOVE, PARENT, STUCK, THAW, KNOWN = range(1, 11
 
 FROZEN = b"TF"
 RECORD = Record("Frozen", "flags:I done:I old:H new:H")
-FREEZES_MAX = 64
 
 
 def frozen_key(number):
@@ -164,9 +163,9 @@ def coordinator(server):
     return owner(b"/", server.servers)
 
 
-def resume_freezes(server):
+def resume_freezes(server, records):
     """At start: what was frozen still is.  The coordinator says when it is over."""
-    for key, record in server.kv.scan(FROZEN, b"", FREEZES_MAX):
+    for key, record in records:
         fields = RECORD.unpack(record)
         old, new = record[RECORD.size:RECORD.size + fields.old], record[RECORD.size + fields.old:]
         freeze = Freeze(key_number(key), fields.flags, old, new, fields.done)

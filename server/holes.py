@@ -312,8 +312,9 @@ async def _punch_here(server, ino, offset, end, chunk_size):
             work = [(chunk, 0) for chunk in whole]
             for chunk in whole:
                 chunks.drop(ino, chunk)
-            grown -= await server.io(chunks.remove_files, ino, work)
             chunks.cut_done(ino, work)
+            server.commit()
+            grown -= await server.io(chunks.remove_files, ino, work)
         if len(found) < RESHAPE_PAGE:
             server.commit()
             return grown

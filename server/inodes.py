@@ -140,10 +140,10 @@ async def cut_here(server, ino, size, chunk_size, cuts):
         while more:
             server.commit()
             work, more = server.chunks.cut_plan(ino, size, chunk_size)
-            if work:
-                freed += await server.io(server.chunks.remove_files, ino, work)
+            if work:  # keys first: a file without a key is removed after a crash, a key without a file is damage
                 server.chunks.cut_done(ino, work)
-        server.commit()
+                server.commit()
+                freed += await server.io(server.chunks.remove_files, ino, work)
     finally:
         server.cuts.end(ino)
     return freed

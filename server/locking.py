@@ -21,11 +21,14 @@ from pymadfs.layout import home
 from pymadfs.ops import LOCK, LOCK_ASK, LOCK_WAIT, LOCK_WHOLE, LOCKWAITS, OWNER_FILE, Record
 
 from .dispatch import DEFERRED, serves
-from .locks import Lock, Locks
+from .locks import Lock, Locks, circles
 
 WAIT_S = 0.25  # until a signal to somebody who waits for a lock is noticed
+WAITERS_PER_S = 2000  # who wait may ask so often; with more of them a signal is noticed later
 COME_BACK_S = 1.0  # how long the place in the line of who was sent back is kept
 DEADLOCK_S = 0.05  # before other servers are asked who waits for whom
+DEADLOCK_SHARE = 4  # and so many times as long as the last look at that took
+EDGES_MAX = 4096  # told of one server
 ABSENT_S = 60.0
 LOOK_S = 0.25
 RECORDS_MAX = 1 << 20
@@ -43,7 +46,7 @@ def owner_key(owner):
 
 
 def _unpack(record, data):
-    return [record.unpack(data, at) for at in range(0, len(data), record.size)]
+    return [record.unpack(data, at) for at in range(0, len(data) - record.size + 1, record.size)]
 
 
 class Locking:
@@ -56,6 +59,7 @@ class Locking:
         self.speakers = {}  # owner -> set of connections
         self.absent = {}  # owner -> [HOLDER], that were there before the restart
         self._absent_until = time.monotonic() + ABSENT_S
+        self._looking = self._look_again = False
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
@@ -105,6 +109,8 @@ class Locking:
     def speak(self, owner, conn, opener):
         """``conn`` holds ``owner``'s locks, and so does the process ``opener`` of its host, which opened the file."""
         known = self.speakers.setdefault(owner, set())
+        if conn in known and owner not in self.absent:
+            return  # it asks again, as those who wait do
         before = len(known)
         known.add(conn)
         processes = self._server.processes
@@ -116,7 +122,7 @@ class Locking:
 
     def settle(self, owner):
         """Forget an owner that has no locks and does not wait."""
-        if owner in self.locks.keys or any(waiter.lock.owner == owner for waiter in self.locks.waiting):
+        if owner in self.locks.keys or self.locks.waiting.of_owner(owner):
             return
         if self.speakers.pop(owner, None) is not None or self.absent.pop(owner, None) is not None:
             self._kv.delete(owner_key(owner))
@@ -154,6 +160,42 @@ class Locking:
             found |= set(zip(words[::2], words[1::2]))
         return found
 
+    def look_around(self):
+        """A process begins to wait, or waits again: soon see whether that is part of a circle that spans servers."""
+        self._look_again = True
+        if not self._looking:
+            self._looking = True
+            self._server.spawn(self._look())
+
+    async def _look(self):
+        """EDEADLK to one of those here who wait in a circle, as long as there are processes that wait: one look for all
+        of them.
+
+        Two questions one after the other: who was seen waiting for the same in both answers waited all the time between
+        them, so all of the circle was there at once.  Of those in it, the process with the highest number gives way.
+        """
+        took = 0.0
+        try:
+            while self._look_again:
+                self._look_again = False
+                await asyncio.sleep(max(DEADLOCK_S, DEADLOCK_SHARE * took))
+                began = time.monotonic()
+                stable = await self.edges()
+                if circles(stable):
+                    stable &= await self.edges()
+                    if members := circles(stable):
+                        self._give_way(max(members), members)
+                took = time.monotonic() - began
+        finally:
+            self._looking = False
+
+    def _give_way(self, owner, members):
+        """If the process ``owner`` waits here for one of ``members``, it does not any more."""
+        for waiter in list(self.locks.waiting.of_owner(owner)):
+            if waiter.token is not None and members & self.locks.obstacles(waiter):
+                waiter.token.give_way()
+                return
+
 
 def _alive(pid):
     try:
@@ -175,9 +217,10 @@ class _Waiting:
 
     def begin(self):
         server = self._server
-        self._timer = server.loop.call_later(min(WAIT_S, server.config.timeout_ms / 3000), self._late)
+        wait_s = max(WAIT_S, len(server.locking.locks.waiting) / WAITERS_PER_S)
+        self._timer = server.loop.call_later(min(wait_s, server.config.timeout_ms / 3000), self._late)
         if server.servers > 1 and not self._lock.owner & OWNER_FILE:
-            server.spawn(self._look_around())
+            server.locking.look_around()
 
     def granted(self):
         if self._timer:
@@ -188,45 +231,29 @@ class _Waiting:
     def _late(self):
         self._timer = None
         server, locking = self._server, self._server.locking
-        if locking.locks.pause(self):
+        pauses = locking.locks.waiting.pause(self)
+        if pauses:
             server.rpc.fail(self._request, fail(errno.EAGAIN))
             server.posted()
-            server.loop.call_later(COME_BACK_S, self._expire)
+            server.loop.call_later(COME_BACK_S, self._expire, pauses)
 
-    def _expire(self):
+    def _expire(self, pauses):
         locking = self._server.locking
-        locking.locks.expire(self._key, self._lock)
+        locking.locks.waiting.forget(self._key, self._lock, pauses)
         locking.settle(self._lock.owner)
         self._server.flush_soon()
 
-    async def _look_around(self):
-        """EDEADLK when the wait is part of a circle that spans servers.
-
-        Two looks one after the other: who was seen waiting for the same in both waited all the time between them, so
-        all of the circle was there at once.  Of those in it, the process with the highest number gives way.
-        """
-        await asyncio.sleep(DEADLOCK_S)
-        locking = self._server.locking
-        if self._timer is None:
-            return
-        stable = await locking.edges()
-        if not any(locking.locks.cycle(self._lock.owner, other, stable) for waits, other in stable
-                   if waits == self._lock.owner):
-            return
-        stable &= await locking.edges()
-        members = {waits for waits, other in stable if locking.locks.cycle(waits, other, stable)}
-        if self._timer is None or self._lock.owner not in members or self._lock.owner != max(members):
-            return
+    def give_way(self):
+        """EDEADLK: the wait would never end."""
         self._timer.cancel()
         self._timer = None
-        behind = locking.locks.cancel(self)
-        if behind is not None:
-            for token in behind:
-                token.granted()
-            self._server.rpc.fail(self._request, fail(errno.EDEADLK))
-            locking.settle(self._lock.owner)
-            self._server.flush_soon()
-            self._server.posted()
+        locking = self._server.locking
+        for token in locking.locks.cancel(self):
+            token.granted()
+        self._server.rpc.fail(self._request, fail(errno.EDEADLK))
+        locking.settle(self._lock.owner)
+        self._server.flush_soon()
+        self._server.posted()
 
 
 def _reply(lock):
@@ -266,5 +293,5 @@ def lock(server, request):
 
 @serves(LOCKWAITS)
 def lockwaits(server, request):
-    edges = server.locking.locks.edges()
+    edges = list(server.locking.locks.edges())[:EDGES_MAX]
     return (), b"".join(number.to_bytes(8, "little") for edge in edges for number in edge)

@@ -21,12 +21,84 @@ Lock = namedtuple("Lock", "owner type start end")
 
 class Waiter:
     """Somebody who waits for ``lock`` in the space ``key``, (inode, space).  ``token`` is whom to tell; None while
-    nobody is there to be told, but the place in the line is kept."""
+    nobody is there to be told, but the place in the line is kept; ``pauses`` counts how often that came to be."""
 
-    __slots__ = ("key", "lock", "token")
+    __slots__ = ("key", "lock", "pauses", "token")
 
     def __init__(self, key, lock, token):
-        self.key, self.lock, self.token = key, lock, token
+        self.key, self.lock, self.token, self.pauses = key, lock, token, 0
+
+
+class Line:
+    """Those who wait, in the order in which they came.  A thousand of them ask again several times a second: nothing
+    that is done with one looks at the others."""
+
+    def __init__(self):
+        self._all = {}  # Waiter -> None, as are the dictionaries within the next ones
+        self._of_key, self._of_owner = {}, {}
+        self._of_token = {}  # token -> Waiter
+        self._paused = {}  # (key, lock) -> Waiter without a token
+
+    def __iter__(self):
+        return iter(self._all)
+
+    def __len__(self):
+        return len(self._all)
+
+    def of_key(self, key):
+        """Those who wait in a space, in order."""
+        return self._of_key.get(key, ())
+
+    def of_owner(self, owner):
+        return self._of_owner.get(owner, ())
+
+    def add(self, key, lock, token):
+        """Wait in line; who waited before for the same keeps its place."""
+        waiter = self._paused.pop((key, lock), None)
+        if waiter is None:
+            waiter = Waiter(key, lock, token)
+            self._all[waiter] = None
+            self._of_key.setdefault(key, {})[waiter] = None
+            self._of_owner.setdefault(lock.owner, {})[waiter] = None
+        waiter.token = token
+        self._of_token[token] = waiter
+
+    def remove(self, waiter):
+        """The waiter does not wait any more."""
+        del self._all[waiter]
+        for index, value in ((self._of_key, waiter.key), (self._of_owner, waiter.lock.owner)):
+            del index[value][waiter]
+            if not index[value]:
+                del index[value]
+        if waiter.token is not None:
+            del self._of_token[waiter.token]
+        elif self._paused.get((waiter.key, waiter.lock)) is waiter:
+            del self._paused[waiter.key, waiter.lock]
+
+    def take(self, token):
+        """The waiter of a token, which does not wait any more; None when it did not."""
+        waiter = self._of_token.get(token)
+        if waiter is not None:
+            self.remove(waiter)
+        return waiter
+
+    def pause(self, token):
+        """Nobody is there for ``token`` any more, but may come back.  Its number of pauses, 0 when it did not wait."""
+        waiter = self._of_token.get(token)
+        if waiter is None:
+            return 0
+        self.forget(waiter.key, waiter.lock)  # of two threads that wait for the same, one place is kept
+        del self._of_token[token]
+        waiter.token = None
+        self._paused[waiter.key, waiter.lock] = waiter
+        waiter.pauses += 1
+        return waiter.pauses
+
+    def forget(self, key, lock, pauses=0):
+        """Who paused, for that time if ``pauses`` says so, does not come back."""
+        waiter = self._paused.get((key, lock))
+        if waiter is not None and pauses in (0, waiter.pauses):
+            self.remove(waiter)
 
 
 def replaced(locks, new):
@@ -62,7 +134,7 @@ class Locks:
 
     def __init__(self, changed=lambda key: None):
         self.held = {}  # (ino, space) -> sorted list of Lock
-        self.waiting = []
+        self.waiting = Line()
         self.keys = {}  # owner -> set of keys it holds locks in
         self._changed = changed
 
@@ -91,12 +163,12 @@ class Locks:
                 self._fail(errno.EAGAIN, granted)
             if self.cycle(wanted.owner, obstacle.owner):
                 self._fail(errno.EDEADLK, granted)
-            self._queue(key, wanted, token)
+            self.waiting.add(key, wanted, token)
             return granted, True
         locks = replaced(locks, wanted)
         if len(locks) > LOCKS_MAX:
             raise fail(errno.ENOLCK)
-        self._forget_waiter(key, wanted)
+        self.waiting.forget(key, wanted)
         self._store(key, locks)
         return granted + self._grant(key), False
 
@@ -107,42 +179,16 @@ class Locks:
         error.granted = granted
         raise error
 
-    def _queue(self, key, wanted, token):
-        """Wait in line; who waited before for the same keeps its place."""
-        for waiter in self.waiting:
-            if waiter.key == key and waiter.lock == wanted and waiter.token is None:
-                waiter.token = token
-                return
-        self.waiting.append(Waiter(key, wanted, token))
-
-    def _forget_waiter(self, key, wanted):
-        self.waiting = [waiter for waiter in self.waiting
-                        if waiter.token is not None or waiter.key != key or waiter.lock != wanted]
-
-    def pause(self, token):
-        """Nobody is there for ``token`` any more, but may come back.  True when it was still waiting."""
-        for waiter in self.waiting:
-            if waiter.token is token:
-                waiter.token = None
-                return True
-        return False
-
     def cancel(self, token):
         """The waiter gave up.  Returns the tokens of those behind it that have their lock now, or None when it did not
         wait any more."""
-        for waiter in self.waiting:
-            if waiter.token is token:
-                self.waiting.remove(waiter)
-                return self._grant(waiter.key)
-        return None
-
-    def expire(self, key, wanted):
-        """Who paused did not come back."""
-        self._forget_waiter(key, wanted)
+        waiter = self.waiting.take(token)
+        return None if waiter is None else self._grant(waiter.key)
 
     def gone(self, owner):
         """Drop everything of an owner; tokens of waiters that have their lock now."""
-        self.waiting = [waiter for waiter in self.waiting if waiter.lock.owner != owner]
+        for waiter in list(self.waiting.of_owner(owner)):
+            self.waiting.remove(waiter)
         granted = []
         for key in sorted(self.keys.get(owner, ())):
             self._store(key, [lock for lock in self.held[key] if lock.owner != owner])
@@ -175,7 +221,7 @@ class Locks:
     def _grant(self, key):
         """Give those who wait what they can have now, in the order in which they came."""
         granted = []
-        while waiter := next((waiter for waiter in self.waiting if waiter.key == key and waiter.token is not None
+        while waiter := next((waiter for waiter in self.waiting.of_key(key) if waiter.token is not None
                               and not conflict(self.held.get(key, ()), waiter.lock)), None):
             self.waiting.remove(waiter)  # and look again from the start: its old lock may have been stronger
             self._store(key, replaced(self.held.get(key, []), waiter.lock))
@@ -184,22 +230,43 @@ class Locks:
 
     def edges(self):
         """``(process that waits, process it waits for)`` of record locks here."""
-        return {(waiter.lock.owner, lock.owner) for waiter in self.waiting if not waiter.lock.owner & OWNER_FILE
-                for lock in self.held.get(waiter.key, ())
+        return {(waiter.lock.owner, other) for waiter in self.waiting for other in self.obstacles(waiter)}
+
+    def obstacles(self, waiter):
+        """The processes that a process waits for."""
+        if waiter.lock.owner & OWNER_FILE:
+            return set()
+        return {lock.owner for lock in self.held.get(waiter.key, ())
                 if not lock.owner & OWNER_FILE and conflict([lock], waiter.lock)}
 
-    def cycle(self, owner, holder, edges=None):
-        """Whether ``holder`` waits, directly or through others, for ``owner``.  Only processes can be in deadlock:
+    def cycle(self, owner, holder):
+        """Whether ``holder`` waits here, directly or through others, for ``owner``.  Only processes can be in deadlock:
         who shares an open file could be released by somebody else."""
         if (owner | holder) & OWNER_FILE:
             return False
-        edges = self.edges() if edges is None else edges
-        seen, frontier = set(), [holder]
-        while frontier and len(seen) < CYCLE_STEPS_MAX:
-            current = frontier.pop()
-            if current == owner:
-                return True
-            if current not in seen:
-                seen.add(current)
-                frontier += [other for waits, other in edges if waits == current]
-        return False
+        return owner in reached(holder, lambda current: {
+            other for waiter in self.waiting.of_owner(current) for other in self.obstacles(waiter)})
+
+
+def reached(start, following):
+    """``start`` and what ``following`` (a number to a set of them) leads to from there."""
+    seen, frontier = set(), [start]
+    while frontier and len(seen) < CYCLE_STEPS_MAX:
+        current = frontier.pop()
+        if current not in seen:
+            seen.add(current)
+            frontier += following(current)
+    return seen
+
+
+def circles(edges):
+    """Those in ``edges``, pairs of who waits for whom, that wait for themselves through others."""
+    ahead: dict = {}
+    for waits, other in edges:
+        ahead.setdefault(waits, set()).add(other)
+    left = None
+    while left != len(ahead):  # who waits for nobody that waits is in no circle
+        left = len(ahead)
+        ahead = {waits: others & ahead.keys() for waits, others in ahead.items() if others & ahead.keys()}
+    return {waits for waits, others in ahead.items()
+            if any(waits in reached(other, lambda current: ahead.get(current, ())) for other in others)}

@@ -50,6 +50,11 @@ CLOCK_REALTIME_COARSE = 5  # of Linux's time.h; the time module has no name for 
 PURGES, INTENTS, APPLIED, DEBTS, LOCATIONS = b"P", b"R", b"X", b"N", b"SL"
 IDLE = b"Midle"
 
+# What the records are whose keys begin so.
+KINDS = {b"E": "a name", b"I": "an inode", b"P": "a removal", b"R": "a rename", b"N": "a link count", b"D": "data",
+         b"X": "what is done", b"T": "a rename of a directory", b"S": "a directory that moved", b"C": "a chunk",
+         b"A": "an attribute or lock"}
+
 PURGE = Record("Purge", "size:Q chunk_size:I")
 INTENT = Record("Intent", f"flags:I old:H new:H uid:I gid:I groups:H attr:{ATTR.size}s")
 NUMBER = Record("Number", "value:Q")

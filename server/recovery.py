@@ -11,10 +11,12 @@ from pymadfs.ops import UNFINISHED
 
 from . import counts
 from .dispatch import gather, serves
-from .frozen import resume_freezes
+from .frozen import FROZEN, resume_freezes
 from .inodes import purge
 from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, chunk_key, inode_key, key_number
+from .records import sound
 from .rename import resume_rename
+from .subtree import INTENTS as TREES
 from .subtree import resume_trees
 
 RECORDS_MAX = 1 << 20
@@ -24,15 +26,19 @@ GREETED_MAX = 64  # servers; in a larger cluster the others find out when they t
 def resume(server):
     """At start: take up what a crash or a stop has left."""
     kv = server.kv
-    for key, _ in kv.scan(APPLIED, b"", RECORDS_MAX):
+
+    def found(prefix):
+        return sound(server, kv.scan(prefix, b"", RECORDS_MAX))
+
+    for key, _ in found(APPLIED):
         server.applied.setdefault(applied_server(key), []).append(key_number(key))
-    for key, value in kv.scan(INTENTS, b"", RECORDS_MAX):
+    for key, value in found(INTENTS):
         resume_rename(server, key_number(key), value)
-    for key, _ in kv.scan(DEBTS, b"", RECORDS_MAX):
+    for key, _ in found(DEBTS):
         counts.later(server, key_number(key))
-    resume_freezes(server)
-    resume_trees(server)
-    for key, _ in kv.scan(PURGES, b"", RECORDS_MAX):
+    resume_freezes(server, found(FROZEN))
+    resume_trees(server, found(TREES))
+    for key, _ in found(PURGES):
         ino = key_number(key)
         if kv.get(inode_key(ino)) is not None:
             server.orphans.add(ino)  # somebody had it open, and may still have

@@ -33,7 +33,6 @@ from . import relocate
 from .dispatch import DEFERRED, gather, serves
 from .frozen import (
     EXCHANGE,
-    FREEZES_MAX,
     LOOK,
     MOVE,
     NOREPLACE,
@@ -443,11 +442,11 @@ async def _insist(server, move):
                 return
 
 
-def resume_trees(server):
+def resume_trees(server, records):
     """At start: complete what was committed; take back what was not."""
     server.subtrees = Subtrees()
     server.subtrees.tickets = Tickets(server.kv)
-    for key, record in server.kv.scan(INTENTS, b"", FREEZES_MAX):
+    for key, record in records:
         move = Move.unpack(key_number(key), record)
         server.subtrees.active.add(move.number)
         server.subtrees.insisting = True

@@ -21,7 +21,7 @@ class Tickets:
     def __init__(self, kv):
         self._kv = kv
         found = [(NUMBER.unpack(value).number, int.from_bytes(key[-8:], "big"))
-                 for key, value in kv.scan(TICKETS, b"", 2 * KEPT)]
+                 for key, value in kv.scan(TICKETS, b"", 2 * KEPT) if len(value) == NUMBER.size]
         self._known = {ticket: number for number, ticket in sorted(found)}  # oldest first
 
     def number(self, ticket):

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """madfs fsck finds what is wrong with a store, tells each thing once, and mends it; it finds nothing else."""
+import contextlib
 import os
-import stat
 import subprocess
 import sys
 
+import damages
 import pytest
+from damages import ALONE, DAMAGES, LOSSES, SERVERS, SETTLED, Stores
 from support import MADFS, call
 
 from pymadfs import cli
-from pymadfs.layout import chunk_server, home, owner
-from pymadfs.ops import INO_HOME_SHIFT
-from pymadfs.server import meta
-from pymadfs.server.chunks import name_of
 from pymadfs.server.kv import RocksKV
-
-SERVERS = 3
 
 FILL = """
 import os
@@ -48,126 +44,26 @@ def fsck(store, *options):
     return done.returncode, done.stdout.splitlines()
 
 
-class Stores:
-    """The databases of all servers, to do damage to."""
-
-    def __init__(self, store):
-        self.store = store
-        self.kvs = [RocksKV(f"{store}/server-{number}/kv") for number in range(SERVERS)]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for kv in self.kvs:
+@contextlib.contextmanager
+def opened(store):
+    """The stores below a directory, to do damage to."""
+    tops = [f"{store}/server-{number}" for number in range(SERVERS)]
+    kvs = [RocksKV(f"{top}/kv") for top in tops]
+    try:
+        yield Stores(kvs, tops)
+    finally:
+        for kv in kvs:
             kv.commit()
             kv.close()
-
-    def entry(self, path):
-        """``(store, key, value)`` of a name."""
-        kv, key = self.kvs[owner(path, SERVERS)], meta.entry_key(path)
-        return kv, key, kv.get(key)
-
-    def inode(self, ino):
-        kv, key = self.kvs[home(ino)], meta.inode_key(ino)
-        return kv, key, kv.get(key)
-
-
-def lose_a_directory(stores):
-    kv, key, _ = stores.entry(b"/d/e")
-    kv.delete(key)
-
-
-def lose_an_inode(stores):
-    kv, key, _ = stores.inode(meta.ino_of(stores.entry(b"/moved")[2]))
-    kv.delete(key)
-
-
-def miscount_links(stores):
-    kv, key, value = stores.inode(meta.ino_of(stores.entry(b"/d/link")[2]))
-    kv.put(key, meta.changed(value, nlink=7))
-
-
-def miscount_directories(stores):
-    kv, key, value = stores.entry(b"/d")
-    kv.put(key, meta.changed(value, nlink=9))
-
-
-def leave_an_inode_without_a_name(stores):
-    ino = 1 << INO_HOME_SHIFT | 999_999
-    kv, key, _ = stores.inode(ino)
-    kv.put(key, meta.new_attr(ino, stat.S_IFREG | 0o644, 0, 0, 0, size=3, chunk_size=1 << 19))
-    kv.put(meta.data_key(ino), b"abc")
-
-
-def leave_data_without_an_inode(stores):
-    ino = 2 << INO_HOME_SHIFT | 999_999
-    kv = stores.kvs[home(ino)]
-    kv.put(meta.data_key(ino), b"abc")
-    kv = stores.kvs[chunk_server(ino, 5, SERVERS)]
-    kv.put(meta.chunk_key(ino, 5), b"")
-    chunk_file(stores, ino, 5)
-
-
-def leave_a_chunk_file_without_a_key(stores):
-    chunk_file(stores, meta.ino_of(stores.entry(b"/a")[2]), 4)
-
-
-def chunk_file(stores, ino, chunk):
-    path = f"{stores.store}/server-{chunk_server(ino, chunk, SERVERS)}/{name_of(ino, chunk)}"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(b"left over")
-
-
-def cut_a_record_short(stores):
-    kv, key, value = stores.entry(b"/d/e/c")
-    kv.put(key, value[:40])
-
-
-def overwrite_a_record(stores):
-    kv, key, value = stores.entry(b"/d/e/f/g")
-    kv.put(key, bytes(reversed(range(len(value)))))
-
-
-def overwrite_an_inode(stores):
-    kv, key, value = stores.inode(meta.ino_of(stores.entry(b"/moved")[2]))
-    kv.put(key, b"\xff" * len(value))
-
-
-def owe_a_link_count(stores):
-    """A debt to a directory that is gone, as a crash may leave it: it is told at the start, and refused."""
-    stores.kvs[1].put(meta.debt_key(1 << INO_HOME_SHIFT | 999), meta.DEBT.pack(0, -1, 5) + b"/nowhere")
-
-
-def forget_the_key_of_a_chunk(stores):
-    kv = stores.kvs[chunk_server(meta.ino_of(stores.entry(b"/big")[2]), 2, SERVERS)]
-    kv.delete(meta.chunk_key(meta.ino_of(stores.entry(b"/big")[2]), 2))
-
-
-DAMAGES = {
-    cut_a_record_short: ("the record of /d/e/c", 1),
-    overwrite_a_record: ("the record of /d/e/f/g", 1),
-    overwrite_an_inode: ("is damaged", 1),
-    forget_the_key_of_a_chunk: ("was never acknowledged", 1),
-    lose_a_directory: ("the directory /d/e does not exist", 1),
-    lose_an_inode: ("/moved is a name of inode", 1),
-    miscount_links: ("has 2 names and a link count of 7: /a, /d/link", 1),
-    miscount_directories: ("/d has 1 directories in it and a link count of 9", 1),
-    leave_an_inode_without_a_name: ("has no name, and nobody has it open", 1),
-    leave_data_without_an_inode: ("belongs to no file", 2),
-    leave_a_chunk_file_without_a_key: ("was never acknowledged", 1),
-}
-LOSSES = {cut_a_record_short, overwrite_a_record, overwrite_an_inode, forget_the_key_of_a_chunk}  # of what is looked at
 
 
 def test_a_store_in_order_is_found_in_order(store):
     assert fsck(store) == (0, ["4 directories, 7 other names on 3 servers: nothing is wrong"])
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_told_and_mended(store, damage):
-    with Stores(store) as stores:
+def test_damage_is_told_and_mended(store, damage=damages.lose_a_directory):
+    """One kind; tests/unit/test_fsck_damage.py has the others."""
+    with opened(store) as stores:
         damage(stores)
     message, times = DAMAGES[damage]
     status, lines = fsck(store)
@@ -179,21 +75,70 @@ def test_damage_is_told_and_mended(store, damage):
     assert fsck(store)[0] == 0
 
 
-@pytest.mark.parametrize("damage", [owe_a_link_count], ids=lambda damage: damage.__name__)
-def test_what_a_start_settles_is_no_damage(store, damage):
-    with Stores(store) as stores:
-        damage(stores)
-    assert fsck(store)[0] == 0
+def test_what_a_start_settles_is_no_damage(store):
+    with opened(store) as stores:
+        for damage in SETTLED:
+            damage(stores)
+    status, lines = fsck(store)
+    assert status == 0 and "nothing is wrong" in lines[-1], lines
+    assert len(lines) == 1, "and nothing is under way any more"
 
 
 def test_all_damage_at_once_is_mended_and_the_rest_stays(store):
-    with Stores(store) as stores:
-        for damage in DAMAGES.keys() - LOSSES:
+    with opened(store) as stores:
+        for damage in [each for each in DAMAGES if each not in LOSSES | ALONE | {damages.lose_a_directory}]:
             damage(stores)
+        damages.lose_a_directory(stores)  # others need it
     assert fsck(store, "--repair")[0] == 1
     done = call([*MADFS, "run", "--store", store, "--", "sh", "-c",
                  "cd /madfs && cat a d/link d/e/c d/e/f/g s | wc -c && wc -c <big && ls -d d/e moved"])
     assert done.stdout.split() == ["500", "3000000", "d/e"], done.stderr
+
+
+def test_a_live_cluster_with_damage(tmp_path, store):
+    """While programs are busy exactly what is wrong is told; when they have ended it is mended, and nobody restarts."""
+    chosen = [damages.lose_a_directory, damages.miscount_links,
+              damages.leave_data_without_an_inode, damages.lose_a_chunk_file, damages.embed_an_inode_twice,
+              damages.put_a_link_on_a_wrong_server, damages.leave_attributes_of_nobody, damages.damage_intents]
+    with opened(store) as stores:
+        for damage in chosen:
+            damage(stores)
+    path = str(tmp_path / "cluster")
+    assert call([*MADFS, "up", "--store", store, "--cluster", path]).returncode == 0
+    environment = {**os.environ, **cli.preload_environment(path)}
+    workers = [subprocess.Popen(["sh", "-c", f"n={number}; mkdir -p /madfs/w$n; cd /madfs/w$n; echo go; {BUSY}"],
+                                env=environment, stdout=subprocess.PIPE) for number in range(3)]
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == b"go\n"
+        found = call([*MADFS, "fsck", "--cluster", path])
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    try:
+        wrong = [line for line in found.stdout.splitlines() if line.startswith("wrong: ")]
+        expected = 1 + sum(DAMAGES[damage][1] for damage in chosen)
+        assert any("/d has 0 directories in it and a link count of 3" in line for line in wrong), "the lost one counted"
+        assert found.returncode == 4 and len(wrong) == expected, found.stdout
+        for damage in chosen:
+            message, times = DAMAGES[damage]
+            assert sum(message in line for line in wrong) == times, (message, wrong)
+        mended = call([*MADFS, "fsck", "--cluster", path, "--repair"])
+        assert mended.returncode == 1 and mended.stdout.endswith("nothing is wrong\n"), mended.stdout + mended.stderr
+        shown = call(["sh", "-c", "cd /madfs && cat a d/link d/e/c d/e/f/g s moved | wc -c"], environment=environment)
+        assert shown.stdout.split() == ["600"], shown.stderr
+        assert call([*MADFS, "fsck", "--cluster", path]).returncode == 0
+    finally:
+        assert call([*MADFS, "down", "--cluster", path]).returncode == 0
+
+
+BUSY = """
+while :; do
+  mkdir d d/e; echo x > d/f; mv d/f g; ln g h; mv d k; setfattr -n user.a -v 1 g 2>/dev/null
+  head -c 1500000 /dev/zero > big; : > big; head -c 600000 /dev/zero > big; rm -r k g h big
+done
+"""
 
 
 def test_fsck_of_a_cluster_at_work(cluster_file):

@@ -68,14 +68,14 @@ def test_who_comes_back_keeps_its_place():
     locks.set(ONE, Lock(A, F_WRLCK, 0, 1))
     b, c = Lock(B, F_WRLCK, 0, 1), Lock(C, F_WRLCK, 0, 1)
     assert locks.set(ONE, b, "b") == locks.set(ONE, c, "c") == ([], True)
-    assert locks.pause("b") and not locks.pause("b")
+    assert locks.waiting.pause("b") and not locks.waiting.pause("b")
     assert locks.set(ONE, b, "b again") == ([], True)
     assert locks.set(ONE, Lock(A, F_UNLCK, 0, 1)) == (["b again"], False)
-    assert locks.pause("c")
+    assert locks.waiting.pause("c")
     assert locks.set(ONE, Lock(B, F_UNLCK, 0, 1)) == ([], False)  # nobody is there to be told
     assert not locks.held
-    locks.expire(ONE, c)
-    assert not locks.waiting
+    locks.waiting.forget(ONE, c)
+    assert not len(locks.waiting)
 
 
 def test_deadlock_is_refused():
@@ -120,7 +120,7 @@ def test_an_owner_that_is_gone_releases_and_stops_waiting():
     assert locks.set(ONE, Lock(C, F_RDLCK, 0, 1), "c") == ([], True)
     assert locks.set(TWO, Lock(B, F_RDLCK, 0, 1), "b") == ([], True)
     assert locks.gone(A) == ["c"] and locks.gone(B) == [] and locks.gone(C) == []
-    assert not locks.held and not locks.waiting and not locks.keys
+    assert not locks.held and not len(locks.waiting) and not locks.keys
 
 
 @pytest.mark.parametrize("kind, start, end", [(9, 0, 1), (F_RDLCK, 5, 5), (F_RDLCK, 6, 5)])
