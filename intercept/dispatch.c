@@ -129,7 +129,7 @@ static void build_path(const struct madfs_frame *f, const struct madfs_parameter
   if (magic >= 0) out->length = madfs_slot_path(madfs_fd_slot(magic), room);
   else where = madfs_path_locate(directory_of(f, p), path, room, &out->length);
   if (where < 0) names->error = where;
-  else if (where == PATH_HOST || (!*out->text && madfs_path_cwd(path)))
+  else if (where == PATH_HOST || (!*out->text && madfs_path_link(path)))
     names->theirs++, out->length = host_path(directory_of(f, p), path, room);
   else if (names->ours++, !*path) names->error = -ENOENT, names->nameless = names->unreadable = true;
   if (where == PATH_HOST && *path != '/' && p->directory >= 0 && directory_of(f, p) != AT_FDCWD &&
@@ -242,11 +242,25 @@ static enum madfs_verdict escape(struct madfs_frame *f, const struct madfs_row *
   return MADFS_DONE;
 }
 
+// Calls to which a NULL path is an empty one.
+static bool takes_null(int empty_call) {
+  switch (empty_call) {
+    case CALL_fstat:
+    case CALL_fstatx:
+    case CALL_fsetxattrat:
+    case CALL_fgetxattrat:
+    case CALL_flistxattrat:
+    case CALL_fremovexattrat: return true;
+    default: return false;
+  }
+}
+
 static bool has_empty_path(const struct madfs_frame *f, const struct madfs_row *row) {
   if (!row->empty_count || row->parameter[0].kind != PARAMETER_AT) return false;
   const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
   bool flagged = row->call == CALL_readlinkat || (row->flags && (f->argument[row->flags - 1] & AT_EMPTY_PATH));
-  if (!path) return (flagged && row->flags) || row->null;
+  if (!path && row->null) return directory_of(f, &row->parameter[0]) != AT_FDCWD;
+  if (!path) return flagged && row->flags && takes_null(row->empty_call);
   return flagged && arch_touch(path, false) && !arch_peek_byte(path);
 }
 
@@ -258,6 +272,9 @@ static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs
   if (directory_of(f, &row->parameter[0]) != AT_FDCWD) {
     struct names names = build(f, row->empty_parameter, row->empty_count, false, &call);
     if (names.error) return answer(f, names.error);
+    // Without a path there is nothing that flags could be about.
+    bool pathless = row->null && row->flags && !f->argument[(int)row->parameter[0].argument];
+    if (pathless && call.arg[2].value) call.arg[2].value = -1;
     return names.ours ? answer(f, madfs_runtime_call(&call, &ignored)) : MADFS_PASS;
   }
   size_t length = madfs_cwd_get(t->path[0]);
@@ -390,20 +407,44 @@ static bool is_no_way_to_open(long flags) {
   return (flags & O_CREAT) && (flags & O_DIRECTORY);
 }
 
-// open("/proc/self/fd/N") means the file that is open there, which may have no name any more, or another one's.
+// What openat2() refuses before it looks at the path.
+static bool refuses_how(const struct open_how *how) {
+  const uint64_t known = 0x3f, either = RESOLVE_BENEATH | RESOLVE_IN_ROOT, unnamed = O_TMPFILE & ~O_DIRECTORY;
+  const uint64_t with_path = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+  if (how->resolve & ~known || (how->resolve & either) == either || how->mode & ~07777UL) return true;
+  if (how->mode && !(how->flags & (O_CREAT | unnamed))) return true;
+  return (how->flags & O_PATH && how->flags & ~with_path) || is_no_way_to_open((long)how->flags);
+}
+
+// What an openat() or openat2() asks for; false: that is not to be read, or refused.
+static bool opening(const struct madfs_frame *f, const struct madfs_row *row, struct open_how *how) {
+  if (row->call == CALL_openat2)
+    return f->argument[3] == sizeof *how && madfs_user_in(how, (const void *)f->argument[2], sizeof *how) &&
+           !refuses_how(how);
+  *how = (struct open_how){.flags = (uint64_t)integer(f, &row->parameter[1]),
+                           .mode = (uint64_t)integer(f, &row->parameter[2])};
+  return true;
+}
+
+// open("/proc/self/fd/N") means the file that is open there, which may have no name any more, or another one's; and the
+// link itself, which is the kernel's, when links are not to be followed.
 static bool reopens(struct madfs_frame *f, const struct madfs_row *row, enum madfs_verdict *verdict) {
-  int fd = madfs_path_magic((const char *)f->argument[(int)row->parameter[0].argument]), which = -1;
-  long flags = integer(f, &row->parameter[1]);
-  if (fd < 0 || (flags & (O_PATH | O_NOFOLLOW)) == (O_PATH | O_NOFOLLOW)) return false;
-  bool exclusive = (flags & (O_CREAT | O_EXCL | O_PATH)) == (O_CREAT | O_EXCL);
-  if (is_no_way_to_open(flags) || flags & O_NOFOLLOW || exclusive) {
-    *verdict = answer(f, is_no_way_to_open(flags) ? -EINVAL : exclusive ? -EEXIST : -ELOOP);
+  const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
+  struct open_how how;
+  if (!madfs_path_link(path) || !opening(f, row, &how)) return false;
+  *verdict = MADFS_PASS;
+  if (how.flags & O_NOFOLLOW || how.resolve & ~(uint64_t)RESOLVE_CACHED) return true;
+  int fd = madfs_path_magic(path), which = -1;
+  if (fd < 0) return false;
+  bool exclusive = (how.flags & (O_CREAT | O_EXCL | O_PATH)) == (O_CREAT | O_EXCL);
+  if (is_no_way_to_open((long)how.flags) || exclusive) {
+    *verdict = answer(f, is_no_way_to_open((long)how.flags) ? -EINVAL : -EEXIST);
     return true;
   }
   struct madfs_call call = {.number = CALL_reopen, .count = 3};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(madfs_fd_slot(fd))};
-  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = flags};
-  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = integer(f, &row->parameter[2])};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)how.flags};
+  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)how.mode};
   long result = madfs_runtime_call(&call, &which);
   *verdict = result == MADFS_HOST_PATH ? escape(f, row, row->parameter, 0, 1) : answer(f, result);
   return true;
@@ -421,22 +462,12 @@ static bool is_rooted(const struct madfs_frame *f, uint64_t *resolve) {
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row);
 
-// What openat2() refuses before it looks at the path.
-static bool refuses_how(const void *at) {
-  const uint64_t known = 0x3f, either = RESOLVE_BENEATH | RESOLVE_IN_ROOT, unnamed = O_TMPFILE & ~O_DIRECTORY;
-  const uint64_t with_path = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-  struct open_how how;
-  if (!madfs_user_in(&how, at, sizeof how)) return false;
-  if (how.resolve & ~known || (how.resolve & either) == either || how.mode & ~07777UL) return true;
-  if (how.mode && !(how.flags & (O_CREAT | unnamed))) return true;
-  return (how.flags & O_PATH && how.flags & ~with_path) || is_no_way_to_open((long)how.flags);
-}
-
 static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_row *row, uint64_t resolve) {
   int directory = (int)f->argument[0];
   bool ours = directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_slot(directory) >= 0;
   if (!ours) return MADFS_PASS;
-  if (refuses_how((const void *)f->argument[2])) return answer(f, -EINVAL);
+  struct open_how how;
+  if (madfs_user_in(&how, (const void *)f->argument[2], sizeof how) && refuses_how(&how)) return answer(f, -EINVAL);
   if (resolve & RESOLVE_BENEATH) return answer(f, -EXDEV);
   const unsigned long given = f->argument[1];
   const char *path = (const char *)given;
@@ -474,14 +505,15 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
   } else if (row->call == CALL_readlinkat) {
     const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
     int fd = madfs_path_magic(path);
+    if (fd >= 0 && madfs_starts(path, "/dev/std")) return MADFS_PASS;  // a link to the link
     if (fd >= 0) return read_magic_link(f, row, madfs_slot_path(madfs_fd_slot(fd), madfs_local.thread->path[0]));
     if (madfs_path_cwd(path)) return read_magic_link(f, row, madfs_cwd_get(madfs_local.thread->path[0]));
     if (madfs_path_program(path))
       return read_magic_link(f, row, madfs_copy(madfs_local.thread->path[0], MADFS_PATH_MAX, madfs_settings.program));
-  } else if (row->call == CALL_openat && reopens(f, row, &verdict)) {
-    return verdict;
   } else if (row->call == CALL_openat2 && is_rooted(f, &resolve)) {
     return open_rooted(f, row, resolve);
+  } else if ((row->call == CALL_openat || row->call == CALL_openat2) && reopens(f, row, &verdict)) {
+    return verdict;
   } else if (row->call == CALL_mmap && is_hosts_mapping(f)) {
     // A library is being loaded: nobody runs its text yet.
     long at =
@@ -495,6 +527,16 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
   return MADFS_PASS;
 }
 
+// Asks the server.
+static bool is_directory(int slot) {
+  struct stat file;
+  int ignored;
+  struct madfs_call call = {.number = CALL_fstat, .count = 2};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
+  return madfs_failed(madfs_runtime_call(&call, &ignored)) || S_ISDIR(file.st_mode);
+}
+
 // The part of a buffer that is there is what the kernel would use, too; EFAULT when there is none.
 static bool check_buffer(const struct madfs_frame *f, struct madfs_call *call) {
   enum { COUNT_MAX = 0x7ffff000 };
@@ -503,9 +545,13 @@ static bool check_buffer(const struct madfs_frame *f, struct madfs_call *call) {
   uint32_t flags = madfs_slot_flags(madfs_fd_slot((int)f->argument[0]));
   if ((flags & O_PATH) || (flags & O_ACCMODE) == (fills ? O_WRONLY : O_RDONLY)) return true;  // EBADF
   long *count = &call->arg[2].value;
+  if (call->count > 3 && call->arg[3].value < 0) return true;  // EINVAL
+  if (call->arg[1].value < 0) return false;
   if (*count > COUNT_MAX) *count = COUNT_MAX;
   if (*count <= 0) return true;
-  return (*count = (long)madfs_user_probe((const void *)call->arg[1].value, (size_t)*count, fills)) != 0;
+  long there = (long)madfs_user_probe((const void *)call->arg[1].value, (size_t)*count, fills);
+  if (there) *count = there;
+  return there || is_directory(madfs_fd_slot((int)f->argument[0]));
 }
 
 // The second of two paths is none: Linux finds that out when it has looked at the first one, or at the way to it.
@@ -559,16 +605,28 @@ static bool starts_at_file(const struct madfs_frame *f, const struct madfs_row *
   for (unsigned i = 0; i < row->count; i++) {
     const struct madfs_parameter *p = &row->parameter[i];
     if (p->kind != PARAMETER_AT || p->directory < 0) continue;
-    int slot = madfs_fd_slot(directory_of(f, p)), ignored;
+    int slot = madfs_fd_slot(directory_of(f, p));
     if (slot < 0 || (madfs_slot_flags(slot) & O_DIRECTORY)) continue;
     if (arch_peek_byte((const char *)f->argument[(int)p->argument]) == '/') continue;
-    struct stat file;
-    struct madfs_call call = {.number = CALL_fstat, .count = 2};
-    call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
-    call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
-    if (!madfs_failed(madfs_runtime_call(&call, &ignored)) && !S_ISDIR(file.st_mode)) return true;
+    if (!is_directory(slot)) return true;
   }
   return false;
+}
+
+// A call that is refused, unless what it names is not there, or the host's.
+static enum madfs_verdict refuse(struct madfs_frame *f, const struct madfs_row *row, const struct madfs_call *call,
+                                 int paths) {
+  for (int i = 0; i < call->count; i++) {
+    if (call->arg[i].kind != MADFS_ARG_PATH || !call->arg[i].length) continue;
+    int ignored;
+    struct madfs_call look = {.number = CALL_faccessat, .count = 3, .arg = {call->arg[i]}};
+    look.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = F_OK};
+    look.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = AT_EACCESS};
+    long result = madfs_runtime_call(&look, &ignored);
+    if (result == MADFS_HOST_PATH) return escape(f, row, row->parameter, i, paths);
+    if (madfs_failed(result)) return answer(f, result);
+  }
+  return answer(f, -row->refuse);
 }
 
 static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row) {
@@ -590,8 +648,9 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
     long first = check_first(f, row, &call);
     if (first) return answer(f, first == -ENOENT && starts_at_file(f, row) ? -ENOTDIR : first);
   }
-  if (names.error && !(row->kind == ROW_REFUSE && names.nameless)) return answer(f, names.error);
-  if (row->kind == ROW_REFUSE && !(names.theirs && row->refuse == EPERM)) return answer(f, -row->refuse);
+  bool pathless = names.nameless && (names.error == -ENOENT || f->number == SYS_fanotify_mark);
+  if (names.error && !(row->kind == ROW_REFUSE && pathless)) return answer(f, names.error);
+  if (row->kind == ROW_REFUSE) return refuse(f, row, &call, names.ours);
   if (names.theirs && row->call != CALL_linkat) return answer(f, -EXDEV);
   if (!check_buffer(f, &call)) return answer(f, -EFAULT);
   int which = -1;
@@ -731,12 +790,31 @@ __attribute__((noinline)) static enum madfs_verdict let_pass_fd(struct madfs_fra
   return fifo && madfs_pipe_inode(fd) ? forward(f) : answer(f, result);
 }
 
+// readlinkat(fd, "") of a link of the kernel's that means something of ours, opened with O_PATH and O_NOFOLLOW: what it
+// is called.
+static bool reads_link(const struct madfs_frame *f, const struct madfs_row *row, char name[64]) {
+  char own[40], number[24];
+  if (row->call != CALL_readlinkat || !has_empty_path(f, row)) return false;
+  size_t n = madfs_copy(own, sizeof own, "/proc/self/fd/");
+  madfs_copy(own + n, sizeof own - n, madfs_decimal(number, (unsigned)directory_of(f, &row->parameter[0])));
+  long length = RAW(SYS_readlinkat, AT_FDCWD, own, name, 63);
+  name[length > 0 ? length : 0] = 0;
+  return madfs_path_link(name);
+}
+
 // The kernel's, unless it says ENOENT because a link of the host's leads into the mount.
 __attribute__((noinline)) static enum madfs_verdict let_pass(struct madfs_frame *f, const struct madfs_row *row) {
   const unsigned long *a = f->argument;
   if (madfs_fds_pipes() && row->empty_count && madfs_pipe_answers(row->empty_call) && has_empty_path(f, row)) {
     int status = row->empty_call == CALL_fstatx ? 4 : 2;
     return let_pass_fd(f, row->empty_call, directory_of(f, &row->parameter[0]), status);
+  }
+  char name[64];
+  if (reads_link(f, row, name)) {
+    struct madfs_frame named = *f;
+    named.argument[0] = (unsigned long)AT_FDCWD;
+    named.argument[1] = (unsigned long)name;
+    return answer(f, forward(&named) == MADFS_DONE ? named.number : original(f));
   }
   long result = original(f);
   bool suspect = false;

@@ -84,7 +84,8 @@ static char *exec_pages(struct madfs_thread *t, size_t size) {
 static long count_strings(char *const *list) {
   long count = 0;
   for (; list; count++) {
-    if (!arch_touch((const char *)&list[count], false)) return -EFAULT;
+    const char *at = (const char *)&list[count];
+    if (!arch_touch(at, false) || !arch_touch(at + sizeof *list - 1, false)) return -EFAULT;
     const char *text = (const char *)arch_peek(&list[count]);
     if (!text) break;
     while (arch_peek_byte(text)) text++;
@@ -287,6 +288,7 @@ static long resolve(struct program *p) {
       madfs_copy(p->names[1], MADFS_PATH_MAX, p->names[0]);
       name = p->names[1];
     }
+    bool closes = *p->path != '/' && p->directory != AT_FDCWD && RAW(SYS_fcntl, p->directory, F_GETFD) & FD_CLOEXEC;
     result = follow_script(p, p->memory, name);
     if (result <= 0) {
       p->name = p->names[0];
@@ -294,6 +296,9 @@ static long resolve(struct program *p) {
     }
     forget_memory(p->memory);
     p->memory = -1;
+    bool readable = count_strings(p->arguments) >= 0 && count_strings(p->environment) >= 0;
+    // Linux would name the script by a descriptor that the interpreter does not have.
+    if (closes) return readable ? -ENOENT : -EFAULT;
   }
 }
 
@@ -509,8 +514,10 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
   madfs_maps_sync();
   long result = madfs_user_text(t->given[0], MADFS_GIVEN_MAX, (const char *)a[0]);
   if (result >= 0) result = t->exec_again ? resolve_script(p) : resolve(p);
+  bool host = result >= 0 && p->memory < 0 && p->path == t->given[0];
   if (result >= 0) madfs_fds_exec();
   if (result >= 0) result = execute(f, p);
+  bool unreadable = host && result == -EFAULT;  // the kernel knows what comes before that
   if (result < 0) {
     f->number = result;
     t->exec_again = false;
@@ -518,7 +525,9 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
     forget_memory(p->loaded);
   }
   RAW(SYS_munmap, pages, sizeof *p);
-  return MADFS_DONE;
+  if (!unreadable) return MADFS_DONE;
+  f->number = t->number;
+  return MADFS_PASS;
 }
 
 static bool always(struct madfs_frame *f) { return (void)f, true; }

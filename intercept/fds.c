@@ -41,7 +41,8 @@ enum { KNOWN_NO = 0, KNOWN_INTERNAL = UINT32_MAX };  // else slot + 1
 
 #define SLOT_SHARED 0x80000000U  // among the flags: another process took a copy
 #define SLOT_LOCKED 0x40000000U  // it was locked: its end is the end of its locks
-#define SLOT_OWN (SLOT_SHARED | SLOT_LOCKED)
+#define SLOT_HINT 0x07000000U    // what F_SET_RW_HINT said, of every slot of the file
+#define SLOT_OWN (SLOT_SHARED | SLOT_LOCKED | SLOT_HINT)
 #define TAG (1L << 40)
 #define MAGIC 0x454c42415446444dUL  // "MDFTABLE"
 
@@ -314,6 +315,26 @@ void madfs_slot_set_flags(int slot, uint32_t flags) {
 void madfs_slot_lock(int slot) { atomic_fetch_or(&table.slots[slot].flags, SLOT_LOCKED); }
 
 bool madfs_slot_locked(int slot) { return atomic_load(&table.slots[slot].flags) & SLOT_LOCKED; }
+
+// The record begins with the inode's number.
+static bool same_file(int slot, int other) {
+  return memcmp(table.slots[slot].record, table.slots[other].record, sizeof(uint64_t)) == 0;
+}
+
+uint32_t madfs_slot_hint(int slot) {
+  uint32_t hint = 0;
+  for (int other = -1; !hint && (other = madfs_slot_next(other)) >= 0;)
+    if (same_file(slot, other)) hint = (atomic_load(&table.slots[other].flags) & SLOT_HINT) / (SLOT_HINT & -SLOT_HINT);
+  return hint;
+}
+
+void madfs_slot_set_hint(int slot, uint32_t hint) {
+  for (int other = -1; (other = madfs_slot_next(other)) >= 0;) {
+    if (!same_file(slot, other)) continue;
+    atomic_fetch_and(&table.slots[other].flags, ~SLOT_HINT);
+    atomic_fetch_or(&table.slots[other].flags, hint * (SLOT_HINT & -SLOT_HINT));
+  }
+}
 
 static size_t path_read_once(int slot, char *path) {
   struct slot *s = &table.slots[slot];
@@ -830,7 +851,7 @@ static enum madfs_verdict range_work(struct madfs_frame *f) {
 const struct madfs_shim madfs_shim_close_range = {range_concerns, range_work};
 
 static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
-  enum { CHANGEABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC };
+  enum { CHANGEABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC, GETOWNER_UIDS = 17 };
   int fd = (int)f->argument[0], command = (int)f->argument[1], slot = madfs_fd_slot(fd);
   if (slot == FD_HOST) return MADFS_PASS;
   // F_GETFD tells the truth about internal descriptors, so that a program that looks for a free number finds another.
@@ -845,6 +866,7 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
     case F_SETOWN:
     case F_GETOWN_EX:
     case F_SETOWN_EX:
+    case GETOWNER_UIDS:
     case F_GETSIG:
     case F_SETSIG: return flags & O_PATH && command != F_GETFD && command != F_SETFD ? answer(f, -EBADF) : MADFS_PASS;
     case F_GETFL: return answer(f, flags & O_TMPFILE & ~O_DIRECTORY ? flags | O_TMPFILE : flags);
@@ -858,6 +880,8 @@ static enum madfs_verdict fcntl_work(struct madfs_frame *f) {
     case F_OFD_GETLK:
     case F_OFD_SETLK:
     case F_OFD_SETLKW: return madfs_locks_fcntl(f, slot);
+    case F_GET_RW_HINT:
+    case F_SET_RW_HINT: return madfs_hints_fcntl(f, slot);
     case F_GETPIPE_SZ:
     case F_SETPIPE_SZ: return answer(f, -EBADF);
     case F_GETLEASE: return answer(f, flags & O_PATH ? -EBADF : F_UNLCK);

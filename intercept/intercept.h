@@ -264,6 +264,8 @@ void madfs_slot_rename(int slot, const char *path, size_t length);
 struct madfs_moves *madfs_fds_moves(void);  // in the table; NULL without one
 void madfs_slot_lock(int slot);     // remembers that it was locked
 bool madfs_slot_locked(int slot);
+uint32_t madfs_slot_hint(int slot);  // RWH_* of its file
+void madfs_slot_set_hint(int slot, uint32_t hint);
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
 uint64_t madfs_pipe_inode(int fd);  // of the FIFO in the mount that a descriptor of the kernel's stands for, or 0
 bool madfs_pipe_named(const char *path);  // whether it is where such a FIFO is
@@ -373,6 +375,10 @@ void madfs_locks_forget(int fd);                   // it was closed
 void madfs_locks_state(char *text, size_t size);   // the connections as a part of MADFS_STATE; they stay open
 void madfs_locks_adopt(const char *text);          // that part, in the program that was executed
 
+// --- hints.c ---------------------------------------------------------------------------------------------------------
+
+enum madfs_verdict madfs_hints_fcntl(struct madfs_frame *frame, int slot);  // F_GET_RW_HINT, F_SET_RW_HINT
+
 // --- fault.c: memory of the application's, which may not be there ---------------------------------------------------
 
 void madfs_fault_start(void);
@@ -390,6 +396,7 @@ enum { PATH_HOST, PATH_OURS };
 bool madfs_path_concerns(int directory, const char *path);  // quick: perhaps ours; any address
 // PATH_OURS with the absolute path in `out`, PATH_HOST, or -errno.
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length);
+bool madfs_path_link(const char *path);     // one of the following, not what is below it
 bool madfs_path_cwd(const char *path);      // "/proc/self/cwd", when that is in the mount
 bool madfs_path_program(const char *path);  // "/proc/self/exe", when the program lies on the mount
 int madfs_path_magic(const char *path);  // "/proc/self/fd/N", "/dev/fd/N", "/dev/stdin", ...: N when it is ours, or -1

@@ -192,6 +192,12 @@ static bool through_link(const char *path) {
   }
 }
 
+bool madfs_path_link(const char *path) {
+  const char *rest;
+  int fd;
+  return link_of(path, &fd, &rest) && !BYTE(rest) && through_link(path);
+}
+
 // Resolves an absolute `text` up to the mount.
 static int enter(const char *text, char *out, size_t *length) {
   size_t n = 0;

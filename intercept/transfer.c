@@ -29,8 +29,9 @@ struct side {
 static bool side_open(struct side *s, int fd, unsigned long pointer, long *error) {
   *s = (struct side){.fd = fd, .slot = madfs_fd_slot(fd), .pointer = pointer};
   *error = 0;
+  bool there = !pointer || madfs_user_in(&s->offset, (const void *)pointer, sizeof s->offset);
   if (s->slot == FD_INTERNAL || (s->slot >= 0 && madfs_slot_flags(s->slot) & O_PATH)) *error = -EBADF;
-  else if (pointer && !madfs_user_in(&s->offset, (const void *)pointer, sizeof s->offset)) *error = -EFAULT;
+  else if (!there) *error = -EFAULT;
   else if (pointer && s->offset < 0) *error = -EINVAL;
   else if (s->slot >= 0 && (madfs_slot_flags(s->slot) & O_DIRECTORY)) *error = -EISDIR;
   return !*error;
@@ -222,7 +223,7 @@ static enum madfs_verdict sendfile_work(struct madfs_frame *f) {
   if (error == -EFAULT) return answer(f, -EFAULT);
   if (error != -EBADF) error = check_send(&in, &out, size);
   if (!error && size) error = check_host(&in);
-  if (error || !size) return answer(f, error);
+  if (error || !size) return answer(f, side_close(&in, error));
   struct madfs_thread *t = madfs_local.thread;
   long result = copy_file(f, &in, &out, size, true);
   return t->later_frame == f ? MADFS_DONE : answer(f, result);

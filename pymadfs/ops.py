@@ -425,7 +425,6 @@ Syscall("sendfile", "sendfile(a0, a1, a2, a3)", shim=True,
 Syscall("splice", "splice(a0, a1, a2, a3, a4, a5)", shim=True,
         note="256 KiB at most per call; what cannot be written has left the pipe nevertheless")
 Syscall("tee", "tee(a0, a1, a2, a3)", shim=True, note="the kernel's answers for what is not a pipe: EINVAL, EBADF")
-Syscall("vmsplice", "vmsplice(fd(a0))", refuse="EBADF", note="the kernel's answer for what is not a pipe")
 
 _XATTRS = "user.* on files and directories, trusted.* and security.* for root; system.*: EOPNOTSUPP"
 for _name, _follow in (("setxattr", "0"), ("lsetxattr", "AT_SYMLINK_NOFOLLOW")):
@@ -536,7 +535,7 @@ for _reason, _calls in {
     "the kernel's answer for what is no socket: ENOTSOCK":
         "shutdown(fd(a0)) listen(fd(a0)) setsockopt(fd(a0)) getsockopt(fd(a0))",
     "the kernel's answer for another kind of descriptor: EINVAL or EBADF":
-        "signalfd(fd(a0)) signalfd4(fd(a0)) timerfd_settime(fd(a0)) timerfd_gettime(fd(a0)) "
+        "vmsplice(fd(a0)) signalfd(fd(a0)) signalfd4(fd(a0)) timerfd_settime(fd(a0)) timerfd_gettime(fd(a0)) "
         "inotify_rm_watch(fd(a0)) mq_timedsend(fd(a0)) mq_timedreceive(fd(a0)) mq_notify(fd(a0)) "
         "mq_getsetattr(fd(a0)) pidfd_send_signal(fd(a0)) process_madvise(fd(a0)) process_mrelease(fd(a0)) waitid() "
         "perf_event_open(fd(a3)) fsconfig(fd(a0)) fsmount(fd(a0)) setns(fd(a0)) landlock_add_rule(fd(a0)) "

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where things are, and how the tests call the commands."""
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from pymadfs import ops
 
 ROOT = Path(__file__).resolve().parent.parent
 MADFS = [sys.executable, "-P", "-m", "pymadfs.cli"]
 MPIRUN = [sys.executable, "-P", "-m", "pymadfs.mpirun"]
 TIMEOUT_S = 60
+HEADERS = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/aarch64-linux-gnu/asm/unistd.h",
+           "/usr/include/asm-generic/unistd.h")
 
 
 def call(argv, *, environment=None, **options):
@@ -24,3 +29,10 @@ def call(argv, *, environment=None, **options):
 def clean_environment():
     """The environment without settings of MadFS that whoever runs the tests may have."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MADFS_")}
+
+
+def call_numbers():
+    """Name -> number of the system calls of this machine."""
+    text = next(Path(path).read_text() for path in HEADERS if os.path.exists(path) and (
+        "x86_64" in path) == (os.uname().machine == "x86_64"))
+    return {**{name: int(number) for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", text)}, **ops.NEWER}

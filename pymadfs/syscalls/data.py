@@ -63,28 +63,59 @@ def _rwf(flags):
 
 # readv(2): "EINVAL: The sum of the iov_len values overflows an ssize_t value ... The vector count, iovcnt, is less than
 # zero or greater than the permitted maximum."
-def _vector(address, count, fills):
-    """``(segments, total)`` of an array of ``struct iovec``, without the empty ones and up to the first byte that
-    cannot be read, or with ``fills`` written."""
+def _vector(address, count):
+    """``[(base, length)]`` of an array of ``struct iovec``, without the empty ones."""
     if not 0 <= count <= abi.IOV_MAX:
         raise fail(errno.EINVAL)
-    segments, total = [], 0
     if not count:
-        return segments, total  # the address is not looked at
-    for base, length in abi.IOVEC.iter_unpack(load(address, count * abi.IOVEC.size)):
-        if length < 0:
-            raise fail(errno.EINVAL)
+        return ()  # the address is not looked at
+    parts, total = [], 0
+    whole = list(abi.IOVEC.iter_unpack(load(address, count * abi.IOVEC.size)))
+    if any(length < 0 for _, length in whole):
+        raise fail(errno.EINVAL)
+    for base, length in whole:
         length = min(length, abi.RW_MAX - total)
+        if base + length >= abi.KERNEL_HALF:
+            raise fail(errno.EFAULT)
         if length:
-            there = _shim.probe(base, length, fills)
-            if not there and not total:
-                raise fail(errno.EFAULT)
-            if there:
-                segments.append((base, there))
-                total += there
-            if there < length:
-                break
+            parts.append((base, length))
+            total += length
+    return parts
+
+
+def _there(parts, fills):
+    """``(segments, total)`` up to the first byte that cannot be read, or with ``fills`` written."""
+    segments, total = [], 0
+    for base, length in parts:
+        there = _shim.probe(base, length, fills)
+        if not there and not total:
+            raise fail(errno.EFAULT)
+        if there:
+            segments.append((base, there))
+            total += there
+        if there < length:
+            break
     return segments, total
+
+
+def _room(handle, vector, count, flags=0, offset=0):
+    """``(file, segments, total)`` of a call that reads to a vector, or of nothing."""
+    file = opened(handle)
+    if not file.readable:
+        raise fail(errno.EBADF)
+    parts = _vector(vector, count)
+    if not parts:
+        return file, (), 0
+    _check_flags(handle, parts, flags, offset)
+    if file.directory:
+        raise fail(errno.EISDIR)
+    return file, *_there(parts, True)
+
+
+def _check_flags(handle, parts, flags, offset):
+    if flags:
+        _range(offset if offset != -1 else offset_get(handle), sum([length for _, length in parts]))
+        _rwf(flags)
 
 
 # read(2): "attempts to read up to count bytes from file descriptor fd into the buffer starting at buf ... the file
@@ -106,8 +137,7 @@ def pread(handle, buffer, count, offset):
 # iov"
 @call
 def readv(handle, vector, count):
-    file = _readable_file(handle)
-    return _read(handle, file, *_vector(vector, count, True))
+    return _read(handle, *_room(handle, vector, count))
 
 
 # preadv(2): "combines the functionality of readv() and pread(2)."
@@ -115,8 +145,8 @@ def readv(handle, vector, count):
 def preadv(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
-    file = _readable_file(handle)
-    return _pread(file, offset, *_vector(vector, count, True))
+    file, segments, total = _room(handle, vector, count)
+    return _pread(file, offset, segments, total)
 
 
 # preadv2(2): "if the offset argument is -1, then the current file offset is used and updated ... EOPNOTSUPP: An unknown
@@ -125,11 +155,7 @@ def preadv(handle, vector, count, offset):
 def preadv2(handle, vector, count, offset, flags):
     if offset < -1:
         raise fail(errno.EINVAL)
-    file = _readable_file(handle)
-    segments, total = _vector(vector, count, True)
-    if total and flags:
-        _range(offset if offset != -1 else offset_get(handle), total)
-        _rwf(flags)
+    file, segments, total = _room(handle, vector, count, flags, offset)
     if offset == -1:
         return _read(handle, file, segments, total)
     return _pread(file, offset, segments, total)
@@ -197,7 +223,7 @@ def pwrite(handle, buffer, count, offset):
 @call
 def writev(handle, vector, count):
     file = _writable_file(handle)
-    return _write(handle, file, *_vector(vector, count, False))
+    return _write(handle, file, *_there(_vector(vector, count), False))
 
 
 # pwritev(2): "combines the functionality of writev() and pwrite(2)."
@@ -206,7 +232,7 @@ def pwritev(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    segments, total = _vector(vector, count, False)
+    segments, total = _there(_vector(vector, count), False)
     return _pwrite(handle, file, segments, total, offset)
 
 
@@ -217,10 +243,10 @@ def pwritev2(handle, vector, count, offset, flags):
     if offset < -1:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    segments, total = _vector(vector, count, False)
-    if total and flags:
-        _range(offset if offset != -1 else offset_get(handle), total)
-        _rwf(flags)
+    parts = _vector(vector, count)
+    if parts:
+        _check_flags(handle, parts, flags, offset)
+    segments, total = _there(parts, False)
     if offset == -1:
         return _write(handle, file, segments, total, flags)
     return _pwrite(handle, file, segments, total, offset, flags)

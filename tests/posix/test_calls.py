@@ -24,7 +24,7 @@ SAME = {
     "open": f"open D/f {RW} 0644 , open D/f {RW | os.O_EXCL} 0644 , open D/none 0 , open D {os.O_WRONLY} , open D/f/ 0",
     "creat": "creat D/f 0600 , write $0 str:x 1 , read $0 buf:9 9 , creat D 0600 , creat D/no/f 0600",
     "openat2": f"openat2 {CWD} D/none buf:24 24 , openat2 {CWD} D/none buf:24 8 , openat2 {CWD} D bad 24",
-    "tee": f"{OPEN} , tee $0 $0 9 0",
+    "tee": f"{OPEN} , tee $0 $0 9 0 , vmsplice $0 null 0 0 , vmsplice $0 bad 1 0 , vmsplice $0 buf:16 1 0",
     "read_write": f"{OPEN} , lseek $0 0 0 , read $0 buf:4 4 , read $0 buf:99 99 , read $0 buf:9 9 , lseek $0 0 0 , "
                   "read $0 bad 5 , "
                   "write $0 bad 5 , read $0 buf:1 0 , write 77 str:x 1",
@@ -46,6 +46,10 @@ SAME = {
                        "pread64 $2 buf:20 20 0 , copy_file_range $0 word:0 $0 word:2 5 0 , lseek $0 0 1 , "
                        "copy_file_range $0 word:0 $2 null 1 9 , copy_file_range $0 bad $2 null 1 0 , "
                        "copy_file_range 77 null $2 null 1 0 , lseek $2 0 1",
+    "hints": f"{OPEN} , fcntl $0 1035 buf:8 , fcntl $0 1036 word:3 , open D/f 0 , fcntl $4 1035 buf:8 , "
+             "fcntl $4 1036 word:6 , fcntl $4 1036 word:5 , fcntl $0 1035 buf:8 , fcntl $0 1036 word:0 , "
+             "fcntl $4 1035 buf:8 , fcntl $0 1037 buf:8 , fcntl $0 1038 word:1 , "
+             f"open D/f {os.O_PATH} , fcntl $12 1035 buf:8 , fcntl $0 17 buf:8",
     "addresses": f"{OPEN} , lseek $0 0 0 , read $0 hole 5 , read $0 guard:3 9 , write $0 noread 5 , open hole 0 , "
                  "open noread 0 , stat D/f hole , stat -1 buf:200 , pread64 $0 readonly 4 0 , rename D/f hole , "
                  "access tail:/nowhere 0 , getcwd hole 4096 , readv $0 hole 1 , pwrite64 $0 guard:2 5 0",
@@ -99,7 +103,6 @@ SAME = {
 }
 
 REFUSED = {
-    "vmsplice": f"{OPEN} , vmsplice $0 null 0 0",
     "finit_module": f"{OPEN} , finit_module $0 str: 0",
     "kexec_file_load": f"{OPEN} , kexec_file_load $0 $0 0 str: 0",
     "quotactl_fd": f"{OPEN} , quotactl_fd $0 0 0 0",

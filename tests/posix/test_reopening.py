@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import errno, os, stat, sys
 top = sys.argv[1]
@@ -67,11 +69,84 @@ print(oct(os.fstat(moved).st_mode), os.fstat(moved).st_nlink)
 """
 
 
-def test_as_locally(runner, everybodys):
-    found = []
-    for directory, environment in ((f"{everybodys}/d", runner.plain), (f"{runner.mount}/reopening", runner.loaded)):
-        done = subprocess.run([sys.executable, "-c", SCRIPT, directory], env=environment, timeout=60,
-                              capture_output=True, text=True)
-        found.append((done.returncode, done.stdout, done.stderr))
-    assert found[1] == found[0]
-    assert found[0][0] == 0
+LINKS = """
+import ctypes, errno, os, stat, struct, sys
+top = sys.argv[1]
+os.mkdir(top); os.chdir(top); os.umask(0o022)
+libc = ctypes.CDLL(None, use_errno=True)
+NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, CACHED = 1, 2, 4, 32
+
+def raw(number, *arguments):
+    result = libc.syscall(number, *arguments)
+    return result if result >= 0 else errno.errorcode[ctypes.get_errno()]
+
+def open2(path, flags, mode, resolve=0):
+    return raw(437, -100, path.encode(), struct.pack("QQQ", flags, mode, resolve), 24)
+
+def kind(found):
+    if isinstance(found, str):
+        return found
+    mode = os.fstat(found).st_mode
+    text = [oct(stat.S_IFMT(mode) if stat.S_ISLNK(mode) else mode)]
+    if stat.S_ISLNK(mode):
+        buffer = ctypes.create_string_buffer(200)
+        size = raw(267, found, b"", buffer, 200)
+        text.append(size if isinstance(size, str) else buffer.raw[:size].decode().replace(top, "TOP"))
+    os.close(found)
+    return text
+
+os.mkdir("d")
+file, directory = os.open("f", os.O_RDWR | os.O_CREAT, 0o640), os.open("d", os.O_RDONLY)
+os.dup2(file, 0)
+links = [f"/proc/self/fd/{file}", f"/proc/thread-self/fd/{directory}", f"/dev/fd/{file}", "/dev/stdin",
+         "/proc/self/cwd", f"/proc/{os.getpid()}/cwd"]
+N, P, D, C, E, T = os.O_NOFOLLOW, os.O_PATH, os.O_DIRECTORY, os.O_CREAT, os.O_EXCL, os.O_TMPFILE | os.O_RDWR
+for number, path in enumerate(links):
+    for flags in (N, N | P, N | D, N | P | D, N | C, N | C | E, N | os.O_WRONLY, N | T, P, D, C, C | E):
+        mode = 0o600 if flags & (C | (T & ~D)) else 0
+        print(number, oct(flags), kind(raw(257, -100, path.encode(), flags, mode)), kind(open2(path, flags, mode)))
+        print(kind(raw(257, -100, path.encode() + b"/", flags, mode)))
+    for resolve in (NO_SYMLINKS, NO_MAGICLINKS, NO_XDEV, NO_MAGICLINKS | NO_XDEV):
+        print(number, resolve, kind(open2(path, 0, 0, resolve)), kind(open2(path, P | N, 0, resolve)))
+    print(number, stat.S_ISLNK(os.lstat(path).st_mode), os.readlink(path).replace(top, "TOP"))
+    for call in (os.unlink, os.rmdir, os.mkdir, lambda path: os.rename(path, "x"), lambda path: os.symlink("x", path),
+                 lambda path: os.link(path, "x", follow_symlinks=False)):
+        try:
+            call(path if "dev" not in path else "/proc/self/fd/0")
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+print(sorted(os.listdir(top)))
+"""
+
+
+def run(script, directory, environment):
+    done = subprocess.run([sys.executable, "-c", script, directory], env=environment, timeout=60, capture_output=True,
+                          text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("script", [SCRIPT, LINKS], ids=["files", "links"])
+def test_as_locally(runner, everybodys, script):
+    local = run(script, f"{everybodys}/d", runner.plain)
+    assert local[0] == 0, local[2]
+    assert run(script, f"{runner.mount}/reopening-{script is LINKS}", runner.loaded) == local
+
+
+PROGRAM = """
+import errno, os, stat, sys
+for flags in (os.O_NOFOLLOW, os.O_NOFOLLOW | os.O_PATH, os.O_PATH):
+    try:
+        print(oct(os.fstat(os.open("/proc/self/exe", flags)).st_mode & ~0o777))
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+print(stat.S_ISLNK(os.lstat("/proc/self/exe").st_mode))
+try:
+    os.unlink("/proc/self/exe")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+print(os.path.exists(sys.argv[1]))
+"""
+
+
+def test_link_to_a_program_on_the_mount(runner):
+    runner.same(f"cp /usr/bin/python3 program; ./program -c '{PROGRAM}' program")

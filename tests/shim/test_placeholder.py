@@ -51,25 +51,22 @@ SAME = [
     "preadv2 $0 buf:16 1 -2 0 0", "preadv2 $0 buf:16 1 0 0 0x8000", "pwritev2 $0 buf:16 1 0 0 0x8000",
     "lseek $0 0 77", "lseek $0 -1 0", "ftruncate $0 -1", "fallocate $0 0x7000 0 1", "pread64 $0 buf:9 9 -1",
     "pwrite64 $0 str:x 1 -1", "readv $0 buf:16 -1", "writev $0 buf:16 2000", "read $0 bad 0",
-    "sendfile $0 $2 0 9",
+    "sendfile $0 $2 0 9", "vmsplice $0 word:0 0 0", "name_to_handle_at $0 x buf:8 buf:8 0",
     *(f"fcntl $0 {F[name]} 0" for name in ("ADD_SEALS", "GET_SEALS", "SETPIPE_SZ", "GETPIPE_SZ", "GETOWN", "GETSIG",
-                                           "GETLEASE", "NOTIFY", "unknown")),
+                                           "GETLEASE", "NOTIFY", "GET_RW_HINT", "SET_RW_HINT", "unknown")),
 ]
 
 # The same, but for a reason: (call, ours, on a local file or None when that depends on the file system)
 OTHERWISE = {
-    "vmsplice $0 word:0 0 0": ("EBADF", None),
     "linkat $0 x $0 y 0": (("EPERM", "ENOTDIR"), "ENOTDIR"),
-    "name_to_handle_at $0 x buf:8 buf:8 0": ("EOPNOTSUPP", "ENOTDIR"),  # no handles of anything
     "copy_file_range $0 0 $1 0 9 0": (0, None),  # between two file systems: not EXDEV, it is done
     "copy_file_range $2 0 $0 0 9 0": (0, None),
     "cachestat $0 buf:16 buf:40 0": ("EOPNOTSUPP", None),  # no page cache to tell of
     "quotactl_fd $0 0 0 0": ("ESRCH", None),  # no quotas
     "open_by_handle_at $0 buf:16 0": (("EINVAL", "EPERM", "ESTALE"), None),  # no handle was ever given
     f"name_to_handle_at $0 str: buf:136 buf:8 {0x1000}": ("EOPNOTSUPP", None),
-    **{f"fcntl $0 {F[name]} 0": ("EINVAL", None)  # leases, notification and hints: none
-       for name in ("SETLEASE", "GET_RW_HINT", "SET_RW_HINT", "GET_FILE_RW_HINT",
-                    "SET_FILE_RW_HINT", "CREATED_QUERY")},
+    **{f"fcntl $0 {F[name]} 0": ("EINVAL", None)  # leases and notification: none
+       for name in ("SETLEASE", "GET_FILE_RW_HINT", "SET_FILE_RW_HINT", "CREATED_QUERY")},
     "inotify_add_watch $4 /proc/self/fd/3 2": ("EOPNOTSUPP", 1),
 }
 

@@ -6,12 +6,11 @@ observer.c watches from outside what the kernel is asked.
 import errno
 import json
 import os
-import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT_S
+from support import TIMEOUT_S, call_numbers
 
 from pymadfs import ops
 
@@ -20,8 +19,6 @@ FILE, FOLDER = 777, 778  # descriptors of ours, by numbers that nothing else has
 TOGETHER = 50  # calls of one process
 MOUNT = "/madfs/"
 NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
-HEADERS = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/aarch64-linux-gnu/asm/unistd.h",
-           "/usr/include/asm-generic/unistd.h")
 
 # What the shim asks the kernel about its placeholders itself, and what it lets pass when it has taken part in it.
 SHIM = {"close", "close_range", "dup", "dup2", "dup3", "fcntl", "lseek", "fstat", "openat", "ioctl"}
@@ -40,14 +37,6 @@ UNTRIED = {"close", "close_range", "dup", "dup2", "dup3",  # test_system_calls.p
            "pidfd_getfd", "fcntl",
            "accept", "accept4", "getsockname", "getpeername", "sendto", "recvfrom",  # of sockets; test_placeholder.py
            "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups"}
-
-
-def numbers():
-    """Number -> name of the system calls of this machine."""
-    text = next(Path(path).read_text() for path in HEADERS if os.path.exists(path) and (
-        "x86_64" in path) == (os.uname().machine == "x86_64"))
-    return {**{int(number): name for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", text)},
-            **{number: name for name, number in ops.NEWER.items()}}
 
 
 def places(row):
@@ -100,7 +89,7 @@ def observed(on_mount, observer, programs, tmp_path):
     """Makes calls with FILE and FOLDER open; their results, and what the kernel saw: (name, arguments)."""
     prepare = (f"mkdirat {CWD} {MOUNT}o 0755 , openat {CWD} {MOUNT}o/f 66 0644 , dup2 $1 {FILE} , "
                f"openat {CWD} {MOUNT}o 65536 , dup2 $3 {FOLDER}")
-    known = numbers()
+    known = {number: name for name, number in call_numbers().items()}
 
     def observed(lines):
         report = tmp_path / "report"
@@ -158,7 +147,8 @@ def test_every_row_is_tried():
 
 def test_nothing_is_newer_than_the_table():
     """The kernel that runs here may have calls that no header tells of: their numbers follow the last one known."""
-    known, last = set(numbers()), max(numbers())
+    known = set(call_numbers().values())
+    last = max(known)
     call = "import ctypes, sys; c = ctypes.CDLL(None, use_errno=True); "
     call += "r = c.syscall(int(sys.argv[1]), -1, 0, 0, 0, 0, 0); print(ctypes.get_errno() if r < 0 else 0)"
     unknown = []
