@@ -14,7 +14,7 @@ build: $(STAMP)
 	@$(VENV)/bin/python setup.py -q build_ext --inplace
 
 # What the environment holds, made when the lists of it change; the sources are looked at by setup.py each time.
-$(STAMP): packages.txt requirements.txt pyproject.toml
+$(STAMP): packages.txt requirements.txt pyproject.toml bin/madfs
 	@case "$$PWD" in *[[:space:]:]*) echo "madfs build: $$PWD: LD_PRELOAD cannot name a path with blanks or colons; move" \
 	  "this directory to one without" >&2; exit 1;; esac
 	@$(install_packages)

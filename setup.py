@@ -374,6 +374,7 @@ setup(
     version=version(),
     packages=["pymadfs", "pymadfs.syscalls", "pymadfs.transport", "pymadfs.server"],
     package_dir={"pymadfs": "pymadfs", "pymadfs.server": "server"},
+    scripts=["bin/madfs", "bin/madfs-mpirun"],
     package_data={"pymadfs": ["py.typed", "_ucx*.c", "_ucx*.h"]},
     ext_modules=[Extension("pymadfs._ucx_cffi", [])],
     cmdclass={"build_ext": BuildNative, "runtime": Runtime},

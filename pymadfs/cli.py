@@ -25,6 +25,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
+    def _print_message(self, message, file=None):
+        if file is sys.stderr:
+            keeper.say(message.removesuffix("\n"))
+        elif status := guard(self.prog, lambda: tell(message.removesuffix("\n"))):
+            sys.exit(status)
+
 
 def parser():
     """The whole command line."""
@@ -130,6 +136,18 @@ def checked(check):
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
+def tell(*lines):
+    """Write ``lines`` to standard output, at once.  Raises LaunchError when that fails, or Ended when nobody reads."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)  # else the rest of it is tried again at the end
+        if isinstance(error, BrokenPipeError):
+            raise launch.Ended(signal.SIGPIPE) from None
+        raise LaunchError(f"standard output cannot be written: {error.strerror}; direct it to a place with "
+                          "room") from None
+
+
 def program_of(options):
     """What to run, which ``options`` must have.  Raises LaunchError."""
     argv = options.program
@@ -163,17 +181,17 @@ def command_doctor(options):
     mount = launch.read_cluster(cluster).mount if cluster else options.mount or config.mount
     findings, patched = doctor.examine(argv, launch.check_mount(mount))
     for finding in findings:
-        print(doctor.line(finding))
+        tell(doctor.line(finding))
     if any(finding.severity == doctor.ERROR for finding in findings):
         return 1
-    print(f"ok: {patched} system call instructions would be intercepted at the start of {argv[0]}" if patched else
-          f"ok: nothing is known against {argv[0]}", flush=True)
+    tell(f"ok: {patched} system call instructions would be intercepted at the start of {argv[0]}" if patched else
+         f"ok: nothing is known against {argv[0]}")
     if not options.trace:
         return 0
     report = []
     status = command_run_quietly(options, report)
     ended = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
-    print("\n".join(trace.table(report[0])), f"{argv[0]} {ended}", sep="\n")
+    tell(*trace.table(report[0]), f"{argv[0]} {ended}")
     return 1 if report[0].sites_left or not report[0].processes else 0
 
 
@@ -247,7 +265,8 @@ def preload_environment(cluster):
 
 def command_up(options):
     path = os.path.abspath(options.cluster or launch.default_cluster(os.environ))
-    if launch.standing(path) is None:
+    started = launch.standing(path) is None
+    if started:
         launch.start_standing(path, options.mount or launch.configuration().mount, servers=options.servers,
                               store=options.store, port=options.port)
         # Whoever is told that this command was ended by a signal can count on it that no servers run.
@@ -256,7 +275,12 @@ def command_up(options):
         check_same(options, launch.read_cluster(path))
         launch.heal_standing(path)
     servers = launch.read_cluster(path).servers
-    print(path)
+    try:
+        tell(path)
+    except BaseException:
+        if started:  # nobody would know of them
+            launch.stop_standing(path)
+        raise
     keeper.say(f"madfs: {len(servers)} servers run; use them with `madfs run --cluster {path} -- PROGRAM`, "
                f"end them with `madfs down --cluster {path}`")
     return 0
@@ -286,7 +310,7 @@ def command_status(options):
     for server, answer in zip(cluster.servers, answers, strict=True):
         row = {"server": server.number, "alive": answer is not None, "host": server.host, "port": server.port,
                "pid": server.pid, "store": server.store, **(answer or {})}
-        print(json.dumps(row) if options.json else status_line(row))
+        tell(json.dumps(row) if options.json else status_line(row))
     return 0 if all(answer is not None for answer in answers) else 1
 
 
@@ -326,17 +350,17 @@ def run_fsck(client, cluster, repair):
         done = fsck.mend(client, wrong)
         mended += len(done)
         for text in done:
-            print(f"mended: {text}")
+            tell(f"mended: {text}")
         if not done:
             break
     for problem in wrong:
-        print(f"wrong: {problem.text}")
+        tell(f"wrong: {problem.text}")
     for what, number in sorted(census.waiting.items()):
-        print(f"under way: {counted(number, what)}")
+        tell(f"under way: {counted(number, what)}")
     kinds = Counter(stat.S_ISDIR(entry.mode) for entry in census.entries.values())
-    print(f"{kinds[True]} {'directory' if kinds[True] == 1 else 'directories'}, "
-          f"{counted(kinds[False], 'other name')} on {counted(len(cluster.servers), 'server')}: "
-          f"{counted(len(wrong), 'problem') if wrong else 'nothing is wrong'}")
+    tell(f"{kinds[True]} {'directory' if kinds[True] == 1 else 'directories'}, "
+         f"{counted(kinds[False], 'other name')} on {counted(len(cluster.servers), 'server')}: "
+         f"{counted(len(wrong), 'problem') if wrong else 'nothing is wrong'}")
     return fsck.WRONG if wrong else fsck.MENDED if mended else fsck.CLEAN
 
 

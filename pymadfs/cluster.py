@@ -16,6 +16,8 @@ import os
 from collections import namedtuple
 
 VERSION = "1"
+SECRET_BYTES = 32
+SHOWN = 20  # characters of a line that is not understood: it may be the one with the secret
 Server = namedtuple("Server", "number host port pid store")
 
 
@@ -77,7 +79,7 @@ def read(path, kept=-1):
     Raises ClusterError.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO is to be refused
     except OSError as error:
         if kept >= 0 and error.errno == errno.EACCES:
             return parse(_content(kept), path)
@@ -111,6 +113,8 @@ def parse(text, path="the cluster file"):
                 mount = value
             elif key == "secret":
                 secret = bytes.fromhex(value)
+                if len(secret) != SECRET_BYTES:
+                    raise ValueError
             elif key == "server":
                 index, host, port, pid, store = value.split(" ", 4)
                 servers.append(Server(int(index), host, int(port), int(pid), store))
@@ -119,12 +123,12 @@ def parse(text, path="the cluster file"):
             elif key:
                 raise ValueError
         except ValueError:
-            raise ClusterError(f"{path}, line {number}: not understood: {line!r}; make it anew with "
-                               "`madfs up`") from None
+            raise ClusterError(f"{path}, line {number}: not understood: {line[:SHOWN]!r}; make it anew "
+                               "with `madfs up`") from None
     if version is None:
         raise ClusterError(f"{path} is no cluster file: name the one that `madfs up` printed")
     if version != VERSION:
-        raise ClusterError(f"{path} is of version {version}, this MadFS has version {VERSION}: "
+        raise ClusterError(f"{path} is of version {version[:SHOWN]}, this MadFS has version {VERSION}: "
                            "make it anew with `madfs up`")
     if not (mount and secret and servers) or [s.number for s in servers] != list(range(len(servers))):
         raise ClusterError(f"{path} lacks a mount, a secret or servers numbered from 0: make it anew with `madfs up`")

@@ -323,8 +323,9 @@ def log_path(cluster):
 
 
 def say(line):
-    """One line on standard error, whole."""
-    os.write(2, line.encode(errors="replace") + b"\n")
+    """One line on standard error, whole; where that cannot be written there is nobody to tell."""
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode(errors="replace") + b"\n")
 
 
 def plain_environment(environment):

@@ -20,6 +20,7 @@ from .config import Config, chunk_size
 from .keeper import LaunchError
 
 SERVERS_MAX = 4
+PORT_MAX = 65535
 LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_lib", keeper.LIBRARY)
 # What a program needs to run at all, and we to serve it: no mount lies in or above one of these.
 NEEDED = ("/proc", "/sys", "/dev/null", "/dev/pts", "/dev/shm/madfs", "/bin", "/sbin", "/lib", "/lib64", "/etc",
@@ -281,10 +282,17 @@ def standing_plan(cluster, mount, servers, store, port):
     except OSError as error:
         raise LaunchError(f"cannot write beside the cluster file {cluster}: {error.strerror}; choose "
                           "another --cluster") from None
+    job = None
     try:
-        job = None if store else plan(mount, servers, None)
+        if not store:
+            job = plan(mount, servers, None)
         path, count = prepare_store(store, servers) if store else (job.store, job.count)
+        if port + count - 1 > PORT_MAX:
+            raise LaunchError(f"{count} servers from --port {port} on would need ports above {PORT_MAX}; choose a "
+                              "lower one")
     except BaseException:
+        if job:
+            shutil.rmtree(job.temporary, ignore_errors=True)
         os.unlink(keeper.lock_path(cluster))
         raise
     return keeper.Plan(count, mount, cluster, path, port, job and job.temporary, lock)
@@ -542,8 +550,6 @@ def end_like(status):
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
     number = os.WTERMSIG(status)
-    if sys.stdout:
-        sys.stdout.flush()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # The program's core file is the one of interest.
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -573,6 +579,8 @@ def statistics(cluster):
 def read_cluster(path):
     """The cluster described at ``path``.  Raises LaunchError."""
     try:
-        return clusters.read(path)
+        cluster = clusters.read(path)
     except clusters.ClusterError as error:
         raise LaunchError(str(error)) from None
+    check_mount(cluster.mount)
+    return cluster

@@ -15,8 +15,15 @@ from .service import StartError, run
 from .watchdog import arrivals
 
 
+class Parser(argparse.ArgumentParser):
+    """Argparse that says in one line what is wrong and what to do."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
 def arguments(argv):
-    parser = argparse.ArgumentParser(prog="madfs-server", description="One server of a MadFS cluster.")
+    parser = Parser(prog="madfs-server", description="One server of a MadFS cluster.")
     parser.add_argument("--cluster", required=True, metavar="FILE", help="the cluster file")
     parser.add_argument("--number", required=True, type=int, metavar="N", help="which of its servers this is, from 0")
     parser.add_argument("--store", metavar="DIR", help="where to keep the data; default: what the cluster file says")

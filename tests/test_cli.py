@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import MADFS, TIMEOUT_S, clean_environment
+from support import MADFS, TIMEOUT_S, call, clean_environment
 
 from pymadfs import cli, cluster, keeper, launch
 
@@ -249,16 +249,16 @@ def test_says_why_a_server_did_not_start(madfs, tmp_path):
     assert os.listdir(tmp_path / "tmp") == []
 
 
-@pytest.mark.parametrize(("lose", "word"), [("server-0", "server-0"), ("server-1", "of 2 servers"),
-                                            ("server-1/kv", "server-1"), ("server-0/kv/CURRENT", "server 0")])
-def test_a_store_that_lost_a_part_is_not_begun_anew(madfs, tmp_path, lose, word):
+def test_a_store_that_lost_a_part_is_not_begun_anew(madfs, tmp_path):
     store = tmp_path / "store"
     assert madfs("run", "--servers", 2, "--store", store, "--", "cp", "-r", "/etc/default", "/madfs").returncode == 0
-    shutil.move(store / lose, tmp_path / "lost")
-    done = madfs("run", "--store", store, "--", "true")
-    assert done.returncode == 2
-    one_line(done, word)
-    shutil.move(tmp_path / "lost", store / lose)
+    for lose, word in (("server-0", "server-0"), ("server-1", "of 2 servers"), ("server-1/kv", "server-1"),
+                       ("server-0/kv/CURRENT", "server 0")):
+        shutil.move(store / lose, tmp_path / "lost")
+        done = madfs("run", "--store", store, "--", "true")
+        assert done.returncode == 2
+        one_line(done, word)
+        shutil.move(tmp_path / "lost", store / lose)
     done = madfs("run", "--store", store, "--", "diff", "-r", "/etc/default", "/madfs/default")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -401,6 +401,8 @@ WRONG = {
     "no program for doctor": (["doctor", "--"], "no program"),
     "unknown option of doctor": (["doctor", "--srevers", "3", "--", "true"], "--srevers"),
     "port": (["up", "--port", "70000"], "65535"),
+    "more ports than there are": (["up", "--servers", "2", "--port", "65535", "--cluster", f"/dev/shm/{os.getpid()}"],
+                                  "65535"),
 }
 
 
@@ -449,16 +451,56 @@ def test_port_taken(madfs, tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "word"), [
     ("madfs 1\n", "", "no cluster file"), ("madfs 1", "madfs 2", "version 2"), ("mount /", "mount ", "line 2"),
-    ("secret ", "secret x", "line 3"), ("127.0.0.1 ", "127.0.0.1 9", "line 4"), ("127.0.0.1 ", "127.0.0.1 -", "line 4"),
+    ("secret ", "secret x", "line 3"), ("secret ", "secret ab", "line 3"), ("madfs 1\n", "madfs 1\0", "version"),
+    ("127.0.0.1 ", "127.0.0.1 9", "line 4"), ("127.0.0.1 ", "127.0.0.1 -", "line 4"),
     ("server 0", "server 1", "numbered from 0"), ("server", "\0\udcff", "line 4")])
 def test_damaged_cluster_file(madfs, cluster_file, tmp_path, old, new, word):
     path = tmp_path / "cluster"
     path.touch(0o600)
     path.write_text(Path(cluster_file).read_text().replace(old, new, 1), errors="surrogateescape")
+    secret = cluster.read(cluster_file).secret.hex()
     for command in (["run", "--cluster", path, "--", "true"], ["status", "--cluster", path]):
         done = madfs(*command)
         assert done.returncode == 2
         one_line(done, str(path), word, "madfs up")
+        assert secret[20:] not in done.stderr
+
+
+def test_cluster_file_with_a_mount_over_the_system(madfs, cluster_file, tmp_path):
+    path, found = tmp_path / "cluster", cluster.read(str(cluster_file))
+    cluster.Cluster("/usr", found.secret, found.servers).write(str(path))
+    done = madfs("run", "--cluster", path, "--", "true")
+    assert done.returncode == 2
+    one_line(done, "/usr", "hide")
+
+
+def test_cluster_file_that_nobody_writes(madfs, tmp_path):
+    os.mkfifo(tmp_path / "cluster", 0o600)
+    done = madfs("status", "--cluster", tmp_path / "cluster")
+    assert done.returncode == 2
+    one_line(done, "is no file")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "run --help", "status --cluster {}", "doctor -- true"])
+def test_nowhere_to_write_to(cluster_file, arguments):
+    command = " ".join([*MADFS, arguments.format(cluster_file)])
+    done = call(["bash", "-c", f"{command} > /dev/full"])
+    assert done.returncode == 2
+    one_line(done, "standard output", "No space left")
+    done = call(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"])  # true may end before or after it
+    assert done.stdout.strip() in ("0", "141") and done.stderr == ""
+
+
+def test_servers_whose_cluster_file_cannot_be_told(tmp_path):
+    done = call(["bash", "-c", f"{' '.join(MADFS)} up --servers 1 --cluster {tmp_path}/cluster > /dev/full"])
+    assert done.returncode == 2
+    one_line(done, "standard output")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full"])
+def test_nobody_hears_what_is_wrong(where):
+    assert call(["bash", "-c", f"{' '.join(MADFS)} runn {where}"]).returncode == 2
 
 
 def test_another_jobs_cluster_file(madfs, cluster_file, tmp_path):
@@ -521,6 +563,14 @@ def test_help_is_short_and_names_every_setting(madfs):
     for command in ("run", "doctor", "up", "down", "status"):
         assert command in text
         assert madfs(command, "--help").stdout.startswith(f"usage: madfs {command}")
+
+
+def test_interrupted_while_python_starts(tmp_path):
+    """The interpreter itself takes some milliseconds, and its site took longest: Ctrl-C in it gave a traceback."""
+    (tmp_path / "site.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    for name in ("madfs", "madfs-mpirun"):
+        done = call([Path(sys.executable).with_name(name), "--version"], environment={"PYTHONPATH": str(tmp_path)})
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_version(madfs):
