@@ -105,7 +105,9 @@ def configuration():
 def check_limits():
     """Raises LaunchError when the servers could not live with the limits (ulimit) of this process."""
     for limit, least, what in ((resource.RLIMIT_NOFILE, 64, "-n, open files"),
-                               (resource.RLIMIT_FSIZE, 128 << 20, "-f, bytes of a file")):
+                               (resource.RLIMIT_FSIZE, 128 << 20, "-f, bytes of a file"),
+                               (resource.RLIMIT_AS, 512 << 20, "-v, bytes of memory"),
+                               (resource.RLIMIT_DATA, 192 << 20, "-d, bytes of data")):
         most = resource.getrlimit(limit)[1]
         if 0 <= most < least:
             raise LaunchError(f"the hard limit of {most} (ulimit {what}) is too low for servers, which need {least}; "

@@ -133,7 +133,8 @@ def test_closed_streams_are_the_programs_too(tmp_path, closed):
     assert "/dev/null" not in (tmp_path / "fds").read_text()
 
 
-@pytest.mark.parametrize(("limit", "word"), [("-n 40", "open files"), ("-f 1000", "bytes of a file")])
+@pytest.mark.parametrize(("limit", "word"), [("-n 40", "open files"), ("-f 1000", "bytes of a file"),
+                                             ("-v 400000", "bytes of memory"), ("-d 80000", "bytes of data")])
 def test_limits_that_servers_cannot_live_with(limit, word):
     command = f"ulimit {limit}; {' '.join(MADFS)} run -- true"
     done = subprocess.run(["bash", "-c", command], env=clean_environment(), capture_output=True, text=True,
@@ -567,7 +568,7 @@ def test_help_is_short_and_names_every_setting(madfs):
 
 def test_interrupted_while_python_starts(tmp_path):
     """The interpreter itself takes some milliseconds, and its site took longest: Ctrl-C in it gave a traceback."""
-    (tmp_path / "site.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "sitecustomize.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     for name in ("madfs", "madfs-mpirun"):
         done = call([Path(sys.executable).with_name(name), "--version"], environment={"PYTHONPATH": str(tmp_path)})
         assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
