@@ -21,10 +21,18 @@ $(STAMP): packages.txt requirements.txt pyproject.toml bin/madfs
 	@echo "making the virtual environment $(VENV)"
 	@test -x $(VENV)/bin/python || { python=/usr/bin/python3.11; test -x $$python || python=python3.11; \
 	  $$python -m venv $(VENV); }
-	@$(PIP) install -r requirements.txt
+	@echo "installing what requirements.txt lists"
+	@$(call logged,pip,$(PIP) install -r requirements.txt)
 	@$(VENV)/bin/python setup.py -q build_ext --inplace
-	@$(PIP) install --no-build-isolation --no-deps -e .
+	@$(call logged,pip,$(PIP) install --no-build-isolation --no-deps -e .)
 	@touch $@
+
+# $(call logged,NAME,COMMAND): what COMMAND says goes to build/NAME.log; if it fails, the last error in it is shown.
+define logged
+mkdir -p build; { $(2); } >build/$(1).log 2>&1 || { \
+  echo "madfs build: $(1) failed: $$(grep -iE 'error|^E:' build/$(1).log | tail -n 1); is there a network? see build/$(1).log" >&2; \
+  exit 1; }
+endef
 
 # Elsewhere than on Debian, setup.py says what it lacks.
 define install_packages
@@ -34,7 +42,7 @@ for package in $$(sed 's/#.*//' packages.txt); do \
 test -n "$$missing" || exit 0; \
 test $$(id -u) = 0 || { echo "madfs build: packages are missing: sudo apt-get install$$missing" >&2; exit 1; }; \
 echo "installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
-apt-get -qq update && apt-get -qq -y install --no-install-recommends $$missing >/dev/null
+$(call logged,apt-get,apt-get -q update && apt-get -q -y install --no-install-recommends $$missing)
 endef
 
 clean:
