@@ -398,7 +398,7 @@ long madfs_slot_seek(int slot, long offset, int whence) {
   struct slot *s = &table.slots[slot];
   int64_t now = atomic_load(&s->offset), then;
   do {
-    if (__builtin_add_overflow(whence == 0 ? 0 : now, offset, &then)) return -EOVERFLOW;
+    if (__builtin_add_overflow(whence == 0 ? 0 : now, offset, &then)) return -EINVAL;
     if (then < 0) return -EINVAL;
   } while (!atomic_compare_exchange_weak(&s->offset, &now, then));
   return then;

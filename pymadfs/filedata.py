@@ -33,7 +33,7 @@ RELATIME_NS = 86400 * 10**9
 MAX_PARALLEL = 64  # data requests of one call in flight at once
 FALLOCATE_CHUNKS = 1024  # allocated on each server by one request: so many take less than a deadline
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
-FULL = errno.ENOSPC, errno.EDQUOT  # of a server that has no room
+NOT_STORED = errno.ENOSPC, errno.EDQUOT, errno.EIO  # of a server that has no room, or died
 # Where in the fields of a request the number of the last cut is.
 _CUTS_FIELD = {WRITE: WRITE.request.fields.index("cuts"), EXTEND: EXTEND.request.fields.index("cuts")}
 
@@ -324,7 +324,7 @@ class FileData:
             try:
                 results = [self._call(server, WRITE, tail, *fields, send=send)]
             except OSError as error:
-                if end:
+                if end and error.errno != errno.EIO:  # else it was the home
                     self._retract(file, error, 0, end)
                 raise
         else:
@@ -377,7 +377,8 @@ class FileData:
                 if not error:
                     done += piece[2]
         if error and (not done or isinstance(error, OSError) and error.errno == errno.ESTALE):
-            if end:
+            told = results[bearer] if bearer is not None else None
+            if end and not (isinstance(told, OSError) and told.errno == errno.EIO):
                 self._retract(file, error, 0, end)
             raise error
         if bearer is not None:
@@ -390,9 +391,9 @@ class FileData:
         return done
 
     def _retract(self, file, error, kept, end):
-        """When a write up to ``end`` found no room behind ``kept`` (0: anywhere), the size goes back to that, or what
+        """When a write up to ``end`` was not stored behind ``kept`` (0: anywhere), the size goes back to that, or what
         it was, and bytes behind it go.  Never raises: the caller is told of ``error``."""
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in NOT_STORED:
             try:
                 reply, _ = self._call(home(file.ino), RETRACT, file.path, file.ino, kept, end)
             except OSError:

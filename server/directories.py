@@ -210,7 +210,8 @@ class Directories:
             self.changed.setdefault(path, 0)
 
     async def _ask(self, path, writes):
-        """Entry of ``path`` from its owner, None when there is none, True when somebody else has asked meanwhile."""
+        """Entry of ``path`` from its owner, None when there is none, True when somebody else has asked meanwhile, or
+        the answer was void again and again."""
         server = owner(path, self._meta.servers)
         if server == self._meta.number:
             return self.above(entry_key(path))
@@ -226,7 +227,7 @@ class Directories:
                 reply, tail = await self._call_peer(server, DIRINFO, path, self._meta.number, writes)
                 if not state[1]:
                     return bytes(reply.attr) + bytes(tail)
-            raise fail(errno.EAGAIN)
+            return True  # it changes all the time: the caller begins anew, and may find another way
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None

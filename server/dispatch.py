@@ -355,6 +355,7 @@ class Server:
                 if result is not DEFERRED:
                     self.finish(request, result)
                 return
+        log(f"server {self.number}: {request!r} has waited {WAITS_MAX} times and is given up")
         self.rpc.fail(request, fail(errno.EAGAIN))
 
     def finish(self, request, result):

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes that were set for bytes which then found no room.
+"""Sizes that were set for bytes which then were not stored.
 
 A write tells the new size to the file's home while its bytes go to several servers.  When one of them refuses, the disk
-being full, the writer tells how far it came (RETRACT), and the size goes back, with all that is stored above it; unless
-somebody else has written to the file since, whose bytes may lie there.
+being full, or dies, the writer tells how far it came (RETRACT), and the size goes back, with all that is stored above
+it; unless somebody else has written to the file since, whose bytes may lie there.  A server that is dead may have
+stored its part: the size goes back when it can be asked.
 """
 import errno
 
 from pymadfs.errors import fail
 from pymadfs.ops import RETRACT
 
+from .directories import Wait
 from .dispatch import serves
 from .meta import SIZE_MAX, inode_key, size_of
-from .sizes import shrunk
+from .sizes import cut_to
 
 KNOWN_MAX = 1 << 12  # what is forgotten keeps a size that is too large
 
 
 class Extensions(dict):
     """Inode -> (connection, end, size before) of the last change of a file here, when others had a part in it.  Who
-    changes a file otherwise removes it."""
+    changes a file otherwise removes it.  In place of the connection: what makes the size go back later."""
 
     def grew(self, ino, conn, end, before):
         """``conn`` made the file at least ``end`` bytes long, which was ``before``, for bytes on several servers."""
@@ -38,19 +40,69 @@ def retract(server, request):
         raise fail(errno.EPROTO)
     server.dirs.free(inode_key(ino))
     _, value = server.meta.find(ino, request.tail)
+    if _size(server, value, ino, request.conn, kept, end) is None:
+        return (size_of(value),), b""
+    return _retracted(server, request)
+
+
+def _size(server, value, ino, who, kept, end):
+    """The size that a file gets when its write up to ``end`` was stored up to ``kept``; None: nothing may change."""
     size = size_of(value)
+    if size < end:
+        return size  # it was not even told: only the bytes go
     conn, known, before = server.extensions.get(ino, (None, 0, 0))
-    if size == end and (conn, known) == (request.conn, end):
-        wanted = max(before, kept)
-        if wanted < end:
-            return _retracted(server, request, wanted)
-    elif size < end:  # it was not even told: only the bytes go
-        return _retracted(server, request, size)
+    if size > end or (conn, known) != (who, end) or max(before, kept) >= end:
+        return None
+    return max(before, kept)
+
+
+async def _retracted(server, request):
+    ino, kept, end = request.fields
+    try:
+        size = await _take_back(server, ino, request.tail, request.conn, kept, end)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        _, value = server.meta.find(ino, request.tail)
+        size = size_of(value)
+        later, known = object(), server.extensions.get(ino)
+        if size < end and known is None or known and known[:2] == (request.conn, end):
+            server.extensions[ino] = later, end, known[2] if size == end else size
+            server.spawn(_insist(server, ino, request.tail, later, kept, end))
     return (size,), b""
 
 
-async def _retracted(server, request, size):
-    ino, _, end = request.fields
-    await shrunk(server, request, ino, request.tail, size, reach=end)
-    server.extensions.pop(ino, None)
-    return (size,), b""
+async def _take_back(server, ino, hint, who, kept, end):
+    """Set the size and drop the bytes above it everywhere, while nobody changes the file; -> the size.
+
+    In this order a crash leaves a hole below the old size, never old bytes above the new one.
+    """
+    held = inode_key(ino)
+    server.dirs.hold(held)
+    try:
+        await server.cuts.drained(ino)
+        _, value = server.meta.find(ino, hint)
+        size = _size(server, value, ino, who, kept, end)  # others may have written since it was asked
+        if size is None:
+            return size_of(value)
+        key, value = await cut_to(server, ino, hint, size, end)
+        server.kv.put(key, value)
+        server.commit()
+        server.extensions.pop(ino, None)
+    finally:
+        server.dirs.let_go(held)
+    return size
+
+
+async def _insist(server, ino, hint, who, kept, end):
+    """Take back what a server that is dead may have stored, once it is there again; unless the file was changed."""
+    while server.extensions.get(ino, (None,))[0] is who:
+        await server.pause()
+        try:
+            await _take_back(server, ino, hint, who, kept, end)
+            return
+        except Wait as wait:
+            await wait.make()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                return

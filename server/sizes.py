@@ -19,6 +19,8 @@ def resized(server, request, value, size):
     """The value with another size and times, or None when other servers or threads must drop bytes first."""
     ino = ino_of(value)
     cuts = None
+    if server.extensions:
+        server.extensions.pop(ino, None)  # this size is wanted
     if size < reach_of(value):
         if not server.chunks.single(ino, reach_of(value), ATTR.unpack(value).chunk_size):
             return None
@@ -33,10 +35,9 @@ def next_cut(server, value):
     return max(cuts_of(value), server.cuts.known.get(ino_of(value), 0)) + 1
 
 
-async def shrunk(server, request, ino, hint, size, change=None, reach=0):
+async def shrunk(server, request, ino, hint, size, change=None):
     """Drop the bytes above ``size`` everywhere, then set the size; the inode is held meanwhile.
-    ``change(request, value)`` makes other changes that the request asks for.  Something may be stored up to ``reach``
-    although the file does not know it.
+    ``change(request, value)`` makes other changes that the request asks for.
 
     In this order a crash leaves a hole below the old size, never old bytes above the new one.
     """
@@ -44,7 +45,7 @@ async def shrunk(server, request, ino, hint, size, change=None, reach=0):
     server.dirs.hold(held)
     try:
         await server.cuts.drained(ino)
-        key, value = await cut_to(server, ino, hint, size, reach)
+        key, value = await cut_to(server, ino, hint, size)
         value = without_privileges(change(request, value) if change else value, request)
         server.kv.put(key, value)
         server.commit()
@@ -54,7 +55,8 @@ async def shrunk(server, request, ino, hint, size, change=None, reach=0):
 
 
 async def cut_to(server, ino, hint, size, reach=0):
-    """The key and new value of an inode after all bytes from ``size`` on were dropped.  REQUIRES: it is held."""
+    """The key and new value of an inode after all bytes from ``size`` on were dropped.  Something may be stored up to
+    ``reach`` although the file does not know it.  REQUIRES: it is held."""
     _, value = server.meta.find(ino, hint)
     cuts = next_cut(server, value)
     freed = await shrink(server, ino, size, max(reach, reach_of(value)), ATTR.unpack(value).chunk_size, cuts)
