@@ -95,7 +95,8 @@ class Server:
         self.pidfd = -1
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         said = self.last_words()
-        return f"{how}, saying: {said}" if said and status else how
+        hint = "; is a limit of processes or memory too low (ulimit -u, -v)?" if status == -signal.SIGABRT else ""
+        return f"{how}, saying: {said}{hint}" if said and status else how
 
     def last_words(self):
         """The last line that this process wrote to its log, or nothing."""

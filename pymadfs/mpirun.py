@@ -89,8 +89,8 @@ def check(kind, arguments):
                           "line, with ':'")
 
 
-def rank_warning(arguments):
-    """One line about a program of the ranks that will not be on MadFS, or None.
+def rank_warning(arguments, mount):
+    """One line about a program of the ranks that will not be on MadFS, or is not there for mpirun, or None.
 
     Without knowing mpirun's options, the program of each context is taken to be the first argument that is one.
     """
@@ -102,8 +102,12 @@ def rank_warning(arguments):
             contexts[-1].append(argument)
     for context in contexts:
         program = next((index for index, word in enumerate(context)
-                        if not word.startswith("-") and shutil.which(word)), None)
-        if program is not None and (warning := doctor.warning(context[program:])):
+                        if not word.startswith("-") and shutil.which(word)), len(context))
+        for word in context[:program]:
+            if f"{word}/".startswith(f"{mount}/"):
+                return (f"mpirun itself does not see {word}: start a program there with `env {mount}/PROGRAM`, and "
+                        f"change to a directory there in the program or with `env -C`")
+        if program < len(context) and (warning := doctor.warning(context[program:])):
             return warning
     return None
 
@@ -122,7 +126,7 @@ def main(argv=None):
         check(kind, arguments)
 
         def prepare(cluster, mount, more=()):
-            if warning := rank_warning(arguments):
+            if warning := rank_warning(arguments, mount):
                 keeper.say(f"madfs-mpirun: warning: {warning}")
             variables = {name: value for name, value in plain.items() if name.startswith("MADFS_")}
             variables.update(launch.preload_variables(cluster, mount, os.environ, options.chunk_size), **dict(more))

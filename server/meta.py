@@ -18,7 +18,7 @@ Keys (all integers big-endian, so that ranges come in order)::
     TF id                 names that are frozen here for such a rename (frozen.py)
     SE id key             an entry that waits for its place during an exchange (relocate.py)
     SL ino                path of a directory that was born here and has moved
-    M name                format, number, servers, counter, boots, idle
+    M name                format, number, servers, counter, boots, idle, times
 
 An inode is embedded in the entry at its birth path while that is its only name.  A rename, a further name, or an unlink
 while it is open detaches it to I; entries then only point (FLAG_REMOTE) and have a type, an inode number and a target.

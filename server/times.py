@@ -7,8 +7,8 @@ one by DIRINFO, before the first change, and from then on changes cost nothing m
 writers have noted (TIMES), after which there are none.  So the times are never old, a directory that nobody looks at
 costs nothing, and neither does one that nobody changes.
 
-What a writer that died had noted is lost: the directory then counts as changed at the time when that is found out.
-An owner that starts again does not know the writers: first it asks every server for all that it has noted.
+What a writer that was killed had noted is lost: the directory then counts as changed at the time when that is found
+out.  An owner that starts again does not know the writers: first it asks every server for all that it has noted.
 """
 import asyncio
 import errno
@@ -27,6 +27,7 @@ WRITERS_MAX = 1 << 16  # directories here that others keep times of
 STOP_S = 0.2  # how long the end of a server waits for owners to take what it has noted
 NOTED = Record("Noted", "mtime_ns:q length:H")
 NOTED_BYTES_MAX = 4096
+KEPT = b"Mtimes"
 
 
 class Times:
@@ -115,17 +116,33 @@ class Times:
         await asyncio.gather(*[self._ask_owner(path, False) for path in paths])
 
     async def stop(self):
-        """At the end, as far as the owners are still there."""
+        """At the end; what is for owners that are not there any more is stored here until both are back."""
         if self._due is not None:
             self._due.cancel()
         told = [self._server.spawn(self._ask_owner(path, False)) for path, now in self._changed.items() if now]
         if told:
             await asyncio.wait(told, timeout=STOP_S)
+        kept = b"".join(NOTED.pack(max(self._late.get(path, 0), self._changed.get(path, 0)), len(path)) + path
+                        for path in set(self.unstored()))
+        if kept:
+            self._server.kv.put(KEPT, kept)
+
+    def _take_up(self):
+        """What stop() stored: the owners ask for it when they start, and are told in case that they go on."""
+        kv = self._server.kv
+        kept = kv.get(KEPT)
+        if kept is None:
+            return
+        kv.delete(KEPT)
+        self._server.commit()
+        for directory, now in _noted(kept):
+            self._server.spawn(self._tell(directory, now))
 
     # --- as the owner -----------------------------------------------------------------------------------------------
 
     def start(self):
         """After a restart: ask all servers what they know of directories here."""
+        self._take_up()
         if self._server.servers > 1 and not self._server.meta.fresh:
             self._lost = self._server.spawn(self._recover())
             self.active = True
@@ -141,11 +158,8 @@ class Times:
             answer = await settled(self._server.call_peer(number, TIMES, b"", self._server.number, False))
             if isinstance(answer, BaseException) or not answer[1]:
                 return  # who does not answer is dead, and has noted nothing when it starts again
-            tail, at = answer[1], 0
-            while at < len(tail):
-                now, length = NOTED.unpack(tail, at)
-                at += NOTED.size + length
-                self._store(bytes(tail[at - length:at]), now)
+            for directory, now in _noted(answer[1]):
+                self._store(directory, now)
 
     def grant(self, path, number):
         """Server ``number`` may change the directory ``path`` until it is asked for its times."""
@@ -221,6 +235,15 @@ class Times:
             attr = ATTR.unpack(value)
             server.kv.put(key, changed(value, mtime_ns=max(now, attr.mtime_ns), ctime_ns=max(now, attr.ctime_ns)))
             server.flush_soon()  # nobody else knows it any more
+
+
+def _noted(records):
+    """``(directory, time)`` of each of the NOTED records."""
+    at = 0
+    while at < len(records):
+        now, length = NOTED.unpack(records, at)
+        at += NOTED.size + length
+        yield bytes(records[at - length:at]), now
 
 
 @serves(TIMES)

@@ -102,3 +102,20 @@ def test_down_and_up_after_the_keeper_was_killed(tmp_path):
     assert of_job(other.secret), "a job that lives is left alone"
     assert call([*MADFS, "down", "--cluster", path]).returncode == 0
     assert of_job(other.secret) == []
+
+
+def test_a_process_that_outlives_its_servers_ends_quietly(tmp_path):
+    """When all of a set are killed the job is over, with what it had in memory; who had a file mapped is only told of
+    the servers."""
+    path = tmp_path / "cluster"
+    assert call([*MADFS, "up", "--servers", "1", "--cluster", path, "--store", tmp_path / "store"]).returncode == 0
+    description = cluster.read(str(path))
+    process = subprocess.Popen([*MADFS, "run", "--cluster", path, "--", sys.executable, "-c", MAPPER, "/madfs/f"],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "mapped\n"
+    server = description.servers[0].pid
+    keeper = parent(server)
+    os.kill(server, signal.SIGKILL)
+    ended(server, keeper)
+    _, errors = process.communicate("\n", timeout=TIMEOUT_S)
+    assert "Traceback" not in errors and "server 0" in errors, errors

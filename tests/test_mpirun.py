@@ -62,6 +62,15 @@ def test_wrong_usage(flavour, own, arguments, word):
     assert word in done.stderr
 
 
+@pytest.mark.parametrize(("arguments", "word"), [
+    (["-n", "2", "/madfs/program", "x"], "env /madfs/PROGRAM"), (["-wdir", "/madfs", "true"], "env -C"),
+    (["true", ":", "-n", "1", "/madfs/a"], "/madfs/a"), (["-n", "2", "env", "/madfs/program"], None),
+    (["true", "/madfs/data"], None), (["-wdir", "/madfs2", "true"], None)])
+def test_tells_what_mpirun_does_not_see(arguments, word):
+    warning = mpirun.rank_warning(arguments, "/madfs")
+    assert word in warning if word else warning is None
+
+
 def test_own_options_come_first():
     assert mpirun.split(["--madfs-servers", "2", "--madfs-summary", "-n", "4", "a", "--madfs-servers"]) == (
         ["--madfs-servers", "2", "--madfs-summary"], ["-n", "4", "a", "--madfs-servers"])

@@ -489,7 +489,10 @@ class Images:
         if image is None or mapped():
             return
         self.write_back(image)
-        lock = self._lock()
+        try:
+            lock = self._lock()
+        except FileNotFoundError:
+            return  # the job is over, and so is all that it had in this node's memory
         try:
             if mapped():
                 return  # another thread was faster, or maps it again

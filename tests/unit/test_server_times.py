@@ -202,6 +202,36 @@ def test_what_nobody_looked_at_is_stored_in_the_end(tmp_path, monkeypatch):
     run(test)(tmp_path)
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_server_that_ends_after_the_owner_keeps_the_times_for_it(tmp_path, goes_on):
+    """All servers of a set end at once: who has something for another may find it gone.  Or it is only this one that is
+    started again."""
+    async def main():
+        world = World(tmp_path)
+        path, mine, others = directory(world)
+        await world.mkdir(path)
+        await world.setattr(path, SET_MTIME, mtime=1)
+        began = clock()
+        await world.create(world.path_on(others[0], path))
+        for number in (mine, *others):
+            world.servers[number].commit(lazily=True)
+            await world.servers[number].stop()
+            world.servers[number] = None
+        if goes_on:
+            world.start(mine)
+            await world.quiet()
+        for number in others:
+            world.start(number)
+        if not goes_on:
+            world.start(mine)
+        await world.quiet()
+        assert began <= (await world.stat(path)).mtime_ns
+        assert all(kv.get(times.KEPT) is None for kv in world.kvs)
+        await world.stop()
+
+    asyncio.run(main())
+
+
 def test_a_server_that_ends_leaves_its_times_with_the_owner(tmp_path):
     async def main():
         world = World(tmp_path)
