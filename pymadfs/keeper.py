@@ -122,12 +122,12 @@ class Keeper:
 
     def run(self):
         """The whole life; returns the exit status."""
-        if self.plan.lock >= 0:
-            os.write(self.plan.lock, b"%d\n" % os.getpid())
         leftovers.sweep()
         leftovers.hold(self.secret)  # until this process ends
         leftovers.mark(self.plan.temporary)
         try:
+            if self.plan.lock >= 0:
+                self.write(lambda: os.write(self.plan.lock, b"%d\n" % os.getpid()))
             self.start(self.servers)
             if self.report("ready") or self.control >= 0:
                 self.watch()
@@ -174,7 +174,15 @@ class Keeper:
         servers = [clusters.Server(server.number, HOST, server.port, server.process.pid if server.alive() else 0,
                                    server.store)
                    for server in self.servers]
-        clusters.Cluster(self.plan.mount, self.secret, servers).write(self.plan.cluster)
+        self.write(lambda: clusters.Cluster(self.plan.mount, self.secret, servers).write(self.plan.cluster))
+
+    def write(self, function):
+        """Call ``function``, which writes the cluster file or its lock.  Raises LaunchError."""
+        try:
+            function()
+        except OSError as error:
+            raise LaunchError(f"the cluster file {self.plan.cluster} cannot be written: {error.strerror}; choose "
+                              "another place with --cluster, or TMPDIR") from None
 
     def watch(self):
         """Until the end: tell of servers that died, start them again when asked to (SIGHUP)."""

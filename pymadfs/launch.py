@@ -161,11 +161,11 @@ def prepare_store(store, count):
         for number in range(count):
             directory = os.path.join(path, f"server-{number}")
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                pass
+            with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+                file.write(bytes(4096))  # a server on a full disk could not even say so
     except OSError as error:
-        raise LaunchError(f"the store {path} cannot be written: {error.strerror}; choose another "
-                          "with --store") from None
+        why = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise LaunchError(f"the store {path} cannot be written: {why}; choose another with --store") from None
     return path, count
 
 

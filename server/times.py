@@ -41,7 +41,7 @@ class Times:
         self._writers = {}  # path of a directory that lies here -> bits of server numbers
         self._rounds = {}  # path -> (Future, whether all writers are asked) of the questions that are under way
         self._lost = None  # a task, after a restart, until all have told what they know
-        self.active = False
+        self.active = self._stopping = False
 
     # --- as a writer ------------------------------------------------------------------------------------------------
 
@@ -73,7 +73,8 @@ class Times:
             await server.call_peer(owner(directory, server.servers), TOUCH, directory, server.number, keep)
         except OSError as error:
             if error.errno != errno.ENOENT:
-                log(f"server {server.number}: the times of {directory!r} are not told: {error}")
+                if not self._stopping:  # then they are stored
+                    log(f"server {server.number}: the times of {directory!r} are not told: {error}")
             elif self._changed.get(directory) == before:  # it was removed
                 self._changed.pop(directory, None)
                 self._late.pop(directory, None)
@@ -117,6 +118,7 @@ class Times:
 
     async def stop(self):
         """At the end; what is for owners that are not there any more is stored here until both are back."""
+        self._stopping = True
         if self._due is not None:
             self._due.cancel()
         told = [self._server.spawn(self._ask_owner(path, False)) for path, now in self._changed.items() if now]
