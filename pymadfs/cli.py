@@ -215,6 +215,7 @@ def run_job(options, prepare, report=None):
     """
     config = launch.configuration()
     launch.check_library()
+    launch.check_runtime()
     own = options.servers or options.store
     path = options.cluster or ("" if own else config.cluster)
     if path and (own or options.mount):

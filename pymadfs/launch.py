@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import re
 import resource
@@ -22,6 +23,7 @@ from .keeper import LaunchError
 SERVERS_MAX = 4
 PORT_MAX = 65535
 LIBRARY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_lib", keeper.LIBRARY)
+RUNTIME, UCX = "libmadfs_runtime.so", "libmf*.so.0"
 # What a program needs to run at all, and we to serve it: no mount lies in or above one of these.
 NEEDED = ("/proc", "/sys", "/dev/null", "/dev/pts", "/dev/shm/madfs", "/bin", "/sbin", "/lib", "/lib64", "/etc",
           "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", LIBRARY, sys.executable)
@@ -460,6 +462,17 @@ def check_library(path=None):
         raise LaunchError(f"the preload library lies in {os.path.dirname(path)!r}: LD_PRELOAD cannot name a path "
                           "with blanks or colons; install MadFS elsewhere")
     return path
+
+
+def check_runtime(folder=None):
+    """That the libraries which the preload library loads into a program are there and whole.  Raises LaunchError."""
+    folder = folder or os.path.dirname(LIBRARY)
+    for path in (os.path.join(folder, RUNTIME), *glob.glob(os.path.join(glob.escape(folder), UCX))):
+        try:
+            elf.Elf(path)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise LaunchError(f"the library {path} cannot be used: {why}; build it anew with `make build`") from None
 
 
 def preload_variables(cluster, mount, environment, chunk_size=None):

@@ -558,6 +558,19 @@ def test_preload_library_of_another_version(tmp_path, monkeypatch, capfd, source
     assert word in captured.err and "make build" in captured.err
 
 
+@pytest.mark.parametrize("name", ["libmadfs_runtime.so", "libmfp.so.0"])
+def test_libraries_that_are_damaged(tmp_path, name):
+    folder = shutil.copytree(os.path.dirname(launch.LIBRARY), tmp_path / "lib")
+    launch.check_runtime(str(folder))
+    os.truncate(folder / name, 100_000)
+    with pytest.raises(launch.LaunchError, match=rf"{name} cannot be used: .* truncated .*make build"):
+        launch.check_runtime(str(folder))
+    (folder / name).unlink()
+    if name == launch.RUNTIME:
+        with pytest.raises(launch.LaunchError, match=r"No such file .*make build"):
+            launch.check_runtime(str(folder))
+
+
 def test_help_is_short_and_names_every_setting(madfs):
     text = madfs("--help").stdout
     assert all(setting.variable in text for setting in cli.SETTINGS)

@@ -93,7 +93,7 @@ def freed(store, within_s=20.0):
     began = time.monotonic()
     while stored(store):
         assert time.monotonic() - began < within_s, stored(store)
-        os.sched_yield()
+        time.sleep(0.005)  # the servers want the processor
     return time.monotonic() - began
 
 
