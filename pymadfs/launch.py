@@ -97,7 +97,8 @@ def configuration():
         raise LaunchError(str(error)) from None
     try:
         if config.log:
-            os.close(os.open(config.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # a FIFO that nobody reads is to be refused, not waited for
+            os.close(os.open(config.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
     except OSError as error:
         raise LaunchError(f"MADFS_LOG={config.log!r} cannot be written: {error.strerror}; name another file, or "
                           "leave it out") from None
@@ -431,7 +432,8 @@ def _await_report(report):
     if said.startswith("error "):
         raise LaunchError(said.removeprefix("error "))
     if said != "ready":
-        raise LaunchError("the process that starts the servers ended without a word; was it killed?")
+        raise LaunchError("the process that starts the servers ended without a word; was it killed, or ended by "
+                          "`madfs down`?")
     return int(count), temporary
 
 
