@@ -20,6 +20,7 @@ from .ops import (
     SEEK,
     SEEK_NONE,
     SET_SIZE,
+    SIZE_TIGHT,
     STATFS,
     WRITE,
 )
@@ -332,7 +333,19 @@ class FileData:
             if bearer is not None:
                 self._agree(file, calls, results, bearer)
         self._changed(ino)
+        if strict:
+            self._tell_if_tight(file, begin, window, results)
         return self._written(file, window, begin, end, calls, results, bearer)
+
+    def _tell_if_tight(self, file, begin, window, results):
+        """Tell the home when a disk has hardly room for what was reserved, before others reserve more.  Never raises:
+        what was written is written."""
+        if any(not isinstance(result, BaseException) and result[0][0] == SIZE_TIGHT for result in results):
+            end = begin + sum(piece[2] for piece in window)
+            try:
+                self._call(home(file.ino), RETRACT, file.path, file.ino, end, end)
+            except OSError:
+                return
 
     def _agree(self, file, calls, results, bearer):
         """When the file was cut off meanwhile, some servers stored their part before and some after.  Those that were

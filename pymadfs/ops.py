@@ -286,7 +286,9 @@ UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
                     "or taken back, and link counts. A server that was killed says so to the others when it is back.")
 RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
              doc="A write or append up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless "
-                 "somebody else wrote since, and what is stored above it goes. Tail: hint.")
+                 "somebody else wrote since, and what is stored above it goes. With kept = end an append was stored "
+                 "with SIZE_TIGHT: the next one has to look for room first. Tail: hint.")
+SIZE_TIGHT = (1 << 64) - 1  # as the size that WRITE answers to a reserved range: it took some of the headroom
 MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD, MEND_CHUNK, MEND_DETACH, \
     MEND_TWIN, MEND_MISPLACED, MEND_PLACE, MEND_INODE, MEND_XATTRS = range(1, 15)
 

@@ -27,6 +27,7 @@ CUT_PAGE = 1024
 HEADROOM_BYTES_MAX = 64 << 20
 HEADROOM_SHARE = 16  # at most one part in so many of the disk
 HEADROOM_CHECK_BYTES = 1 << 20
+LENIENT_SHARE = 2  # what must be stored is stored as long as one part in so many of the headroom is left
 
 
 class Piece:
@@ -71,6 +72,8 @@ class Chunks:
         self._all_dirty = False
         self._unchecked = HEADROOM_CHECK_BYTES
         self._full = False
+        self.lenient = False  # what is stored now may take some of the headroom
+        self.tight = False  # and did
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
@@ -209,7 +212,9 @@ class Chunks:
             room = os.statvfs(self._directory)
             self._full = room.f_bavail * room.f_frsize < self.headroom(room) + length
         if self._full:
-            raise fail(errno.ENOSPC)
+            if not self.lenient or room.f_bavail * room.f_frsize < self.headroom(room) // LENIENT_SHARE + length:
+                raise fail(errno.ENOSPC)
+            self.tight = True
 
     @staticmethod
     def headroom(room):

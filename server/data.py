@@ -5,7 +5,7 @@ import errno
 import time
 
 from pymadfs.errors import fail
-from pymadfs.ops import EXTEND, FSYNC, READ, RESERVE, STATFS, WRITE
+from pymadfs.ops import EXTEND, FSYNC, READ, RESERVE, SIZE_TIGHT, STATFS, WRITE
 
 from .directories import Wait
 from .dispatch import DEFERRED, serves
@@ -89,7 +89,7 @@ async def _read_later(server, request):
 
 @serves(WRITE)
 def write(server, request):
-    ino, chunk, offset, length, end, hint_length, _, _, _ = request.fields
+    ino, chunk, offset, length, end, hint_length, _, _, reserved = request.fields
     if offset + length > CHUNK_BYTES_MAX or end > SIZE_MAX:
         raise fail(errno.EFBIG)
     last = _admitted(server, request)
@@ -98,10 +98,38 @@ def write(server, request):
     data = memoryview(request.tail)[hint_length:]
     if len(data) != length:
         raise fail(errno.EPROTO)
-    if chunk or not server.chunks.write_inline(ino, offset, data):
+    if reserved:
+        piece = _appended(server, request, data)
+        if piece is not None:
+            _timed(server, piece.write, offset, data)
+    elif chunk or not server.chunks.write_inline(ino, offset, data):
         _timed(server, server.chunks.writable(ino, chunk, offset, length).write, offset, data)
     server.bytes_in += length
-    return _extended(server, request, end) if end else ((0, last), b"")
+    return _extended(server, request, end) if end else ((_tight(server, reserved), last), b"")
+
+
+def _place(server, request, data):
+    """Where ``data`` is to be stored, or None when the key-value store has it now."""
+    ino, chunk, offset, length = request.fields[:4]
+    if chunk or not server.chunks.write_inline(ino, offset, data):
+        return server.chunks.writable(ino, chunk, offset, length)
+    return None
+
+
+def _appended(server, request, data):
+    """As _place, of a range that was reserved at the end of the file.  It may take some of the headroom, for others may
+    have appended behind it by now: to refuse it would leave a hole."""
+    chunks = server.chunks
+    chunks.lenient, chunks.tight = True, False
+    try:
+        return _place(server, request, data)
+    finally:
+        chunks.lenient = False
+
+
+def _tight(server, reserved):
+    """What a write that does not tell the size answers in its place: SIZE_TIGHT if it has used some of the headroom."""
+    return SIZE_TIGHT if reserved and server.chunks.tight else 0
 
 
 def _admitted(server, request):
@@ -129,22 +157,23 @@ def _admitted(server, request):
 
 
 async def _write_bulk(server, request):
-    ino, chunk, offset, length, end, _, _, _, _ = request.fields
+    _, _, offset, length, end, _, _, _, reserved = request.fields
     if request.bulk != length:
         raise fail(errno.EPROTO)
     buffer = server.buffer(length)
     with memoryview(buffer) as whole, whole[:length] as view:
         await server.receive(request, view)
         last = await _admitted_later(server, request)  # a truncation may have begun meanwhile
-        if chunk or not server.chunks.write_inline(ino, offset, view):
-            piece = server.chunks.writable(ino, chunk, offset, length)
+        piece = _appended(server, request, view) if reserved else _place(server, request, view)
+        size = _tight(server, reserved)
+        if piece is not None:
             if not _may_block(server, length):
                 _timed(server, piece.write, offset, view)
             else:
                 await _write_by_thread(server, piece, offset, view)
     server.recycle(buffer)  # not after an error: the transfer may still be writing into it
     server.bytes_in += length
-    return _extended(server, request, end) if end else ((0, last), b"")
+    return _extended(server, request, end) if end else ((size, last), b"")
 
 
 async def _admitted_later(server, request):
@@ -204,6 +233,8 @@ def reserve(server, request):
     offset = size_of(value)
     if offset + length > SIZE_MAX:
         raise fail(errno.EFBIG)
+    if server.extensions.tight and server.extensions.cramped(ino):
+        raise Wait(lambda: server.extensions.look_for_room(server, value, length))
     server.extensions.grew(ino, request.conn, offset + length, offset)
     server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request))
     server.read_lately.discard(ino)

@@ -7,12 +7,14 @@ it; unless somebody else has written to the file since, whose bytes may lie ther
 stored its part: the size goes back when it can be asked.
 """
 import errno
+from collections import Counter
 
 from pymadfs.errors import fail
-from pymadfs.ops import RETRACT
+from pymadfs.layout import chunk_server, split
+from pymadfs.ops import ATTR, RETRACT, STATFS
 
 from .directories import Wait
-from .dispatch import serves
+from .dispatch import gather, serves
 from .meta import SIZE_MAX, inode_key, size_of
 from .sizes import cut_to
 
@@ -21,7 +23,38 @@ KNOWN_MAX = 1 << 12  # what is forgotten keeps a size that is too large
 
 class Extensions(dict):
     """Inode -> (connection, end, size before) of the last change of a file here, when others had a part in it.  Who
-    changes a file otherwise removes it.  In place of the connection: what makes the size go back later."""
+    changes a file otherwise removes it.  In place of the connection: what makes the size go back later.
+
+    ``tight`` has the files whose last appended record took some of the headroom of a disk: what is reserved must be
+    stored, so the next range is given only where there is room; inode -> whether that was found."""
+
+    def __init__(self):
+        super().__init__()
+        self.tight = {}
+
+    def cramped(self, ino):
+        """Whether one has to look for room before a range of the file is reserved; after that one has."""
+        if not self.tight.get(ino, True):
+            return True
+        self.tight.pop(ino, None)
+        return False
+
+    async def look_for_room(self, server, value, length):
+        """Raises ENOSPC when there is no room for ``length`` bytes at the end of the file ``value``."""
+        attr = ATTR.unpack(value)
+        wanted: Counter = Counter()
+        for chunk, _, piece in split(attr.size, length, attr.chunk_size):
+            wanted[chunk_server(attr.ino, chunk, server.servers)] += piece
+        others = sorted(wanted.keys() - {server.number})
+        replies = await gather([server.call_peer(number, STATFS) for number in others])
+        own = server.chunks.device
+        left, needed = {own: server.chunks.room()}, Counter({own: wanted[server.number]})
+        for number, (reply, _) in zip(others, replies):  # several may share a disk
+            left[reply.device] = reply.available * reply.block
+            needed[reply.device] += wanted[number]
+        if any(needed[device] > max(0, room) for device, room in left.items()):
+            raise fail(errno.ENOSPC)
+        self.tight[attr.ino] = True
 
     def grew(self, ino, conn, end, before):
         """``conn`` made the file at least ``end`` bytes long, which was ``before``, for bytes on several servers."""
@@ -40,6 +73,10 @@ def retract(server, request):
         raise fail(errno.EPROTO)
     server.dirs.free(inode_key(ino))
     _, value = server.meta.find(ino, request.tail)
+    if kept == end:
+        if len(server.extensions.tight) < KNOWN_MAX:
+            server.extensions.tight[ino] = False
+        return (size_of(value),), b""
     if _size(server, value, ino, request.conn, kept, end) is None:
         return (size_of(value),), b""
     return _retracted(server, request)

@@ -48,7 +48,8 @@ for number in range(400):
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for length in (M, 3 * M, 100):
             size = os.fstat(log).st_size
-            assert os.fstat(log).st_size == size + (attempt(os.write, log, content(number, length)) or 0)
+            written = attempt(os.write, log, content(number, length)) or 0
+            assert os.fstat(log).st_size == size + written, (number, size, written)
         os.close(log)
     os.close(fd)
     kept.append(done)

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import random
+from collections import namedtuple
 
 import pytest
 from real_servers import RealServers
@@ -153,3 +154,50 @@ def test_what_others_wrote_meanwhile_stays(rpc, monkeypatch):
     with pytest.raises(OSError):
         fs.write(file, CHUNK, [(b"c" * CHUNK * 2, CHUNK * 2)])
     assert content(fs, file)[2 * CHUNK:2 * CHUNK + 50] == b"b" * 50
+
+
+Room = namedtuple("Room", "f_frsize f_blocks f_bfree f_bavail f_files f_ffree")
+RECORD = 3 * CHUNK + 10
+
+
+def test_appends_on_a_disk_that_becomes_full_leave_no_hole(rpc, monkeypatch):
+    """What has its range is stored, from the headroom if need be; the next range is given only where there is room."""
+    left = 1 << 30
+
+    def statvfs(_):
+        return Room(4096, 1 << 19, left >> 12, left >> 12, 1000, 1000)
+
+    def fills_up():
+        nonlocal left
+        left = chunks.HEADROOM_BYTES_MAX - 1000
+        for server in rpc.world.servers:
+            server.chunks._unchecked = chunks.HEADROOM_CHECK_BYTES
+
+    def append(fs, file, letter):
+        return fs.append(file, ((letter * RECORD, RECORD),), RECORD)
+
+    monkeypatch.setattr(chunks.os, "statvfs", statvfs)
+    first, second = client(rpc), client(rpc)
+    file, same = opened(first, b"/log"), opened(second, b"/log")
+    assert append(first, file, b"a") == (0, RECORD)
+    ask = rpc.call
+
+    def meanwhile(server, op, *arguments, **options):
+        reply = ask(server, op, *arguments, **options)
+        if op is ops.RESERVE:
+            first._call = ask
+            fills_up()
+            assert append(second, same, b"c") == (2 * RECORD, RECORD)
+        return reply
+
+    first._call = meanwhile
+    assert append(first, file, b"b") == (RECORD, RECORD)
+    whole = b"a" * RECORD + b"b" * RECORD + b"c" * RECORD
+    assert content(first, file) == whole
+    for _ in range(3):
+        with pytest.raises(OSError) as error:
+            append(second, same, b"d")
+        assert error.value.errno == errno.ENOSPC and content(first, file) == whole
+    left = 1 << 30
+    assert append(second, same, b"d") == (3 * RECORD, RECORD) and append(first, file, b"e")[1] == RECORD
+    assert content(first, file) == whole + b"d" * RECORD + b"e" * RECORD
