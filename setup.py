@@ -260,7 +260,7 @@ def make_binding(ucx):
     objects = binding_objects(ucx, "extension", sysconfig.get_path("include"))
     script = path_of("extension.map")
     with open(script, "w", encoding="ascii") as file:
-        file.write("{ global: PyInit__ucx_cffi; Getenv; Fopen; Scandir; ucs_async_*; local: *; };\n")
+        file.write("{ global: PyInit__ucx_cffi; Getenv; Fopen; Scandir; Uct_iface_open; ucs_async_*; local: *; };\n")
     arguments = ["-Wl,-Bsymbolic", f"-Wl,--version-script={script}", *SANITIZE]
     return ucx.link(path_of(BINDING), objects, arguments, "$ORIGIN/_lib")
 

@@ -11,6 +11,8 @@ char *Getenv(const char *name);
 FILE *Fopen(const char *path, const char *mode);
 int Scandir(const char *path, struct dirent ***names, int (*filter)(const struct dirent *),
             int (*compare)(const struct dirent **, const struct dirent **));
+ucs_status_t Uct_iface_open(uct_md_h md, uct_worker_h worker, const uct_iface_params_t *params,
+                            const uct_iface_config_t *config, uct_iface_h *iface);
 
 /* No hooks in the application's memory functions, no signal handlers, no words of its own. */
 static const char *const settings[][2] = {
@@ -41,6 +43,33 @@ FILE *Fopen(const char *path, const char *mode)
         return NULL;
     }
     return fopen(path, mode);
+}
+
+/*
+ * And instead of uct_iface_open, with which it opens shared memory among others.  A connection that is cut is flushed,
+ * so that nothing of it is under way any more, and only then do receives that wait for its data end.  But shared memory
+ * takes no flush while the other side's queue is full, also when that is to cancel what it holds: with a killed server
+ * that never ends (uct_mm_ep_flush of UCX 1.22).  Nothing is under way by itself there: a message is in the queue, or
+ * waits in a list that was emptied before the flush.
+ */
+static uct_ep_flush_func_t flush_of_shared_memory;
+
+static ucs_status_t flush(uct_ep_h ep, unsigned flags, uct_completion_t *done)
+{
+    ucs_status_t status = flush_of_shared_memory(ep, flags, done);
+    return status == UCS_ERR_NO_RESOURCE && flags & UCT_FLUSH_FLAG_CANCEL ? UCS_OK : status;
+}
+
+ucs_status_t Uct_iface_open(uct_md_h md, uct_worker_h worker, const uct_iface_params_t *params,
+                            const uct_iface_config_t *config, uct_iface_h *iface)
+{
+    ucs_status_t status = uct_iface_open(md, worker, params, config, iface);
+    if (status == UCS_OK && params->field_mask & UCT_IFACE_PARAM_FIELD_DEVICE &&
+        (strcmp(params->mode.device.tl_name, "sysv") == 0 || strcmp(params->mode.device.tl_name, "posix") == 0)) {
+        flush_of_shared_memory = (*iface)->ops.ep_flush; /* the same of both */
+        (*iface)->ops.ep_flush = flush;
+    }
+    return status;
 }
 
 static int devices_wanted; /* by the ux_open() that is under way */

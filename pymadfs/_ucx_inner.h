@@ -25,6 +25,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <ucp/api/ucp.h>
+#include <uct/api/uct.h>
 #include <unistd.h>
 
 #define LOOK_NS 2000000LL        /* look at doors and asynchronous events this often while spinning */

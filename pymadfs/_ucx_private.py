@@ -10,7 +10,7 @@ libraries, in place:
   GNU symbol table, ``h * 33 + letter``, stays the same, so no table has to be made anew.
 - A file's name ``libucp.so.0`` becomes ``libmfp.so.0``, and the library path ``$ORIGIN``.
 - The imports in ``WINDOWS`` become functions of ``_ucx.c``, which hide the application's UCX settings, and network
-  devices from who wants none.
+  devices from who wants none, and mend what a killed server leaves of a connection.
 
 The same is done to what is linked against these libraries.
 """
@@ -20,7 +20,7 @@ import re
 import struct
 import subprocess
 
-WINDOWS = {"getenv": "Getenv", "fopen": "Fopen", "scandir": "Scandir"}
+WINDOWS = {"getenv": "Getenv", "fopen": "Fopen", "scandir": "Scandir", "uct_iface_open": "Uct_iface_open"}
 """Function that UCX imports -> our function in its place.  Only the first letter differs: ``open`` shares the rest."""
 
 CORE = ("ucp", "uct", "ucs", "ucm")
@@ -60,14 +60,16 @@ def rename(path, windows=False):
 
     ``windows`` says that the file is one of UCX's own.  Raises PrivateUcxError when the file has an unexpected form.
     """
-    replaced = WINDOWS if windows else {}
+    imports = _symbols(path, "--undefined-only") if windows else ()
+    replaced = {name: ours for name, ours in WINDOWS.items() if name in imports}
     expected = {replaced.get(name) or _UCX_NAMES.sub(_twin, name.encode()).decode() for name in _symbols(path)}
     with open(path, "rb") as file:
         data = bytearray(file.read())
     start, length, search_paths = _string_table(data, path)
-    table = bytearray(_UCX_NAMES.sub(_twin, bytes(data[start:start + length])).replace(b"libuc", b"libmf"))
+    table = bytes(data[start:start + length])
     for name, ours in replaced.items():
         table = table.replace(f"\0{name}\0".encode(), f"\0{ours}\0".encode())
+    table = bytearray(_UCX_NAMES.sub(_twin, table).replace(b"libuc", b"libmf"))
     if windows:
         for offset in search_paths:
             end = table.index(0, offset)

@@ -134,7 +134,7 @@ def test_exports(runtime):
     listing = subprocess.check_output(["nm", "-D", "--defined-only", "-P", runtime], text=True)
     exported = {line.split()[0] for line in listing.splitlines()}
     events = {f"vBs_async_{name}" for name in ("add_timer", "modify_handler", "remove_handler", "set_event_handler")}
-    assert exported == {"madfs_runtime_start", "Getenv", "Fopen", "Scandir"} | events
+    assert exported == {"madfs_runtime_start", "Getenv", "Fopen", "Scandir", "Uct_iface_open"} | events
 
 
 def test_needs_only_libc_and_its_own_ucx(runtime):

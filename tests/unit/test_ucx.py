@@ -312,6 +312,47 @@ def test_killed_while_bulk_is_under_way(servers, size):
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("servers", [SHM], indirect=True, ids=["shm"])
+def test_killed_while_its_queue_is_full(servers):
+    """UCX 1.22 alone leaves receives that have begun waiting for ever then (Uct_iface_open in _ucx.c)."""
+    size = 4 << 20
+    with servers.client() as client:
+        outcome = []
+
+        def work(number):
+            try:
+                while True:
+                    read(client, 0, number, size)
+            except OSError as error:
+                outcome.append(error.errno)
+
+        def fill():
+            try:
+                while True:
+                    client.notify(0, ops.RELEASE, bytes(8))
+            except OSError as error:
+                outcome.append(error.errno)
+
+        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        while client.counters["read"] < 64:
+            client.call(0, ops.LOOKUP, b"/")
+        servers.kill(0, signal.SIGSTOP)
+        threads.append(threading.Thread(target=fill, daemon=True))
+        threads[-1].start()
+        asked = None
+        while asked != dict(client.counters):  # until nobody gets on any more
+            asked = dict(client.counters)
+            time.sleep(0.1)
+        servers.kill(0)
+        for thread in threads:
+            thread.join(10)
+        if any(thread.is_alive() for thread in threads):
+            client.close = lambda: None  # with a thread inside it would end the process
+        assert outcome == [errno.EIO] * 9
+
+
 @pytest.mark.parametrize("what", ["small", "write", "read"])
 def test_a_stopped_server_costs_the_timeout_and_no_more(servers, what, capfd):
     with servers.client(MADFS_TIMEOUT_MS="300") as client:
