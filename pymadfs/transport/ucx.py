@@ -26,6 +26,9 @@ SETTINGS = {
     # Shared memory is System V's alone: POSIX's costs a descriptor for each peer, a quarter of a client's start, and
     # leaves files behind when a process is killed.
     "TLS": "^posix",
+    # Places in a queue of shared memory, instead of 256: the same at both ends, or they hang.  See NEAR.
+    "SYSV_FIFO_SIZE": "64",
+    "POSIX_FIFO_SIZE": "64",
     # Registered memory is not remembered: without hooks in the application's memory functions (_ucx.c) it may be stale.
     "RCACHE_ENABLE": "n",
     # Bulk over TCP in larger pieces than 8 KiB: 512 KiB in 0.19 ms instead of 0.5 (docs/decisions).
@@ -34,8 +37,9 @@ SETTINGS = {
 }
 """UCX settings that are not UCX's defaults, with the reason."""
 
-NEAR = "sysv,cma,self"
-"""What serves between processes of one machine: looking for the devices of TCP is a quarter of a client's start."""
+NEAR = {"TLS": "sysv,cma,self", "SYSV_RX_BUFS_GROW": "128"}
+"""For a client whose servers are on its machine: looking for the devices of TCP is a quarter of its start, and so is
+writing to each of the 512 buffers that UCX makes for a queue.  It needs two for each place."""
 TRANSPORTS = "^posix", "^sysv", "^posix,sysv"
 """What is tried: one kind of shared memory, System V's first.  POSIX shared memory needs a descriptor whenever UCX maps
 more of another process's memory: where there are none left, that fails in the middle of a send."""
@@ -57,8 +61,9 @@ class Ucx(Transport):
         message = ffi.new("char[]", 512)
         self._near = near
         transports = transports or config.transports
-        for each in (transports,) if transports else (NEAR, *TRANSPORTS)[not near:]:
-            settings = {**SETTINGS, "TLS": each}
+        choices = [{"TLS": each} for each in ((transports,) if transports else TRANSPORTS)]
+        for choice in [NEAR, *choices] if near and not transports else choices:
+            settings = {**SETTINGS, **choice}
             strings = [ffi.new("char[]", text.encode()) for pair in settings.items() for text in pair]
             self._u = lib.ux_open(ffi.new("char *[]", strings), len(settings), message, 512)
             if self._u:
