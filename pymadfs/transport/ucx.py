@@ -27,8 +27,8 @@ SETTINGS = {
     # leaves files behind when a process is killed.
     "TLS": "^posix",
     # Places in a queue of shared memory, instead of 256: the same at both ends, or they hang.  See NEAR.
-    "SYSV_FIFO_SIZE": "64",
-    "POSIX_FIFO_SIZE": "64",
+    "SYSV_FIFO_SIZE": "128",
+    "POSIX_FIFO_SIZE": "128",
     # Registered memory is not remembered: without hooks in the application's memory functions (_ucx.c) it may be stale.
     "RCACHE_ENABLE": "n",
     # Bulk over TCP in larger pieces than 8 KiB: 512 KiB in 0.19 ms instead of 0.5 (docs/decisions).
@@ -37,9 +37,9 @@ SETTINGS = {
 }
 """UCX settings that are not UCX's defaults, with the reason."""
 
-NEAR = {"TLS": "sysv,cma,self", "SYSV_RX_BUFS_GROW": "128"}
+NEAR = {"TLS": "sysv,cma,self", "SYSV_RX_BUFS_GROW": "160"}
 """For a client whose servers are on its machine: looking for the devices of TCP is a quarter of its start, and so is
-writing to each of the 512 buffers that UCX makes for a queue.  It needs two for each place."""
+writing to each of the 512 buffers that UCX makes at first.  A queue needs one for each place, and some beside them."""
 TRANSPORTS = "^posix", "^sysv", "^posix,sysv"
 """What is tried: one kind of shared memory, System V's first.  POSIX shared memory needs a descriptor whenever UCX maps
 more of another process's memory: where there are none left, that fails in the middle of a send."""
