@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How long the data of a file will live, as a program says with F_SET_RW_HINT.  Linux remembers it with the inode for as
-// long as that is in memory, and few of its file systems do anything with it: here all who have the file open remember.
+// How long the data of a file will live, as a program says with F_SET_RW_HINT.  Linux remembers it with the inode for
+// as long as that is in memory, and few of its file systems do anything with it: here all who have the file open do.
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
