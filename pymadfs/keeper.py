@@ -287,6 +287,7 @@ def fork(prepare, standing=False):
 
 def _child(prepare, report, control):
     os.setsid()
+    os.umask(0o077)  # not the job's, which may take from us what we make
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)

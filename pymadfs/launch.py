@@ -304,11 +304,14 @@ def standing_plan(cluster, mount, servers, store, port):
 
 
 def standing(cluster):
-    """Process id of the keeper of a running standing set, 0 while it starts, or None."""
+    """Process id of the keeper of a running standing set, 0 while it starts, or None.  Raises LaunchError."""
     try:
-        fd = os.open(keeper.lock_path(cluster), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(keeper.lock_path(cluster), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise LaunchError(f"cannot look beside the cluster file {cluster}: {error.strerror}; choose another "
+                          "--cluster") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

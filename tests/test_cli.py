@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ ulimit -f; ulimit -t; cat /proc/$(sed -n "s/^server 0 [^ ]* [^ ]* \\([0-9]*\\) .
     kinds = "Max file size", "Max cpu time"
     limits = [line.split()[-3] for line in done.stdout.splitlines() if line.startswith(kinds)]
     assert limits == ["unlimited", "unlimited"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become nobody")
+def test_the_jobs_umask_is_not_the_servers():
+    """Root may enter what no permission is left for; others may not."""
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+    try:
+        call([*MADFS, "--version"], **nobody).check_returncode()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this checkout lies where others may not read")
+    directory = tempfile.mkdtemp()
+    try:
+        os.chown(directory, 65534, 65534)
+        script = f"umask 777; {' '.join(MADFS)} run --servers 1 -- sh -c 'umask; echo hello > /madfs/f'"
+        done = call(["bash", "-c", script], environment={"TMPDIR": directory, "HOME": directory}, **nobody)
+        assert (done.returncode, done.stdout) == (0, "0777\n"), done.stderr
+        assert os.listdir(directory) == []
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of one's own needs root")
@@ -398,6 +418,8 @@ WRONG = {
     "down without servers": (["down", "--cluster", "/nonexistent/cluster"], "madfs up"),
     "status without servers": (["status", "--cluster", "/nonexistent/cluster"], "madfs up"),
     "cluster in no place": (["up", "--cluster", "/proc/madfs/cluster"], "--cluster"),
+    "cluster below a file": (["up", "--cluster", f"{__file__}/cluster"], "--cluster"),
+    "down below a file": (["down", "--cluster", f"{__file__}/cluster"], "--cluster"),
     "program for up": (["up", "--", "true"], "madfs run"),
     "no program for doctor": (["doctor", "--"], "no program"),
     "unknown option of doctor": (["doctor", "--srevers", "3", "--", "true"], "--srevers"),
