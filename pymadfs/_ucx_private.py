@@ -66,10 +66,10 @@ def rename(path, windows=False):
     with open(path, "rb") as file:
         data = bytearray(file.read())
     start, length, search_paths = _string_table(data, path)
-    table = bytes(data[start:start + length])
+    names = bytes(data[start:start + length])
     for name, ours in replaced.items():
-        table = table.replace(f"\0{name}\0".encode(), f"\0{ours}\0".encode())
-    table = bytearray(_UCX_NAMES.sub(_twin, table).replace(b"libuc", b"libmf"))
+        names = names.replace(f"\0{name}\0".encode(), f"\0{ours}\0".encode())
+    table = bytearray(_UCX_NAMES.sub(_twin, names).replace(b"libuc", b"libmf"))
     if windows:
         for offset in search_paths:
             end = table.index(0, offset)

@@ -67,7 +67,8 @@ def knock(host, port, secret, kind, address, timeout_ms):
         version = greeting.version.rstrip(b"\0").decode("ascii", "replace")
         if (greeting.protocol, version) != (PROTOCOL, pymadfs.__version__):
             raise OSError(errno.EPROTO,
-                          f"it runs MadFS {version}, this is {pymadfs.__version__}: run the same version everywhere")
+                          f"it runs MadFS {version} with protocol {greeting.protocol}, this is {pymadfs.__version__} "
+                          f"with {PROTOCOL}: run the same version everywhere")
         pid = os.getpid()
         known = proof(secret, greeting.nonce, kind, pid, address)
         door.sendall(ANSWER.pack(MAGIC, PROTOCOL, kind, known, pid, len(address)) + address)
