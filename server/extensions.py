@@ -102,9 +102,10 @@ async def _retracted(server, request):
             raise
         _, value = server.meta.find(ino, request.tail)
         size = size_of(value)
-        later, known = object(), server.extensions.get(ino)
-        if size < end and known is None or known and known[:2] == (request.conn, end):
-            server.extensions[ino] = later, end, known[2] if size == end else size
+        later = object()
+        conn, known, before = server.extensions.get(ino, (request.conn, end, size))
+        if (conn, known) == (request.conn, end):
+            server.extensions[ino] = later, end, min(before, size)
             server.spawn(_insist(server, ino, request.tail, later, kept, end))
     return (size,), b""
 
