@@ -195,6 +195,16 @@ static void thread_ends(void *unused)
     pthread_sigmask(SIG_SETMASK, &signals, NULL);
 }
 
+/* RLIMIT_FSIZE is lifted for files of ours in memory.  Guarded by the GIL. */
+static int lifted; /* how often */
+static struct rlimit limit_before;
+
+static void lower_limit(void)
+{
+    lifted = 0;
+    syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, &limit_before, NULL);
+}
+
 /* --- fork --------------------------------------------------------------------------------------------------------- */
 
 static sigset_t signals_before_fork; /* guarded by the GIL */
@@ -207,6 +217,8 @@ static void begin_child(void)
     threads = &self;
     self.next = NULL;
     *same_process = 1;
+    if (lifted)
+        lower_limit();
     PyObject *done = PyObject_CallMethod(syscalls, "after_fork_child", NULL);
     if (!done)
         log_exception("starting anew in the child of a fork");
@@ -572,6 +584,25 @@ static PyObject *shim_umask(PyObject *module, arguments_t args, Py_ssize_t count
     return expect("umask", count, 0) ? PyLong_FromUnsignedLong(host->umask()) : NULL;
 }
 
+/* lift(1) -> what files of this process may be long now, -1 for any length; until lift(0) */
+static PyObject *shim_lift(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t up;
+
+    (void)module;
+    if (!expect("lift", count, 1) || !integers(args, 1, &up))
+        return NULL;
+    if (up && lifted++ == 0) {
+        syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit_before);
+        struct rlimit higher = {limit_before.rlim_max, limit_before.rlim_max};
+        if (limit_before.rlim_cur < limit_before.rlim_max)
+            syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, &higher, NULL);
+    } else if (!up && --lifted == 0 && limit_before.rlim_cur < limit_before.rlim_max) {
+        lower_limit();
+    }
+    return PyLong_FromLong(limit_before.rlim_max > LONG_MAX ? -1L : (long)limit_before.rlim_max);
+}
+
 /* size_limit() -> RLIMIT_FSIZE in bytes, -1 without one */
 static PyObject *shim_size_limit(PyObject *module, arguments_t args, Py_ssize_t count)
 {
@@ -581,7 +612,10 @@ static PyObject *shim_size_limit(PyObject *module, arguments_t args, Py_ssize_t 
     (void)args;
     if (!expect("size_limit", count, 0))
         return NULL;
-    syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit);
+    if (lifted)
+        limit = limit_before;
+    else
+        syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit);
     return PyLong_FromLong(limit.rlim_cur > LONG_MAX ? -1L : (long)limit.rlim_cur);
 }
 
@@ -686,7 +720,7 @@ static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
     FUNCTION(moved),
-    FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(anonymous), FUNCTION(protect),
+    FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(lift), FUNCTION(anonymous), FUNCTION(protect),
     FUNCTION(write), FUNCTION(flush), FUNCTION(keep), FUNCTION(raise_signal), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef shim_module = {
@@ -716,7 +750,7 @@ int __wrap_fileno(FILE *stream)
 }
 
 /* Settings of an interpreter that looks at nothing: no environment, no files, no signals, no locale. */
-static PyStatus configure(PyConfig *config)
+static void configure(PyConfig *config)
 {
     PyConfig_InitIsolatedConfig(config);
     config->site_import = 0;
@@ -729,15 +763,6 @@ static PyStatus configure(PyConfig *config)
     /* No file names, streams, text codecs, signals or __main__: only frozen and built-in modules (PEP 587, "Multi-Phase
      * Initialization"). */
     config->_init_main = 0;
-
-    wchar_t **const paths[] = {
-        &config->program_name, &config->home, &config->executable, &config->base_executable, &config->prefix,
-        &config->base_prefix, &config->exec_prefix, &config->base_exec_prefix, &config->stdlib_dir, &config->platlibdir,
-    };
-    PyStatus status = PyStatus_Ok();
-    for (size_t i = 0; i < sizeof paths / sizeof *paths && !PyStatus_Exception(status); i++)
-        status = PyConfig_SetString(config, paths[i], L"/madfs-runtime");
-    return status;
 }
 
 /* An arena with its pages, which Python will touch one after the other: a fault for each would cost more. */
@@ -767,11 +792,9 @@ static int start_interpreter(char *error, size_t size)
     before.coerce_c_locale = 0;
     PyStatus status = Py_PreInitialize(&before);
     if (!PyStatus_Exception(status)) {
-        status = configure(&config);
-        if (!PyStatus_Exception(status)) {
-            PyImport_FrozenModules = madfs_frozen;
-            status = Py_InitializeFromConfig(&config);
-        }
+        configure(&config);
+        PyImport_FrozenModules = madfs_frozen;
+        status = Py_InitializeFromConfig(&config);
         PyConfig_Clear(&config);
     }
     if (PyStatus_Exception(status))

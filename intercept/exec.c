@@ -138,7 +138,8 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
     if (madfs_starts(theirs[i], "MADFS_STATE=") || madfs_starts(theirs[i], "MADFS_CWD=") ||
         madfs_starts(theirs[i], "MADFS_PROGRAM=") || madfs_starts(theirs[i], "MADFS_CLUSTER_FD=") ||
         madfs_starts(theirs[i], "MADFS_STAGE=") || madfs_starts(theirs[i], "MADFS_WAS=") ||
-        madfs_starts(theirs[i], "MADFS_NOFILE=") || madfs_starts(theirs[i], "MADFS_LOADED="))
+        madfs_starts(theirs[i], "MADFS_NOFILE=") || madfs_starts(theirs[i], "MADFS_FSIZE=") ||
+        madfs_starts(theirs[i], "MADFS_LOADED="))
       continue;
     if (s->pages && madfs_starts(theirs[i], "LD_LIBRARY_PATH=")) continue;
     if (s->pages && *s->preload && madfs_starts(theirs[i], "LD_PRELOAD=")) continue;
@@ -158,7 +159,8 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
   if (!trace && *madfs_settings.trace) add(b, "MADFS_TRACE=", madfs_settings.trace, NULL);
   char state[512];
   if (madfs_fds_state(state, sizeof state)) add(b, state, NULL, NULL);
-  if (madfs_limits_state(state, sizeof state)) add(b, state, NULL, NULL);
+  for (unsigned i = 0; i < MADFS_LIMITS; i++)
+    if (madfs_limits_state(i, state, sizeof state)) add(b, state, NULL, NULL);
   if (!other && madfs_identity_state(state, sizeof state)) add(b, state, NULL, NULL);
   if (madfs_cwd_get(t->scratch)) add(b, "MADFS_CWD=", t->scratch, NULL);
   if (p->name) add(b, "MADFS_PROGRAM=", p->name, NULL);

@@ -78,7 +78,8 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
   madfs_settings.in_version = variable(environment, "MADFS_VERSION") != NULL;
   if (cluster) madfs_copy(madfs_settings.cluster, sizeof madfs_settings.cluster, cluster);
   madfs_fault_start();
-  madfs_limits_adopt(variable(environment, "MADFS_NOFILE"));
+  madfs_limits_adopt(LIMIT_NOFILE, variable(environment, "MADFS_NOFILE"));
+  madfs_limits_adopt(LIMIT_FSIZE, variable(environment, "MADFS_FSIZE"));
   madfs_fds_adopt(variable(environment, "MADFS_STATE"));
   madfs_identity_adopt(variable(environment, "MADFS_CLUSTER_FD"));
   const char *program = variable(environment, "MADFS_PROGRAM"), *name = program;

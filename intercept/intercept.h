@@ -470,8 +470,9 @@ int madfs_spares_from(void);
 long madfs_copy_up(int fd, int command);    // far above, by F_DUPFD or F_DUPFD_CLOEXEC; or -errno
 long madfs_open(const char *path, int flags);  // for our own use, also when the program's numbers are used up
 
-bool madfs_limits_state(char *text, size_t size);  // MADFS_NOFILE for a program to be executed
-void madfs_limits_adopt(const char *state);
+enum { LIMIT_NOFILE, LIMIT_FSIZE, MADFS_LIMITS };
+bool madfs_limits_state(unsigned which, char *text, size_t size);  // MADFS_NOFILE... for a program to be executed
+void madfs_limits_adopt(unsigned which, const char *state);
 
 // --- identity.c -----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@
 // The limit is raised for the moment in which an internal descriptor is made.  A process that lowers its hard limit
 // could never do that again, so that part is done here: the kernel has the soft limit that the program asked for and
 // keeps the hard one that it had.  What the program is told, and may set from then on, is
-// its own, also in the programs that it executes (MADFS_NOFILE).
+// its own, also in the programs that it executes (MADFS_NOFILE).  The same goes for the size of files (RLIMIT_FSIZE),
+// which is not meant for files of ours in memory.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -102,12 +103,12 @@ long madfs_open(const char *path, int flags) {
 
 // --- the program's limit --------------------------------------------------------------------------------------------
 
-static struct {
+static struct own_limit {
+  int resource;
+  const char *mark;
   struct madfs_lock lock;
   _Atomic uint64_t hard;  // 1 + the program's hard limit, where the kernel's is higher; 0: it is the kernel's
-} limits;
-
-static const char mark[] = "MADFS_NOFILE=";
+} limits[MADFS_LIMITS] = {{RLIMIT_NOFILE, "MADFS_NOFILE=", {0}, 0}, {RLIMIT_FSIZE, "MADFS_FSIZE=", {0}, 0}};
 
 static bool may_raise(void) {
   struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -115,11 +116,11 @@ static bool may_raise(void) {
   return !madfs_failed(RAW(SYS_capget, &header, data)) && data[0].effective >> CAP_SYS_RESOURCE & 1;
 }
 
-static long change(const struct rlimit *new, struct rlimit *old) {
+static long change(struct own_limit *l, const struct rlimit *new, struct rlimit *old) {
   struct rlimit kernel;
-  long result = RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &kernel);
+  long result = RAW(SYS_prlimit64, 0, l->resource, 0, &kernel);
   if (madfs_failed(result)) return result;
-  uint64_t hard = atomic_load(&limits.hard);
+  uint64_t hard = atomic_load(&l->hard);
   bool lowered = hard && hard - 1 < kernel.rlim_max;
   *old = (struct rlimit){kernel.rlim_cur, lowered ? hard - 1 : kernel.rlim_max};
   if (!new) return 0;
@@ -127,17 +128,17 @@ static long change(const struct rlimit *new, struct rlimit *old) {
   if (lowered && new->rlim_max > hard - 1 && !may_raise()) return -EPERM;
   struct rlimit wanted = *new;
   if (wanted.rlim_max < kernel.rlim_max) wanted.rlim_max = kernel.rlim_max;
-  result = RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, &wanted, 0);
-  if (!madfs_failed(result)) atomic_store(&limits.hard, new->rlim_max < wanted.rlim_max ? new->rlim_max + 1 : 0);
+  result = RAW(SYS_prlimit64, 0, l->resource, &wanted, 0);
+  if (!madfs_failed(result)) atomic_store(&l->hard, new->rlim_max < wanted.rlim_max ? new->rlim_max + 1 : 0);
   return result;
 }
 
-static long answer(const void *new, void *old) {
+static long answer(struct own_limit *l, const void *new, void *old) {
   struct rlimit wanted, was;
   if (new && !madfs_user_in(&wanted, new, sizeof wanted)) return -EFAULT;
-  madfs_lock(&limits.lock);
-  long result = change(new ? &wanted : NULL, &was);
-  madfs_unlock(&limits.lock);
+  madfs_lock(&l->lock);
+  long result = change(l, new ? &wanted : NULL, &was);
+  madfs_unlock(&l->lock);
   if (!madfs_failed(result) && old && !madfs_user_out(old, &was, sizeof was)) return -EFAULT;
   return result;
 }
@@ -146,26 +147,29 @@ static long answer(const void *new, void *old) {
 static bool concerns(struct madfs_frame *f) {
   const unsigned long *a = f->argument;
   bool both = f->number == SYS_prlimit64;
-  if ((int)a[both ? 1 : 0] != RLIMIT_NOFILE || madfs_in_vfork()) return false;
+  int resource = (int)a[both ? 1 : 0];
+  struct own_limit *l = limits;
+  while (l < limits + MADFS_LIMITS && l->resource != resource) l++;
+  if (l == limits + MADFS_LIMITS || madfs_in_vfork()) return false;
   if (both && (int)a[0] && (int)a[0] != (int)RAW(SYS_getpid)) return false;
   const void *new = both ? (const void *)a[2] : ARCH_IS_SETRLIMIT(f->number) ? (const void *)a[1] : NULL;
   if (!both && !a[1]) return false;  // EFAULT
-  f->number = answer(new, both ? (void *)a[3] : new ? NULL : (void *)a[1]);
+  f->number = answer(l, new, both ? (void *)a[3] : new ? NULL : (void *)a[1]);
   return true;
 }
 
 const struct madfs_shim madfs_shim_limit = {concerns, NULL};
 
-bool madfs_limits_state(char *text, size_t size) {
+bool madfs_limits_state(unsigned which, char *text, size_t size) {
   char number[24];
-  uint64_t hard = atomic_load(&limits.hard);
+  uint64_t hard = atomic_load(&limits[which].hard);
   if (!hard) return false;
-  size_t n = madfs_copy(text, size, mark);
+  size_t n = madfs_copy(text, size, limits[which].mark);
   madfs_copy(text + n, size - n, madfs_decimal(number, hard - 1));
   return true;
 }
 
-void madfs_limits_adopt(const char *state) {
+void madfs_limits_adopt(unsigned which, const char *state) {
   unsigned long hard;
-  if (state && madfs_number(state, 10, &hard)) atomic_store(&limits.hard, hard + 1);
+  if (state && madfs_number(state, 10, &hard)) atomic_store(&limits[which].hard, hard + 1);
 }

@@ -298,7 +298,7 @@ int ux_connect(ux_t *u, const char *address, size_t length, int door)
     if (length < 8)
         return -EINVAL;
     ux_enter(u);
-    int handle = connect_locked(u, address, door);
+    int handle = u->shut ? -ESHUTDOWN : connect_locked(u, address, door);
     ux_leave(u);
     return handle;
 }
@@ -443,6 +443,7 @@ ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room)
     if (error_number)
         snprintf(error, room, "descriptors: %s", strerror(-error_number));
     ux_close(u);
+    ux_free(u);
     return NULL;
 }
 
@@ -454,8 +455,28 @@ void ux_abandon(ux_t *u)
     ux_events_close(u);
 }
 
+/* Nobody is in a call any more, and nobody gets in.  -> whether it was so already. */
+static int shut(ux_t *u)
+{
+    ux_enter(u);
+    int before = u->shut;
+    u->shut = 1;
+    for (int i = 0; i < u->peer_count; i++)
+        for (ux_call_t *c = u->peers[i] ? u->peers[i]->calls : NULL; c; c = c->after)
+            ux_fail_call(u, c, -ESHUTDOWN);
+    while (u->users) {
+        ux_leave(u);
+        sched_yield();
+        ux_enter(u);
+    }
+    ux_leave(u);
+    return before;
+}
+
 void ux_close(ux_t *u)
 {
+    if (shut(u))
+        return;
     for (int i = 0; i < u->peer_count; i++)
         if (u->peers[i])
             ux_disconnect(u, u->peers[i]->handle);
@@ -483,6 +504,11 @@ void ux_close(ux_t *u)
     free(u->transfers);
     free(u->peers);
     free(u->generations);
+    u->peer_count = 0;
+}
+
+void ux_free(ux_t *u)
+{
     pthread_mutex_destroy(&u->lock);
     free(u);
 }

@@ -33,7 +33,9 @@ typedef struct {
 
 /* One worker.  `pairs` are UCX settings: name, value, name, value...  NULL with a message in `error` when it fails. */
 ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room);
+/* Calls that other threads are in end with -ESHUTDOWN, as do later ones; ux_free() when there can be none any more. */
 void ux_close(ux_t *u);
+void ux_free(ux_t *u);
 void ux_abandon(ux_t *u); /* after fork, in the child: close our own descriptors, touch nothing of UCX */
 int ux_address(ux_t *u, void *out, int room); /* -> length */
 /* How to wait: poll for pure_ns, then poll and yield until spin_ns, then sleep. */
@@ -59,7 +61,7 @@ char *ux_call_reply(ux_call_t *c); /* UX_MESSAGE_MAX bytes where the reply lies 
  * copied to `recv`.
  * -> length of the reply, at least `fixed`; 0: it says that the operation failed, see ux_length(), or none was asked
  * for; -ETIMEDOUT; -ECONNRESET: the peer died; -ENOTCONN: it was dead before anything was sent; -EPROTO: the reply is
- * garbage.
+ * garbage; -ESHUTDOWN: ux_close() was called.
  * Nothing refers to the caller's memory afterwards.
  */
 int ux_call(ux_t *u, ux_call_t *c, int peer, uint64_t tag, uint64_t reply_tag, size_t head_length, const char *tail,

@@ -161,10 +161,10 @@ static void post(ux_t *u, ux_call_t *c, struct waiter *w)
     c->settled = c->status = 0;
     c->pending = 0;
     c->reply_length = c->bulk_length = 0;
-    c->p = ux_find(u, c->peer);
+    c->p = u->shut ? NULL : ux_find(u, c->peer);
     if (!c->p || c->p->failed) {
         c->p = NULL;
-        ux_fail_call(u, c, -ENOTCONN);
+        ux_fail_call(u, c, u->shut ? -ESHUTDOWN : -ENOTCONN);
         return;
     }
     c->before = NULL;
@@ -364,7 +364,8 @@ static void run(ux_t *u, ux_call_t **calls, int count, int64_t timeout_us)
     struct waiter w = {.open = count};
     int64_t begun = ux_now_ns(), deadline = begun + timeout_us * 1000;
     ux_enter(u);
-    if (begun - u->looked_ns > LOOK_NS)
+    u->users++;
+    if (!u->shut && begun - u->looked_ns > LOOK_NS)
         ux_look_around(u, begun);
     for (int i = 0; i < count; i++)
         post(u, calls[i], &w);
@@ -374,6 +375,7 @@ static void run(ux_t *u, ux_call_t **calls, int count, int64_t timeout_us)
         ux_fail_call(u, calls[i], -ETIMEDOUT);
     for (int i = 0; i < count; i++)
         calls[i]->result = conclude(u, calls[i]);
+    u->users--;
     ux_leave(u);
 }
 

@@ -116,6 +116,7 @@ struct ux {
     struct ux *other; /* one more that is open in this process */
     int64_t pure_ns, spin_ns, looked_ns;
     int sleeps;
+    int shut, users; /* closed, or being closed; threads that are in calls */
 
     struct waiter *spinner, *poller, *followers;
     struct peer **peers; /* by index; NULL: free */

@@ -48,7 +48,8 @@ class Mount:
         self.close()
 
     def close(self):
-        """End the connections.  Files still open cannot be used afterwards."""
+        """End the connections.  Files still open cannot be used afterwards: what is asked later, and what other
+        threads are waiting for, raises OSError ESHUTDOWN."""
         self._fs.flush()
         self._fs.rpc.close()
 
@@ -60,7 +61,8 @@ class Mount:
         except HostPath as host:
             raise OSError(errno.ENOTCONN, f"leads out of the mount, to {os.fsdecode(host.path)}", path) from None
         except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno or errno.EIO), path) from None
+            text = error.strerror if error.errno == errno.ESHUTDOWN else os.strerror(error.errno or errno.EIO)
+            raise OSError(error.errno, text, path) from None
 
     def open(self, path, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
         """As the built-in open, for the same modes; ``buffering`` 0 gives the raw file (bytes modes)."""

@@ -74,9 +74,8 @@ CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadf
             if name.endswith(".py") and name != "__init__.py"),
           "pymadfs.transport", "pymadfs.transport.ucx")
 
-BUILTIN = ("_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_operator", "_socket",
-           "_stat", "_struct", "_thread", "_tracemalloc", "_weakref", "atexit", "binascii", "errno", "faulthandler",
-           "fcntl", "itertools", "posix", "select", "time", "zlib")
+BUILTIN = ("_blake2", "_codecs", "_collections", "_functools", "_io", "_socket", "_struct", "_thread", "_weakref",
+           "errno", "fcntl", "itertools", "posix", "time", "zlib")
 
 # Module -> its initialiser, where that is not PyInit_<module>.
 SPECIAL = {"_imp": "PyInit__imp", "_string": "PyInit__string", "_warnings": "_PyWarnings_Init", "gc": "PyInit_gc",

@@ -102,6 +102,11 @@ def _new_ids():
     return itertools.count(int.from_bytes(os.urandom(4), "little") >> 1 << ID_BITS)
 
 
+def closed():
+    """The error of calls of a client that was closed."""
+    return OSError(errno.ESHUTDOWN, "the client was closed")
+
+
 def _real_transport():
     from .transport.ucx import Ucx  # not before somebody wants it: it loads libucp
     return Ucx
@@ -145,6 +150,7 @@ class Client:
         self._transport = self._second = None
         self._user, self._stranger = uid, False
         self._renewable = transport is None  # else it is a test's
+        self._closed = False
         if transport is not None:
             self._transport = transport
         else:
@@ -277,7 +283,9 @@ class Client:
         self._reset()
 
     def close(self):
-        """End all connections."""
+        """End all connections.  Calls that other threads are in raise OSError ESHUTDOWN, as do later ones."""
+        with self._lock:
+            self._closed = True
         for server, peer in enumerate(self._peers):
             if peer is not None:
                 self._drop(server, peer)
@@ -288,7 +296,6 @@ class Client:
         for transport in (self._transport, self._second, *self._deaf):
             if transport is not None:
                 transport.close()
-        self._transport = self._second = None
 
     # --- in whose name ----------------------------------------------------------------------------------------------
 
@@ -307,7 +314,7 @@ class Client:
         UCX opens some whenever it needs more, in the middle of a send; one that fails there blocks the server's queue
         for good.  What is under way ends where it began, and there the servers go on counting what was opened."""
         with self._lock:
-            if self._stranger or self._transport is None:
+            if self._stranger or self._transport is None or self._closed:
                 self._stranger = True
                 return
             try:
@@ -369,6 +376,8 @@ class Client:
             pass
         if self._transport is None:
             with self._lock:
+                if self._closed:
+                    raise closed()
                 if self._transport is None:
                     self._transport = self._new_transport(self.config)
         return self._transport.slot()
@@ -415,6 +424,8 @@ class Client:
     def _retry(self, code, slot, server, op, request_id, tail, fields, send, recv):
         """After a failed attempt: again where that is harmless.  -> as an attempt, >= 0, or raises OSError EIO."""
         for _ in range(TRIES):
+            if self._closed:
+                raise closed()
             if code == -errno.ECOMM:
                 if not (op.retry or send is None or send[1] <= self._eager_max) or not self._unshare():
                     break
@@ -461,6 +472,8 @@ class Client:
 
     def _connected(self, server):
         """A new connection; REQUIRES the lock."""
+        if self._closed:
+            raise closed()
         if time.monotonic() < self._blamed.get(server, 0):
             raise fail(errno.EIO)
         if self._transport is None:
@@ -550,7 +563,7 @@ class Client:
             if peer is not None and peer.transport is transport:
                 self._drop(server, peer)
         with self._lock:
-            if self._transport is transport:
+            if self._transport is transport and not self._closed:
                 self._transport = self._new_transport(self.config)
                 self._deaf.append(transport)  # other threads may be in it yet
 

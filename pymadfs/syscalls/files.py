@@ -79,6 +79,7 @@ def start():
 def identity(uid, gid):
     """The calling thread is another user's, or in other groups, from now on."""
     fs.rpc.identify(uid, gid, posix.getgroups())
+    sharing.another_user(fs.rpc.cluster.secret)
     return 0
 
 
@@ -115,6 +116,20 @@ def exiting():
         unlock(ino)
     sharing.exiting()
     fs.flush()
+
+
+class _Unlimited:
+    """``with unlimited:`` RLIMIT_FSIZE, which is the program's, does not hold for files of ours in memory.  The value
+    is how long those can be nevertheless, -1 for any length."""
+
+    def __enter__(self):
+        return _shim.lift(1)
+
+    def __exit__(self, *_):
+        _shim.lift(0)
+
+
+unlimited = _Unlimited()
 
 
 def file_of(handle):

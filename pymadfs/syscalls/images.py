@@ -75,9 +75,11 @@ class Image:
         except BaseException:
             self.guard.release()
             raise
+        _shim.lift(1)
         return self
 
     def __exit__(self, *_):
+        _shim.lift(0)
         fcntl.lockf(self.state, fcntl.LOCK_UN)
         self.guard.release()
 
@@ -346,6 +348,10 @@ class Images:
                 raise
         except FileNotFoundError:
             return None
+        except PermissionError:  # the process is another user's by now
+            if flags:
+                raise
+            return None
 
     def _remove(self, image):
         name = b"%s/%d" % (self.directory, image.ino)
@@ -493,18 +499,21 @@ class Images:
             lock = self._lock()
         except FileNotFoundError:
             return  # the job is over, and so is all that it had in this node's memory
+        except PermissionError:  # the process is another user's by now: who uses the file next removes the image
+            lock = None
         try:
             if mapped():
                 return  # another thread was faster, or maps it again
             posix.close(image.hold)
             image.hold = -1
-            if self._orphan(image):
+            if lock is not None and self._orphan(image):
                 self._recover(image)
             with self.opening:
                 self._forget(image)
             self.fs.ended(ino)
         finally:
-            self._unlock(lock)
+            if lock is not None:
+                self._unlock(lock)
 
     def write_back(self, image, offset=0, end=SIZE_MAX):
         """Carry stores to the servers; those into a file that is gone are lost, as in Linux."""

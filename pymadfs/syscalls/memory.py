@@ -43,8 +43,11 @@ def mmap(handle, address, length, prot, flags, offset):
     if flags & abi.MAP_GROWSDOWN:
         raise fail(errno.EINVAL)
     try:
-        if shared and sharing.images():
-            return _shared(file, address, length, prot, flags, offset)
+        if shared and sharing.images() and not _bounded():
+            try:
+                return _shared(file, address, length, prot, flags, offset)
+            except PermissionError:  # the images are those of the user that the process was
+                pass
         if shared and prot & abi.PROT_WRITE:
             raise fail(errno.ENODEV)
         return _copied(file, address, length, prot, flags & ~abi.MAP_TYPE | abi.MAP_PRIVATE, offset)
@@ -52,6 +55,12 @@ def mmap(handle, address, length, prot, flags, offset):
         if error.errno == errno.ENOSPC:
             raise fail(errno.ENOMEM) from None
         raise
+
+
+def _bounded():
+    """Whether files of ours in memory have a limit that cannot be lifted: images lie far behind it."""
+    with files.unlimited as limit:
+        return limit >= 0
 
 
 def _shared(file, address, length, prot, flags, offset):
@@ -85,7 +94,10 @@ def _copied(file, address, length, prot, flags, offset):
     except OSError:  # Linux before 6.3 does not know the second flag
         fd = posix.memfd_create("madfs-map", posix.MFD_CLOEXEC)
     try:
-        posix.ftruncate(fd, size)
+        with files.unlimited as limit:
+            if 0 <= limit < size:
+                raise fail(errno.ENOMEM)
+            posix.ftruncate(fd, size)
         if size > offset:
             flags_of_filling = abi.MAP_SHARED | abi.MAP_POPULATE  # one fault instead of one a page
             filling = _shim.map(0, size - offset, abi.PROT_READ | abi.PROT_WRITE, flags_of_filling, fd, offset)

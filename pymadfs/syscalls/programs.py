@@ -69,7 +69,8 @@ def libraries(path, fd, library_path, preload, cwd, out):
     """
     from .startup import prepare
 
-    texts = prepare(path, max(fd, ~fd), fd >= 0, library_path, preload, cwd)
+    with files.unlimited:
+        texts = prepare(path, max(fd, ~fd), fd >= 0, library_path, preload, cwd)
     if not texts:
         return 0
     data = b"".join([text + b"\0" for text in texts])
@@ -96,7 +97,8 @@ def _copy(file, fd):
             if not offset:
                 end = _needed(bytes(data[:4]), file.size)
             offset += done
-            while data:
-                data = data[posix.write(fd, data) :]
+            with files.unlimited:
+                while data:
+                    data = data[posix.write(fd, data) :]
     finally:
         _shim.unmap(buffer, _PROGRAM_BYTES)

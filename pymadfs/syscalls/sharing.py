@@ -13,6 +13,7 @@ from pymadfs.errors import fail
 NAMES = posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
 
 _fs = _directory = _live = _images = _name = None
+_lives = {}  # directory -> its _live
 
 
 def start(fs, directory):
@@ -21,11 +22,22 @@ def start(fs, directory):
     global _fs, _directory, _live, _name
     _name = directory
     try:
-        _live = live(directory)
+        if directory not in _lives:
+            _lives[directory] = live(directory)
     except OSError:
         return
-    _fs, _directory = fs, directory
+    _fs, _directory, _live = fs, directory, _lives[directory]
     fs.mapped, fs.images = _live, images
+
+
+def another_user(secret):
+    """The process has become another user, who has images of his own.  As long as it maps files, it stays with those
+    that it began with, and sees no others."""
+    global _images
+    directory = cluster.shared_directory(secret)
+    if _fs is not None and directory != _directory and not (_images and _images.known):
+        _images = None
+        start(_fs, directory)
 
 
 def private(directory):

@@ -73,6 +73,8 @@ class Ucx(Transport):
             raise OSError(errno.ENODEV, f"UCX cannot start: {why}; MADFS_UCX_TLS is {config.transports!r}, empty "
                                         "lets UCX choose")
         spin_us = SPIN_US if config.spin_us < 0 else config.spin_us
+        self._u = ffi.gc(self._u, lib.ux_free)  # a thread may yet come with it after close()
+        self._closed = False
         lib.ux_patience(self._u, min(PURE_US, spin_us) * 1000, spin_us * 1000)
         room = ffi.new("char[]", ADDRESS_ROOM)
         length = lib.ux_address(self._u, room, ADDRESS_ROOM)
@@ -108,13 +110,13 @@ class Ucx(Transport):
         return lib.ux_alive(self._u, peer)
 
     def close(self):
-        if self._u:
-            lib.ux_close(self._u)
-            self._u = None
+        self._closed = True
+        lib.ux_close(self._u)
 
     def abandon(self):
-        lib.ux_abandon(self._u)
-        self._u = None
+        if not self._closed:
+            lib.ux_abandon(self._u)
+        ffi.gc(self._u, None)  # other threads of the parent may have been in there
 
     # --- calling ----------------------------------------------------------------------------------------------------
 
