@@ -396,7 +396,7 @@ def test_a_server_stopped_in_the_middle_of_bulk_touches_nothing_later(servers, w
             failed, count = [], client.counters[what] + dice.randrange(3, 20)
             thread = threading.Thread(target=work, args=(client, failed))
             thread.start()
-            while client.counters[what] < count:
+            while client.counters[what] < count and thread.is_alive():
                 client.call(0, ops.LOOKUP, b"/")
             servers.kill(0, signal.SIGSTOP)
             thread.join(10)
