@@ -208,7 +208,7 @@ static void drain(ux_t *u, ux_call_t *c)
     if (!c->pending)
         return;
     if (!c->p->failed)
-        progress(u, c, ux_now_ns() + GRACE_NS);
+        progress(u, c, ux_now_ns() + (u->shut ? SHUT_NS : GRACE_NS));
     if (c->pending) {
         ux_peer_fail(c->p);
         ux_cut(c->p);

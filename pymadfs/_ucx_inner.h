@@ -31,6 +31,7 @@
 #define LOOK_NS 2000000LL        /* look at doors and asynchronous events this often while spinning */
 #define LOOK_SOON_NS 200000LL    /* a server at asynchronous events: visitors come that way */
 #define GRACE_NS 100000000LL     /* for transfers under way when a call fails, before its connection is cut */
+#define SHUT_NS 3000000000LL     /* the same when we are closed: the other side lives and will end them */
 #define FOLLOW_NS 50000000LL     /* a follower looks for itself this often */
 #define COPY_MAX 1024            /* bytes of small data that are cheaper copied into one piece than sent as a vector */
 #define BLOCK_SIZE 4096          /* bytes of a reply's block that is kept for the next reply */

@@ -286,6 +286,9 @@ class Client:
         """End all connections.  Calls that other threads are in raise OSError ESHUTDOWN, as do later ones."""
         with self._lock:
             self._closed = True
+        for transport in (self._transport, self._second, *self._deaf):
+            if transport is not None:
+                transport.close()  # first, so that transfers under way can end
         for server, peer in enumerate(self._peers):
             if peer is not None:
                 self._drop(server, peer)
@@ -293,9 +296,6 @@ class Client:
             peer.transport.disconnect(peer.handle)
             if peer.door is not None:
                 peer.door.close()
-        for transport in (self._transport, self._second, *self._deaf):
-            if transport is not None:
-                transport.close()
 
     # --- in whose name ----------------------------------------------------------------------------------------------
 
