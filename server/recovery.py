@@ -13,7 +13,7 @@ from . import counts
 from .dispatch import gather, serves
 from .frozen import FROZEN, resume_freezes
 from .inodes import purge
-from .meta import APPLIED, DEBTS, INTENTS, PURGES, applied_server, chunk_key, inode_key, key_number
+from .meta import APPLIED, DEBTS, INTENTS, PURGE, PURGES, applied_server, chunk_key, inode_key, key_number
 from .records import sound
 from .rename import resume_rename
 from .subtree import INTENTS as TREES
@@ -38,16 +38,24 @@ def resume(server):
         counts.later(server, key_number(key))
     resume_freezes(server, found(FROZEN))
     resume_trees(server, found(TREES))
-    for key, _ in found(PURGES):
+    for key, record in found(PURGES):
         ino = key_number(key)
+        kv.put(key, _everywhere(server, PURGE.unpack(record)))
         if kv.get(inode_key(ino)) is not None:
             server.orphans.add(ino)  # somebody had it open, and may still have
         else:
             server.remove(purge(server, ino))
+    server.flush()
     server.wait_for_openings()
     if not server.meta.idle:
         server.spawn(greet(server))
         server.spawn(sweep(server))
+
+
+def _everywhere(server, record):
+    """A removal that asks all servers: some may have stored bytes of a write that this one was not told of before it
+    died."""
+    return PURGE.pack(max(record.size, record.chunk_size * server.servers), record.chunk_size)
 
 
 async def greet(server):
