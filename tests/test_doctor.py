@@ -358,9 +358,9 @@ def test_mpirun_warns_about_static_ranks(static, tmp_path):
         pytest.skip("no mpirun: packages mpich, openmpi-bin")
     from pymadfs import mpirun
 
-    assert "static" in mpirun.rank_warning(["-n", "2", str(static), "x"])
-    assert "static" in mpirun.rank_warning(["-n", "2", "true", ":", "-n", "1", str(static)])
-    assert mpirun.rank_warning(["-n", "2", "true", str(static)[:3]]) is None
+    assert "static" in mpirun.rank_warning(["-n", "2", str(static), "x"], "/madfs")
+    assert "static" in mpirun.rank_warning(["-n", "2", "true", ":", "-n", "1", str(static)], "/madfs")
+    assert mpirun.rank_warning(["-n", "2", "true", str(static)[:3]], "/madfs") is None
     done = call([*MPIRUN, "--madfs-servers", "1", "-n", "1", static], environment={"TMPDIR": str(tmp_path)},
                 cwd=ROOT)
     assert "madfs-mpirun: warning:" in done.stderr and "statically linked" in done.stderr

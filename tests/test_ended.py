@@ -113,14 +113,6 @@ def test_mpirun_is_ended_with_all_ranks(tmp_path, flavour, name):
     assert list(tmp_path.glob("madfs-*")) == []
 
 
-def test_the_interpreter_says_nothing_when_a_command_is_interrupted(tmp_path):
-    """From the first line of ours on: what comes before is Python's own start."""
-    script = ("import os, signal, sys; from pymadfs import commands\n"
-              "commands._begin(); os.kill(os.getpid(), signal.SIGINT); print('not reached')")
-    process = start([MADFS[0], "-c", script], tmp_path)
-    assert process.communicate(timeout=TIMEOUT_S) == ("", "") and process.returncode == -signal.SIGINT
-
-
 def test_what_killed_keepers_leave_is_swept(tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers.tempfile, "tempdir", str(tmp_path))
     process = start([*MADFS, "run", "--servers", 1, "--", "sh", "-c", ": > program; exec sleep 100"], tmp_path)

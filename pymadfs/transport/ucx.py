@@ -29,6 +29,9 @@ SETTINGS = {
     # Places in a queue of shared memory, instead of 256: the same at both ends, or they hang.  See NEAR.
     "SYSV_FIFO_SIZE": "128",
     "POSIX_FIFO_SIZE": "128",
+    # What does not fit into one piece begins with a question (rendezvous).  Otherwise it comes in pieces that nobody
+    # asked for, and UCX waits for the rest for ever when their sender is killed (docs/decisions/0076).
+    "RNDV_THRESH": "intra:8k,inter:60k",
     # Registered memory is not remembered: without hooks in the application's memory functions (_ucx.c) it may be stale.
     "RCACHE_ENABLE": "n",
     # Bulk over TCP in larger pieces than 8 KiB: 512 KiB in 0.19 ms instead of 0.5 (docs/decisions).

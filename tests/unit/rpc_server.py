@@ -2,8 +2,9 @@
 """A server process for the tests of the transport: real door, real UCX, no file system behind it.
 
 ``python rpc_server.py CLUSTER NUMBER`` prints "ready" when it serves.  READ of inode s answers bytes that follow from
-s; WRITE answers the checksum of what it got as ``size``, for inode 13 ENOSPC; LOOKUP echoes its tail; UNLINK fails with
-ENOENT; MKDIR is never answered; RENAME makes it ask server ``flags`` (DIRINFO); SHUTDOWN ends it.
+s; WRITE answers the checksum of what it got as ``size``, for inode 13 ENOSPC; LOOKUP echoes its tail; STATUS tells how
+many transfers are under way; UNLINK fails with ENOENT; MKDIR is never answered; RENAME makes it ask server ``flags``
+(DIRINFO); SHUTDOWN ends it.
 """
 import asyncio
 import errno
@@ -57,6 +58,8 @@ class Server:
             service.reply(request, (zlib.crc32(request.tail[fields.hint:]), 0))
         elif op is ops.READDIR:
             service.reply(request, (1, 0), content(1, fields.limit))
+        elif op is ops.STATUS:
+            service.reply(request, (), b"%d" % service.pending)
         elif op is ops.UNLINK:
             service.fail(request, fail(errno.ENOENT))
         elif op is ops.SHUTDOWN:

@@ -282,7 +282,7 @@ def test_an_idle_connection_to_a_restarted_server_is_renewed(servers):
         client.call(0, ops.RENAME, b"/d", 0, 0)
 
 
-@pytest.mark.parametrize("size", [1 << 20, 100])
+@pytest.mark.parametrize("size", [1 << 20, 512 << 10, 40_000, 100])
 def test_killed_while_bulk_is_under_way(servers, size):
     """The calls end soon, with data or EIO; memory of those that failed is not touched afterwards."""
     with servers.client() as client:
@@ -310,6 +310,39 @@ def test_killed_while_bulk_is_under_way(servers, size):
             thread.join(20)
         assert outcome == [errno.EIO] * 4
         assert time.monotonic() - begun < 5
+
+
+WRITERS = """
+import ctypes, sys, threading
+from pymadfs import cluster, ops
+from pymadfs.config import Config
+from pymadfs.rpc import Client
+client, size = Client(cluster.read(sys.argv[1]), Config()), int(sys.argv[2])
+memory = ctypes.create_string_buffer(size)
+def write(number):
+    for turn in range(1 << 30):
+        client.call(0, ops.WRITE, b"/f", number, 0, 0, size, 0, 2, 0, 0, 0, send=(ctypes.addressof(memory), size))
+        if turn == 2:
+            print("!", end="", flush=True)
+for number in range(100, 164):
+    threading.Thread(target=write, args=(number,)).start()
+"""
+
+
+@pytest.mark.parametrize("size", [1 << 20, 512 << 10, 40_000])
+def test_killed_clients_leave_nothing_under_way(servers, size):
+    """More than a server has room for, if each left what it was sending."""
+    with servers.client() as client:
+        for _ in range(5):
+            writers = subprocess.Popen([sys.executable, "-c", WRITERS, servers.path, str(size)],
+                                       env=servers.environment, stdout=subprocess.PIPE)
+            assert writers.stdout.read(64) == b"!" * 64
+            writers.kill()
+            writers.communicate(timeout=10)
+        until = time.monotonic() + 10
+        while client.call(0, ops.STATUS)[1] != b"0":
+            assert time.monotonic() < until
+        assert write(client, 0, content(1, size)) == zlib.crc32(content(1, size))
 
 
 @pytest.mark.parametrize("servers", [SHM], indirect=True, ids=["shm"])
