@@ -157,9 +157,15 @@ def _admitted(server, request):
 
 
 async def _write_bulk(server, request):
-    _, _, offset, length, end, _, _, _, reserved = request.fields
+    _, _, offset, length, end, _, begin, _, reserved = request.fields
     if request.bulk != length:
         raise fail(errno.EPROTO)
+    if end - begin > length:
+        # Other parts may be stored before this one has come.  A writer that dies meanwhile leaves zeros then, but no
+        # bytes behind the end, which would show when the file grows and stay when it is removed.
+        await _admitted_later(server, request)
+        _extended(server, request, end)
+        server.commit()
     buffer = server.buffer(length)
     with memoryview(buffer) as whole, whole[:length] as view:
         await server.receive(request, view)

@@ -28,9 +28,9 @@ from .chunks import Chunks
 from .cuts import Cuts
 from .directories import Directories, Wait
 from .frozen import Freezes
-from .inodes import purge
+from .inodes import everywhere, purge
 from .loans import Loans
-from .meta import Meta, debt_key, has_times, inode_key, intent_key, with_times
+from .meta import PURGE, Meta, debt_key, has_times, inode_key, intent_key, purge_key, with_times
 from .openings import KEPT, Openings
 from .syncer import Syncer
 
@@ -245,6 +245,10 @@ class Server:
         self.conns.discard(conn)
         self.freezes.lost(conn)
         for ino in self.openings.lost(conn):
+            record = self.kv.get(purge_key(ino)) if ino in self.orphans else None
+            if record is not None:
+                self.kv.put(purge_key(ino), everywhere(self, PURGE.unpack(record)))
+                self.flush_soon()
             if ino in self.orphans and self.config.linger_ms and not self.unsure:
                 self.keep(ino, self.config.linger_ms)
             else:

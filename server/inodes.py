@@ -149,6 +149,12 @@ async def cut_here(server, ino, size, chunk_size, cuts):
     return freed
 
 
+def everywhere(server, record):
+    """The PURGE record of a removal that asks all servers: some may have stored bytes of a write that this one was not
+    told of, because it died or the writer did."""
+    return PURGE.pack(max(record.size, record.chunk_size * server.servers), record.chunk_size)
+
+
 async def purge(server, ino):
     """Do what the purge record of ``ino`` asks, then delete it."""
     while True:

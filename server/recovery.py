@@ -12,7 +12,7 @@ from pymadfs.ops import UNFINISHED
 from . import counts
 from .dispatch import gather, serves
 from .frozen import FROZEN, resume_freezes
-from .inodes import purge
+from .inodes import everywhere, purge
 from .meta import APPLIED, DEBTS, INTENTS, PURGE, PURGES, applied_server, chunk_key, inode_key, key_number
 from .records import sound
 from .rename import resume_rename
@@ -40,7 +40,7 @@ def resume(server):
     resume_trees(server, found(TREES))
     for key, record in found(PURGES):
         ino = key_number(key)
-        kv.put(key, _everywhere(server, PURGE.unpack(record)))
+        kv.put(key, everywhere(server, PURGE.unpack(record)))
         if kv.get(inode_key(ino)) is not None:
             server.orphans.add(ino)  # somebody had it open, and may still have
         else:
@@ -50,12 +50,6 @@ def resume(server):
     if not server.meta.idle:
         server.spawn(greet(server))
         server.spawn(sweep(server))
-
-
-def _everywhere(server, record):
-    """A removal that asks all servers: some may have stored bytes of a write that this one was not told of before it
-    died."""
-    return PURGE.pack(max(record.size, record.chunk_size * server.servers), record.chunk_size)
 
 
 async def greet(server):
