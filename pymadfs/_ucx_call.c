@@ -275,7 +275,7 @@ static void follow(ux_t *u, struct waiter *w, int64_t deadline)
         }
 }
 
-/* Nothing came for a while: sleep until something does.  Lock held before and after. */
+/* Nothing came for a while: sleep until something does, SLEEP_MS at most.  Lock held before and after. */
 static void doze(ux_t *u, struct waiter *w, int64_t deadline)
 {
     if (ucp_worker_arm(u->worker) == UCS_ERR_BUSY || !w->open)
@@ -290,7 +290,7 @@ static void doze(ux_t *u, struct waiter *w, int64_t deadline)
     ux_leave(u);
     int64_t left_ms = (deadline - ux_now_ns()) / 1000000 + 1;
     struct epoll_event events[4];
-    epoll_wait(u->epoll, events, 4, left_ms < 0 ? 0 : left_ms > 1000 ? 1000 : (int)left_ms);
+    epoll_wait(u->epoll, events, 4, left_ms < 0 ? 0 : left_ms > SLEEP_MS ? SLEEP_MS : (int)left_ms);
     ux_enter(u);
     u->poller = NULL;
     uint64_t count;
@@ -319,6 +319,15 @@ static void hand_over(ux_t *u, struct waiter *w)
     ux_wake(u, u->poller);
 }
 
+/* The time.  While this process was stopped (Ctrl-Z, a batch system) nobody could answer it: that does not count. */
+static int64_t look(int64_t last, int64_t *deadline)
+{
+    int64_t now = ux_now_ns();
+    if (now - last > STOPPED_NS)
+        *deadline += now - last;
+    return now;
+}
+
 /* Until all calls of `w` are settled or time is over.  Lock held before and after. */
 static void await(ux_t *u, struct waiter *w, int64_t begun, int64_t deadline)
 {
@@ -327,7 +336,7 @@ static void await(ux_t *u, struct waiter *w, int64_t begun, int64_t deadline)
     while (w->open) {
         if (u->spinner && u->spinner != w) {
             follow(u, w, deadline);
-            if (w->open && (now = ux_now_ns()) > deadline)
+            if (w->open && (now = look(now, &deadline)) > deadline)
                 break;
             quiet = now;
             continue;
@@ -340,7 +349,7 @@ static void await(ux_t *u, struct waiter *w, int64_t begun, int64_t deadline)
         }
         if (++turn & 7 && now - quiet < u->pure_ns && quiet)
             continue;
-        now = ux_now_ns();
+        now = look(now, &deadline);
         if (!quiet)
             quiet = now;
         if (now > deadline || !w->open)

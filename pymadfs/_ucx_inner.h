@@ -33,6 +33,8 @@
 #define GRACE_NS 100000000LL     /* for transfers under way when a call fails, before its connection is cut */
 #define SHUT_NS 3000000000LL     /* the same when we are closed: the other side lives and will end them */
 #define FOLLOW_NS 50000000LL     /* a follower looks for itself this often */
+#define SLEEP_MS 250             /* a poller looks for itself this often */
+#define STOPPED_NS 1000000000LL  /* between two looks at the clock: longer than anybody here sleeps */
 #define COPY_MAX 1024            /* bytes of small data that are cheaper copied into one piece than sent as a vector */
 #define BLOCK_SIZE 4096          /* bytes of a reply's block that is kept for the next reply */
 #define PEER_BITS 20             /* a peer's handle: index, then generation */

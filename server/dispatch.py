@@ -39,6 +39,8 @@ HANDLERS = {}
 
 HANDLERS_AT_ONCE = 16  # coroutines of clients' requests, and as many of other servers'
 QUEUE_MAX = 1 << 16
+STALL_S = 1.0  # a transfer takes milliseconds: longer only from a caller that is stopped
+STALLED_MAX = 256  # of them; each holds a buffer
 WAITS_MAX = 1000  # times one request may run again
 IO_THREADS = 8
 LAZY_S = 0.1
@@ -74,11 +76,13 @@ async def settled(call):
 
 
 class _Pool:
-    """Runs coroutines, HANDLERS_AT_ONCE at a time; the others wait in a line of at most ``line_max``."""
+    """Runs coroutines, HANDLERS_AT_ONCE at a time; the others wait in a line of at most ``line_max``.  ``stalled`` of
+    them do not count."""
 
     def __init__(self, line_max=QUEUE_MAX):
         self._line_max = line_max
         self.running = {}
+        self._stalled = 0
         self._line = deque()
         self._stopped = False
 
@@ -89,13 +93,22 @@ class _Pool:
         """
         if self._stopped:
             _close(coroutine, inner)
-        elif len(self.running) < HANDLERS_AT_ONCE:
+        elif self._room():
             self._start(coroutine, inner)
         elif self._line_max is None or len(self._line) < self._line_max:
             self._line.append((coroutine, inner))
         else:
             _close(coroutine, inner)
             raise fail(errno.ENOMEM)
+
+    def _room(self):
+        return len(self.running) - self._stalled < HANDLERS_AT_ONCE
+
+    def stalled(self, more):
+        """``more`` (or fewer) of those that run wait for somebody who may be stopped for hours."""
+        self._stalled += more
+        if self._line and self._room():
+            self._start(*self._line.popleft())
 
     def _start(self, coroutine, inner):
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -108,7 +121,7 @@ class _Pool:
             _close(inner)
         elif task.exception():
             log(f"a handler failed: {task.exception()!r}")
-        if self._line and len(self.running) < HANDLERS_AT_ONCE:
+        if self._line and self._room():
             self._start(*self._line.popleft())
 
     async def stop(self):
@@ -165,6 +178,7 @@ class Server:
         self._outbox, self._behind = [], []
         self._serving = self._flush_due = False
         self._receiving = 0  # coroutines that wait for bulk data
+        self._stalled = 0  # of these, those whose callers may be stopped
         self._pools = _Pool(), _Pool()
         self._removals = _Pool(line_max=None)
         self.times = None  # see times.py; handlers.start makes it
@@ -452,11 +466,24 @@ class Server:
         """See rpc.Service.receive."""
         receiving = self.rpc.receive(request, view)
         self.posted()
+        pool = self._pools[request.op.peer]
+        stalled = False
+
+        def stall():
+            nonlocal stalled
+            stalled = self._stalled < STALLED_MAX
+            self._stalled += stalled
+            pool.stalled(stalled)
+
+        timer = self.loop.call_later(STALL_S, stall)
         self._receiving += 1
         try:
             await receiving
         finally:
             self._receiving -= 1
+            timer.cancel()
+            self._stalled -= stalled
+            pool.stalled(-stalled)
 
     async def io(self, function, *arguments):
         """Run something that may block on a thread."""
