@@ -26,7 +26,7 @@ from .identity import NO_GROUPS, Who
 from .log import log
 from .ops import ARRIVED, FSYNC, OPS, REPLY, REQUEST
 from .transport import HEAD_MAX, MESSAGE_MAX, TRANSFER
-from .visitors import ID_BITS, ID_LOW, Conn, Lost, Request, ServerPeer
+from .visitors import ID_BITS, ID_LOW, Conn, Lost, Request, ServerPeer, may_have_come
 
 EAGER_LIMIT = 64 << 10
 """Bytes: a larger ``eager_max`` would not leave room for header and paths in a small message."""
@@ -685,15 +685,17 @@ class Service:
         if only_servers and conn.kind != door.KIND_SERVER:
             return self._refuse(conn, request_id, fsync, errno.EPERM)
         self.counters[op.name] += 1
-        if request_id > conn.newest:
-            conn.newest = request_id
+        conn.newest.append(request_id)
         request = _new_object(Request)
         request.op, request.id, request.conn, request.uid, request.gid = op, request_id, conn_id, uid, gid
         request.fields = _new(op.request.type, fields(arena, start))
         request.tail = bytes(arena[end:end + tail_length]) if tail_length else b""
         request.bulk, request.fsync = bulk, fsync
         request.groups = conn.groups.get(groups, NO_GROUPS) if groups else NO_GROUPS
-        request.unread = bulk if data == "request" else 0
+        request.unread = 0
+        if bulk and data == "request":
+            request.unread = bulk
+            conn.unread.add(request_id)
         return request
 
     def _refuse(self, conn, request_id, fsync, code):
@@ -748,9 +750,10 @@ class Service:
             raise fail(errno.ECONNRESET)
         request.unread = 0
         token = self._transport.receive_bulk(_bulk_in_tag(request.conn, request.id), view[:request.bulk])
-        if token < 0:
-            raise fail(-token)
-        if token == 0:
+        if token <= 0:
+            conn.unread.discard(request.id)
+            if token < 0:
+                raise fail(-token)
             return
         import asyncio
         loop = asyncio.get_running_loop()
@@ -761,6 +764,7 @@ class Service:
         try:
             await future
         finally:
+            conn.unread.discard(request.id)
             timer.cancel()
             if not future.done() or future.cancelled():
                 self._transport.cancel(token)
@@ -776,6 +780,7 @@ class Service:
         request.unread = 0
         conn = self._conns.get(request.conn)
         if conn is not None:
+            conn.unread.discard(request.id)
             token = self._transport.discard(_bulk_in_tag(request.conn, request.id))
             if token > 0:
                 conn.transfers.add(token)
@@ -821,14 +826,14 @@ class Service:
         return True
 
     def arrivals(self):
-        """``[(connection, the newest id of its requests that came)]``, for who goes on in our place."""
-        here = [(number, conn.newest) for number, conn in self._conns.items()]
+        """``[(connection, what Conn.left() says)]``, for who goes on in our place."""
+        here = [(number, conn.left()) for number, conn in self._conns.items()]
         return [*self._left.items(), *here][-LEFT_MAX:]
 
     def arrived(self, conn_id, request_id):
-        """Whether a former life of this process may have had that request.  The ids of a connection grow."""
-        newest = self._left.get(conn_id)
-        return newest is None or request_id <= newest
+        """Whether a former life of this process may have done anything for that request."""
+        left = self._left.get(conn_id)
+        return left is None or may_have_come(left, request_id)
 
     def renew(self):
         """Our transport is deaf: another takes its place for what is under way.  Calls are made again where they may

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the serving side of rpc.py keeps: requests, visitors, and other servers that it calls."""
+from collections import deque
+
 from .ops import Op
 
 ID_BITS = 28
 """Bits of a request id that count; those above are the caller's."""
 ID_LOW = (1 << ID_BITS) - 1
+NEWEST_MAX = 16
+"""Requests of a connection of which is known that they came, when the server begins anew."""
 
 
 class Request:
@@ -33,13 +37,28 @@ class Request:
 
 class Conn:
     """A visitor let in: transport ``handle`` (None until its first request), ``address``, ``kind`` (door.KIND_*),
-    tokens of its ``transfers``, sets of ``groups`` by number, the ``newest`` request id that came."""
+    tokens of its ``transfers``, sets of ``groups`` by number, the ``newest`` request ids that came, and those of
+    requests whose data is still to come, so that nothing was done for them (``unread``)."""
 
-    __slots__ = ("address", "groups", "handle", "kind", "newest", "transfers")
+    __slots__ = ("address", "groups", "handle", "kind", "newest", "transfers", "unread")
 
     def __init__(self, address, kind):
         self.address, self.handle, self.kind, self.transfers, self.groups = address, None, kind, set(), {}
-        self.newest = 0
+        self.newest, self.unread = deque(maxlen=NEWEST_MAX), set()
+
+    def left(self):
+        """What who goes on in our place has to know: ``(floor, ids that came, ids for which nothing was done)``.
+
+        What is below ``floor`` may have come, too.  Ids grow, but threads of a client overtake each other.
+        """
+        full = len(self.newest) == NEWEST_MAX
+        return min(self.newest) if full else 0, sorted(set(self.newest) - self.unread), sorted(self.unread)
+
+
+def may_have_come(left, request_id):
+    """Whether anything may have been done for a request of a connection that has ``left()`` that."""
+    floor, came, undone = left
+    return request_id in came or request_id < floor and request_id not in undone
 
 
 class Lost(Exception):

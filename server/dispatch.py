@@ -448,9 +448,8 @@ class Server:
 
     @property
     def unanswered(self):
-        """Whether requests of clients are under way."""
-        clients = self._pools[0]
-        return bool(clients.running or self.subtrees.active)
+        """Whether requests of clients are under way that do not wait for data."""
+        return len(self._pools[0].running) > self._receiving or bool(self.subtrees.active)
 
     def owns(self, path):
         """Whether the entry of ``path`` has its place here."""

@@ -8,9 +8,9 @@ way others do.  If it does not come, this process becomes the same server anew (
 """
 import asyncio
 import fcntl
+import json
 import os
 import signal
-import struct
 import sys
 import time
 
@@ -21,8 +21,6 @@ ANSWER_S = 1.0  # a message to ourselves takes microseconds, but who fills the p
 AGAIN_S = 2.0  # until the next look, when something else keeps the network busy: a client that was stopped
 LAST_S = 1.0  # for requests that wait for other servers
 NAP_S = 0.001  # between polls meanwhile
-
-_left = struct.Struct("<IQ")
 
 
 class Watchdog:
@@ -74,8 +72,9 @@ class Watchdog:
 
 
 async def last_things(server, stopped, then):
-    """Answer what requests can be answered soon, that their callers need not be told that nobody knows; ``then()``,
-    unless ``stopped()``: a server that was told to stop must not live again, and nobody tells it twice."""
+    """Answer what requests can be answered soon, that their callers need not be told that nobody knows; those whose
+    data cannot come any more are made again.  Then ``then()``, unless ``stopped()``: a server that was told to stop
+    must not live again, and nobody tells it twice."""
     until = server.loop.time() + LAST_S
     while server.unanswered and server.loop.time() < until:
         await asyncio.sleep(NAP_S)
@@ -97,7 +96,8 @@ def begin_anew(number, rpc, listener, affinity):
     log(f"server {number}: a process ended or failed within a message and blocks this server's queue in shared memory: "
         "the server begins anew")
     arrivals = os.memfd_create("arrivals")
-    os.write(arrivals, b"".join(_left.pack(*pair) for pair in rpc.arrivals()))
+    with open(arrivals, "w", closefd=False) as file:
+        json.dump(rpc.arrivals(), file)
     kept = listener.detach()
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
@@ -126,10 +126,10 @@ def _without(arguments, *options):
 
 
 def arrivals(fd):
-    """What the former life of this process has left in the descriptor ``fd``: [(connection, request id)].  Without one
-    connections begin with any number: other ones than those of a process that crashed."""
+    """What the former life of this process has left in the descriptor ``fd``: see rpc.Service.arrivals().
+    Without one connections begin with any number: other ones than those of a process that crashed."""
     if fd is None:
-        return [(int.from_bytes(os.urandom(4), "little") >> 1, 0)]
-    with open(fd, "rb") as file:
+        return [(int.from_bytes(os.urandom(4), "little") >> 1, (0, [], []))]
+    with open(fd) as file:
         file.seek(0)
-        return list(_left.iter_unpack(file.read()))
+        return json.load(file)

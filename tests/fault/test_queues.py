@@ -41,6 +41,28 @@ whole = sorted(os.listdir(".")) == sorted(f"{kind}{n}" for n in range(count) for
 print(count, whole and all(os.stat(f"l{n}").st_nlink == 1 for n in range(count)))
 """
 
+# Threads write pieces of many sizes, each to a file of its own, until told to end; says whether all are right.
+WRITER = """
+import os, select, sys, threading
+os.chdir(sys.argv[1])
+sizes, told, right = [100, 5000, 9000, 40000, 70000, 600000, 1 << 20], [], []
+def work(number):
+    fd, size, turn = os.open(f"w{number}", os.O_CREAT | os.O_RDWR), sizes[number % len(sizes)], 0
+    while not told or turn < 20:
+        turn += 1
+        piece = bytes([turn % 251]) * size
+        assert os.pwrite(fd, piece, turn % 5 * size) == size
+        if turn % 7 == 0: assert os.pread(fd, size, turn % 5 * size) == piece
+    right.append(os.fstat(fd).st_size == 5 * size)
+threads = [threading.Thread(target=work, args=(number,)) for number in range(21)]
+for thread in threads: thread.start()
+print("begins", flush=True)
+sys.stdin.read()
+told.append(True)
+for thread in threads: thread.join()
+print(len(right), all(right))
+"""
+
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
@@ -115,6 +137,23 @@ def test_a_gap_in_a_servers_queue(standing):
             maker.communicate()
     for server in cluster.read(path).servers:
         sleeps(server.pid)
+
+
+def test_writes_under_way_at_a_server_that_begins_anew(standing):
+    """Their data cannot come any more: they are made again, by threads that overtake each other."""
+    path, store, environment = standing
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, environment["MADFS_MOUNT"]], env=environment, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert writer.stdout.readline() == "begins\n"
+        for number, times in ((0, 1), (1, 1), (0, 2)):
+            with gap(path, number):
+                began_anew(store, number, times)
+        said, trouble = writer.communicate("", timeout=60)
+        assert said == "21 True\n", trouble
+    finally:
+        writer.kill()
+        writer.communicate()
 
 
 def test_a_gap_in_the_queue_of_a_server_that_sleeps(standing):

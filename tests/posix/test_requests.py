@@ -12,7 +12,7 @@ from pymadfs.config import Config
 from pymadfs.ops import STATUS
 
 # Nobody waits for these: what became of times and openings is told later.
-BEHIND = {"release", "accessed", "dirinfo", "times", "status", "groups", "held"}
+BEHIND = {"release", "accessed", "dirinfo", "times", "touch", "status", "groups", "held"}
 
 # Each line that comes is executed; then it says so.
 PROGRAM = r"""

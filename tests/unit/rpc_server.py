@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server process for the tests of the transport: real door, real UCX, no file system behind it.
 
-``python rpc_server.py CLUSTER NUMBER`` prints "ready" when it serves.  READ of inode s answers bytes that follow from
-s; WRITE answers the checksum of what it got as ``size``, for inode 13 ENOSPC; LOOKUP echoes its tail; STATUS tells how
-many transfers are under way; UNLINK fails with ENOENT; MKDIR is never answered; RENAME makes it ask server ``flags``
-(DIRINFO); SHUTDOWN ends it.
+``python rpc_server.py CLUSTER NUMBER`` prints "ready" when it serves, and begins anew when its queue is blocked.
+READ of inode s answers bytes that follow from s; WRITE answers the checksum of what it got as ``size``, for inode 13
+ENOSPC; LOOKUP echoes its tail; STATUS tells the number of transfers under way; UNLINK fails with ENOENT; MKDIR never
+is answered; RENAME makes it ask server ``flags`` (DIRINFO); SHUTDOWN ends it.
 """
 import asyncio
 import errno
+import os
 import random
+import socket
 import sys
 import zlib
 
@@ -16,6 +18,7 @@ from pymadfs import cluster, door, ops
 from pymadfs.config import Config
 from pymadfs.errors import fail
 from pymadfs.rpc import Service
+from pymadfs.server import watchdog
 
 ATTR = bytes(range(ops.ATTR.size))
 
@@ -25,16 +28,25 @@ def content(seed, length):
 
 
 class Server:
-    def __init__(self, path, number):
-        self.service = Service(cluster.read(path), number, Config())
+    def __init__(self, path, number, options):
+        self.listen_fd, arrivals_fd = map(int, options[1::2]) if options else (None, None)
+        self.service = Service(cluster.read(path), number, Config(), arrivals=watchdog.arrivals(arrivals_fd))
         self.stopped = asyncio.Event()
         self.tasks = set()
+        self.loop, self.watchdog = asyncio.get_running_loop(), watchdog.Watchdog(self.service, self.renew)
+        self.sock = self.beat = None
 
     def ready(self):
         """Answer all there is, then let the event loop sleep; let it see to others every now and then."""
-        service, loop = self.service, asyncio.get_running_loop()
+        service, loop = self.service, self.loop
+        if self.beat is not None:
+            self.beat.cancel()
         for _ in range(16):
             requests = service.poll(0 if self.tasks else 50)
+            if requests:
+                self.watchdog.calm()
+            else:
+                self.watchdog.busy()
             for request in requests:
                 if request.op is ops.WRITE and request.bulk or request.op is ops.RENAME:
                     task = loop.create_task(self.slow(request))
@@ -45,6 +57,8 @@ class Server:
             if self.tasks:
                 break
             if not requests and service.arm():
+                self.watchdog.calm()
+                self.beat = loop.call_later(0.25, self.ready)
                 return
         loop.call_soon(self.ready)
 
@@ -85,10 +99,20 @@ class Server:
         except OSError as error:
             service.fail(request, error)
 
+    def renew(self):
+        service = self.service
+        self.loop.remove_reader(service.fileno())
+        service.renew()
+        watchdog.begin_anew(service.number, service, self.sock, os.sched_getaffinity(0))
+
     async def main(self):
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         entry = self.service.cluster.servers[self.service.number]
-        listener = await loop.create_server(door.guard(self.service), entry.host, entry.port)
+        if self.listen_fd is None:
+            self.sock = socket.create_server((entry.host, entry.port), backlog=100)
+        else:
+            self.sock = socket.socket(fileno=self.listen_fd)
+        listener = await loop.create_server(door.guard(self.service), sock=self.sock)
         loop.add_reader(self.service.fileno(), self.ready)
         print("ready", flush=True)
         self.ready()
@@ -100,7 +124,7 @@ class Server:
 
 
 async def main():
-    await Server(sys.argv[1], int(sys.argv[2])).main()
+    await Server(sys.argv[1], int(sys.argv[2]), sys.argv[3:]).main()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pymadfs.config import Config
 from pymadfs.errors import Restart, fail
 from pymadfs.rpc import Client, Service
 from pymadfs.transport import inproc
+from pymadfs.visitors import NEWEST_MAX, Conn, may_have_come
 
 ATTR = bytes(range(ops.ATTR.size))
 
@@ -242,19 +243,23 @@ def test_only_what_may_be_repeated_is_repeated(op, fields, answered, capfd):
         assert caught.value.errno == errno.EIO
 
 
-@pytest.mark.parametrize("came", [True, False])
-def test_what_never_came_to_a_server_that_began_anew_is_repeated(came, capfd):
-    """A request that may not be repeated: the server knows up to which it had heard."""
+@pytest.mark.parametrize("what", ["came", "overtaken", "without its data"])
+def test_what_a_server_that_began_anew_did_nothing_for_is_repeated(what, capfd):
+    """A request that may not be repeated otherwise: the server knows which it had heard, and whose data never came."""
     house = House()
     client = house.client()
     client.call(0, ops.LOOKUP, b"/")
     made = []
 
     def begin_anew(service, request):
-        arrivals = [(conn, newest if came else newest - 1) for conn, newest in service.arrivals()]
+        [(conn, (floor, came, undone))] = service.arrivals()
+        assert ((request.id in came), undone) == ((False, [request.id]) if request.unread else (True, []))
+        if what == "overtaken":
+            came = [came[0], request.id + 1]
         house.network.kill(0)
         house.answer = answer
-        house.services[0] = Service(house.cluster, 0, house.config, house.network.transport(), arrivals)
+        house.services[0] = Service(house.cluster, 0, house.config, house.network.transport(),
+                                    [(conn, (floor, came, undone))])
         house.network.serve(house.services[0])
 
     def answer(service, request):
@@ -262,17 +267,31 @@ def test_what_never_came_to_a_server_that_began_anew_is_repeated(came, capfd):
             service.reply(request, (service.arrived(*request.fields),))
         else:
             made.append(request)
-            service.reply(request, (ATTR,))
+            service.reply(request, (ATTR,) if request.op is ops.MKDIR else (0, 0))
 
     house.answer = begin_anew
-    if came:
+    if what == "came":
         with pytest.raises(OSError):
             client.call(0, ops.MKDIR, b"/x", 0o755)
         assert not made
     else:
-        assert client.call(0, ops.MKDIR, b"/x", 0o755)[0].attr == ATTR
+        if what == "overtaken":
+            client.call(0, ops.MKDIR, b"/x", 0o755)
+        else:
+            data = ctypes.create_string_buffer(1 << 20)
+            client.call(0, ops.WRITE, b"/x", 1, 0, 0, 1 << 20, 0, 2, 0, 0, 0, send=(ctypes.addressof(data), 1 << 20))
         assert len(made) == 1 and made[0].conn not in house.services[0]._left
     assert "died" in capfd.readouterr().err
+
+
+def test_what_a_connection_leaves():
+    conn = Conn(b"", 0)
+    conn.newest.extend([5, 7, 6])
+    conn.unread.add(7)
+    assert [may_have_come(conn.left(), number) for number in (4, 5, 6, 7, 8)] == [False, True, True, False, False]
+    conn.newest.extend(range(10, 10 + NEWEST_MAX))
+    found = [may_have_come(conn.left(), number) for number in (4, 6, 7, 9, 10, 50)]
+    assert found == [True, True, False, True, True, False]
 
 
 def test_a_stale_cluster_file_is_noticed(capfd):
