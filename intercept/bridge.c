@@ -546,18 +546,20 @@ static PyObject *shim_probe(PyObject *module, arguments_t args, Py_ssize_t count
     return PyLong_FromSize_t(host->probe((const void *)(uintptr_t)values[0], (size_t)values[1], values[2] != 0));
 }
 
-/* set_cwd(path) */
+/* set_cwd(path, inode) */
 static PyObject *shim_set_cwd(PyObject *module, arguments_t args, Py_ssize_t count)
 {
     char *path;
     Py_ssize_t length;
+    int64_t inode;
 
     (void)module;
-    if (!expect("set_cwd", count, 1) || PyBytes_AsStringAndSize(args[0], &path, &length) < 0)
+    if (!expect("set_cwd", count, 2) || PyBytes_AsStringAndSize(args[0], &path, &length) < 0 ||
+        !integers(args + 1, 1, &inode))
         return NULL;
     if (length >= MADFS_PATH_MAX)
         return raise_errno(ENAMETOOLONG);
-    host->set_cwd(path, (size_t)length);
+    host->set_cwd(path, (size_t)length, (uint64_t)inode);
     Py_RETURN_NONE;
 }
 
@@ -573,6 +575,41 @@ static PyObject *shim_moved(PyObject *module, arguments_t args, Py_ssize_t count
         PyBytes_AsStringAndSize(args[1], &new_, &new_length) < 0 || !integers(args + 2, 1, &exchange))
         return NULL;
     host->moved(old, (size_t)old_length, new_, (size_t)new_length, exchange != 0);
+    Py_RETURN_NONE;
+}
+
+/* open_at(path) -> numbers of the directories that are open there */
+static PyObject *shim_open_at(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    enum { ROOM = 64 };
+    uint64_t inodes[ROOM];
+    char *path;
+    Py_ssize_t length;
+
+    (void)module;
+    if (!expect("open_at", count, 1) || PyBytes_AsStringAndSize(args[0], &path, &length) < 0)
+        return NULL;
+    size_t found = host->open_at(path, (size_t)length, inodes, ROOM);
+    PyObject *result = PyTuple_New((Py_ssize_t)found);
+    for (size_t i = 0; result && i < found; i++) {
+        PyObject *number = PyLong_FromUnsignedLongLong(inodes[i]);
+        if (number)
+            PyTuple_SET_ITEM(result, (Py_ssize_t)i, number);
+        else
+            Py_CLEAR(result);
+    }
+    return result;
+}
+
+/* gone(inode) */
+static PyObject *shim_gone(PyObject *module, arguments_t args, Py_ssize_t count)
+{
+    int64_t inode;
+
+    (void)module;
+    if (!expect("gone", count, 1) || !integers(args, 1, &inode))
+        return NULL;
+    host->gone((uint64_t)inode);
     Py_RETURN_NONE;
 }
 
@@ -719,7 +756,7 @@ static PyObject *shim_flush(PyObject *module, arguments_t args, Py_ssize_t count
 static PyMethodDef shim_functions[] = {
     FUNCTION(open_fd), FUNCTION(slot), FUNCTION(offset), FUNCTION(offset_set), FUNCTION(offset_cas),
     FUNCTION(offset_add), FUNCTION(load), FUNCTION(store), FUNCTION(probe), FUNCTION(set_cwd), FUNCTION(umask),
-    FUNCTION(moved),
+    FUNCTION(moved), FUNCTION(open_at), FUNCTION(gone),
     FUNCTION(identity), FUNCTION(cluster), FUNCTION(size_limit), FUNCTION(lift), FUNCTION(anonymous), FUNCTION(protect),
     FUNCTION(write), FUNCTION(flush), FUNCTION(keep), FUNCTION(raise_signal), {NULL, NULL, 0, NULL},
 };

@@ -264,6 +264,26 @@ static bool has_empty_path(const struct madfs_frame *f, const struct madfs_row *
   return flagged && arch_touch(path, false) && !arch_peek_byte(path);
 }
 
+static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row);
+
+// The call once more: directories that relative paths begin in may have lost their names.
+static enum madfs_verdict answer_by_inode(struct madfs_frame *f, const struct madfs_row *row) {
+  madfs_local.thread->by_inode = true;
+  enum madfs_verdict verdict = answer_row(f, row);
+  madfs_local.thread->by_inode = false;
+  return verdict;
+}
+
+// Whether that may be why there is no such file.
+static bool is_a_step(const struct madfs_frame *f, const struct madfs_row *row) {
+  for (unsigned i = 0; i < row->count && !madfs_local.thread->by_inode; i++) {
+    const struct madfs_parameter *p = &row->parameter[i];
+    if (p->kind != PARAMETER_AT) continue;
+    if (madfs_path_is_step(directory_of(f, p), (const char *)f->argument[(int)p->argument])) return true;
+  }
+  return false;
+}
+
 // fstatat(fd, "", ..., AT_EMPTY_PATH) and its like: the descriptor alone, or the working directory.
 static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs_row *row) {
   struct madfs_thread *t = madfs_local.thread;
@@ -277,14 +297,18 @@ static enum madfs_verdict answer_empty(struct madfs_frame *f, const struct madfs
     if (pathless && call.arg[2].value) call.arg[2].value = -1;
     return names.ours ? answer(f, madfs_runtime_call(&call, &ignored)) : MADFS_PASS;
   }
-  size_t length = madfs_cwd_get(t->path[0]);
-  if (!length || !row->flags) return length ? answer(f, -ENOENT) : MADFS_PASS;
+  size_t length = 0;
+  if (!madfs_cwd_virtual()) return MADFS_PASS;
+  if (!row->flags) return answer(f, -ENOENT);
+  int where = madfs_path_locate(AT_FDCWD, "", t->path[0], &length);
+  if (where != PATH_OURS) return answer(f, where);
   call.number = row->call;
   struct names names = build(f, row->parameter + 1, row->count - 1U, false, &call);
   if (names.error) return answer(f, names.error);
   for (int i = call.count++; i > 0; i--) call.arg[i] = call.arg[i - 1];
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = t->path[0], .length = length};
-  return answer(f, madfs_runtime_call(&call, &ignored));
+  long result = madfs_runtime_call(&call, &ignored);
+  return result == -ENOENT && !t->by_inode ? answer_by_inode(f, row) : answer(f, result);
 }
 
 // Whether the call means what a link at the path's end points to.
@@ -459,8 +483,6 @@ static bool is_rooted(const struct madfs_frame *f, uint64_t *resolve) {
   *resolve = how.resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT);
   return *resolve && f->argument[3] >= sizeof how;
 }
-
-static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_row *row);
 
 static enum madfs_verdict open_rooted(struct madfs_frame *f, const struct madfs_row *row, uint64_t resolve) {
   int directory = (int)f->argument[0];
@@ -656,6 +678,7 @@ static enum madfs_verdict answer_row(struct madfs_frame *f, const struct madfs_r
   int which = -1;
   long result = madfs_runtime_call(&call, &which);
   if (result == MADFS_HOST_PATH) return escape(f, row, row->parameter, which, names.ours);
+  if (result == -ENOENT && is_a_step(f, row)) return answer_by_inode(f, row);
   if (result == -ENOENT && starts_at_file(f, row)) result = -ENOTDIR;
   if (row->call == CALL_mmap && !madfs_failed(result)) {
     if (f->argument[3] & MAP_FIXED) mapped_over(f, result);

@@ -162,9 +162,12 @@ static void build_environment(struct builder *b, struct madfs_thread *t, const s
   for (unsigned i = 0; i < MADFS_LIMITS; i++)
     if (madfs_limits_state(i, state, sizeof state)) add(b, state, NULL, NULL);
   if (!other && madfs_identity_state(state, sizeof state)) add(b, state, NULL, NULL);
-  if (madfs_cwd_get(t->scratch)) add(b, "MADFS_CWD=", t->scratch, NULL);
-  if (p->name) add(b, "MADFS_PROGRAM=", p->name, NULL);
   char number[24];
+  if (madfs_cwd_get(t->scratch)) {
+    add(b, "MADFS_CWD=", madfs_decimal(number, madfs_cwd_inode()), ":");
+    append(b, t->scratch);
+  }
+  if (p->name) add(b, "MADFS_PROGRAM=", p->name, NULL);
   if (p->loaded >= 0) add(b, "MADFS_LOADED=", madfs_decimal(number, (unsigned)p->loaded), NULL);
   b->list[b->count] = NULL;
 }

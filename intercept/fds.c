@@ -42,7 +42,8 @@ enum { KNOWN_NO = 0, KNOWN_INTERNAL = UINT32_MAX };  // else slot + 1
 #define SLOT_SHARED 0x80000000U  // among the flags: another process took a copy
 #define SLOT_LOCKED 0x40000000U  // it was locked: its end is the end of its locks
 #define SLOT_HINT 0x07000000U    // what F_SET_RW_HINT said, of every slot of the file
-#define SLOT_OWN (SLOT_SHARED | SLOT_LOCKED | SLOT_HINT)
+#define SLOT_GONE 0x20000000U    // of a directory: it was removed
+#define SLOT_OWN (SLOT_SHARED | SLOT_LOCKED | SLOT_HINT | SLOT_GONE)
 #define TAG (1L << 40)
 #define MAGIC 0x454c42415446444dUL  // "MDFTABLE"
 
@@ -67,7 +68,7 @@ struct header {
 };
 _Static_assert(sizeof(struct header) <= HEADER_BYTES - MADFS_MOVES_BYTES, "the header has its own pages");
 
-enum { TABLE_VERSION = 4 };
+enum { TABLE_VERSION = 5 };
 #define TABLE_BYTES (HEADER_BYTES + (size_t)SLOTS * SLOT_BYTES)
 #define PATHS_AT ((long)TABLE_BYTES)  // file offset of the long paths: MADFS_PATH_MAX each
 
@@ -320,6 +321,14 @@ bool madfs_slot_locked(int slot) { return atomic_load(&table.slots[slot].flags) 
 static bool same_file(int slot, int other) {
   return memcmp(table.slots[slot].record, table.slots[other].record, sizeof(uint64_t)) == 0;
 }
+
+uint64_t madfs_slot_inode(int slot) {
+  uint64_t inode;
+  memcpy(&inode, table.slots[slot].record, sizeof inode);
+  return atomic_load(&table.slots[slot].flags) & SLOT_GONE ? inode | MADFS_GONE : inode;
+}
+
+void madfs_slot_gone(int slot) { atomic_fetch_or(&table.slots[slot].flags, SLOT_GONE); }
 
 uint32_t madfs_slot_hint(int slot) {
   uint32_t hint = 0;

@@ -45,7 +45,7 @@ struct madfs_host {
   void (*offset_set)(uint64_t handle, int64_t value);
   int (*offset_cas)(uint64_t handle, int64_t old, int64_t new_);
   int64_t (*offset_add)(uint64_t handle, int64_t n);
-  void (*set_cwd)(const char *path, size_t length);  // a path in the mount
+  void (*set_cwd)(const char *path, size_t length, uint64_t inode);  // a path in the mount
   unsigned (*umask)(void);
   // Whether this thread's system calls are the runtime's own; returns what held before.  For what the runtime does
   // outside of a call: fork handlers.
@@ -63,6 +63,9 @@ struct madfs_host {
   int (*cluster)(void);  // the cluster file, kept open for who may no longer open it; or -1
   // A directory was renamed, or two names exchanged: open files and working directories below go along.
   void (*moved)(const char *old, size_t old_length, const char *new_, size_t new_length, int exchange);
+  // The numbers of directories that are open at a path, working directory included; and one of them was removed.
+  size_t (*open_at)(const char *path, size_t length, uint64_t *inodes, size_t room);
+  void (*gone)(uint64_t inode);
   // A connection by which a server knows that this process lives: with locks, it goes along to the next program.
   void (*keep)(int fd);
 };

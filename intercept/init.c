@@ -62,6 +62,14 @@ static void report(void) {
               madfs_decimal(b, n->patched), " can): unset it to run all the same", NULL);
 }
 
+// The working directory of the program before: its number and path.
+static void adopt_cwd(const char *said) {
+  uint64_t inode = 0;
+  if (!said) return;
+  while (*said >= '0' && *said <= '9') inode = inode * 10 + (uint64_t)(*said++ - '0');
+  if (*said == ':') madfs_cwd_set(said + 1, strlen(said + 1), inode);
+}
+
 __attribute__((constructor)) static void start(int count, char **arguments, char **environment) {
   (void)count, (void)arguments;
   if (!madfs_fork_can_be_told()) {  // musl does not give us these arguments, either
@@ -89,8 +97,7 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
     madfs_copy(madfs_settings.program, sizeof madfs_settings.program, program);
     RAW(SYS_prctl, PR_SET_NAME, name);
   }
-  const char *directory = variable(environment, "MADFS_CWD");
-  if (directory) madfs_cwd_set(directory, strlen(directory));
+  adopt_cwd(variable(environment, "MADFS_CWD"));
   madfs_loaded(variable(environment, "MADFS_LOADED"));
   madfs_startup_done(variable(environment, "MADFS_STAGE"), environment);
   madfs_thread_key();

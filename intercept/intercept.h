@@ -101,6 +101,8 @@ struct madfs_thread {
   bool cwd_virtual;  // in a child of vfork: its own working directory, because memory is the parent's
   bool cwd_changed;
   size_t cwd_length;
+  uint64_t cwd_inode;
+  bool by_inode;  // directories that relative paths begin in are meant by their numbers
   int table_fd;         // where a child of vfork has the table now; 0: where its parent has it
   unsigned taken_count; // numbers of internal descriptors that it has taken
   int taken[32];
@@ -266,6 +268,8 @@ void madfs_slot_lock(int slot);     // remembers that it was locked
 bool madfs_slot_locked(int slot);
 uint32_t madfs_slot_hint(int slot);  // RWH_* of its file
 void madfs_slot_set_hint(int slot, uint32_t hint);
+uint64_t madfs_slot_inode(int slot);  // perhaps with MADFS_GONE
+void madfs_slot_gone(int slot);
 size_t madfs_slot_path(int slot, char path[MADFS_PATH_MAX]);  // its length; the path is terminated
 uint64_t madfs_pipe_inode(int fd);  // of the FIFO in the mount that a descriptor of the kernel's stands for, or 0
 bool madfs_pipe_named(const char *path);  // whether it is where such a FIFO is
@@ -409,12 +413,20 @@ int madfs_links_follow(int directory, const char *path, bool last, char out[MADF
 // moves.c: directories that were renamed.  madfs_moves_follow changes a path by the renames number `from` to `to`.
 #define MADFS_MOVES_BYTES (256 << 10)
 uint64_t madfs_moves_count(void);
-void madfs_moves_follow(uint64_t from, uint64_t to, char path[MADFS_PATH_MAX], size_t *length);
+void madfs_moves_follow(uint64_t from, uint64_t to, char path[MADFS_PATH_MAX], size_t *length, uint64_t *inode);
 void madfs_moves_add(const char *old, size_t old_length, const char *new_, size_t new_length, int exchange);
+size_t madfs_moves_at(const char *path, size_t length, uint64_t *inodes, size_t room);  // what is open there
+void madfs_moves_gone(uint64_t inode);  // a directory was removed
+
+#define MADFS_GONE (1UL << 63)  // with the number of a directory: it was removed
+enum { MADFS_ROOT = 1 };        // the number of the mount's
 
 bool madfs_cwd_virtual(void);
 size_t madfs_cwd_get(char out[MADFS_PATH_MAX]);  // its length; 0 when the working directory is the kernel's
-void madfs_cwd_set(const char *path, size_t length);
+void madfs_cwd_set(const char *path, size_t length, uint64_t inode);
+uint64_t madfs_cwd_inode(void);           // its number, perhaps with MADFS_GONE
+void madfs_cwd_gone(uint64_t inode);      // it was removed, if it is this one
+bool madfs_path_is_step(int directory, const char *path);
 void madfs_cwd_clear(void);
 void madfs_cwd_hold(bool hold);  // no other thread is changing it
 

@@ -3,7 +3,7 @@
 //
 // The table of open files has a ring of the last renames.  Who renames writes it there, and the paths of open files
 // anew; a process follows with its working directory when it next needs it.  What other trees and nodes rename is not
-// seen here.
+// seen here.  A directory that was removed is told of in the same way, by its number.
 #include <string.h>
 
 #include "intercept.h"
@@ -13,6 +13,7 @@ enum { MOVES = 8, PATIENCE = 100000 };
 struct move {
   _Atomic uint64_t number;  // 0 while it is written, then 1 for the first of all
   uint32_t old_length, new_length, exchange;
+  uint64_t gone;  // the number of a directory that was removed; 0: this is a rename
   char old[MADFS_PATH_MAX], new_[MADFS_PATH_MAX];
 };
 
@@ -33,7 +34,8 @@ static bool replace(const char *from, size_t from_length, const char *to, size_t
   return true;
 }
 
-static bool follow(const struct move *m, char *path, size_t *length) {
+static bool follow(const struct move *m, char *path, size_t *length, bool gone) {
+  if (gone && (*length == m->old_length || *length == m->new_length)) return false;  // another one has its name
   return replace(m->old, m->old_length, m->new_, m->new_length, path, length) ||
          (m->exchange && replace(m->new_, m->new_length, m->old, m->old_length, path, length));
 }
@@ -43,15 +45,52 @@ uint64_t madfs_moves_count(void) {
   return moves ? atomic_load(&moves->count) : 0;
 }
 
-void madfs_moves_follow(uint64_t from, uint64_t to, char path[MADFS_PATH_MAX], size_t *length) {
+void madfs_moves_follow(uint64_t from, uint64_t to, char path[MADFS_PATH_MAX], size_t *length,
+                        uint64_t *inode) {
   struct madfs_moves *moves = madfs_fds_moves();
   if (!moves) return;
   for (uint64_t n = from + MOVES < to ? to - MOVES : from; n < to; n++) {
     struct move *m = &moves->ring[n % MOVES];
     // Its writer may have been killed: wait for as long as writing takes.
     for (int i = 0; i < PATIENCE && !atomic_load(&m->number); i++) arch_pause();
-    if (atomic_load(&m->number) == n + 1) follow(m, path, length);
+    if (atomic_load(&m->number) != n + 1) continue;
+    if (m->gone && m->gone == *inode) *inode |= MADFS_GONE;
+    if (!m->gone) follow(m, path, length, *inode & MADFS_GONE);
   }
+}
+
+// Begins the next entry of the ring, `number`.
+static struct move *begin(struct madfs_moves *moves, uint64_t *number, uint64_t gone) {
+  *number = atomic_fetch_add(&moves->count, 1);
+  struct move *m = &moves->ring[*number % MOVES];
+  atomic_store(&m->number, 0);
+  m->gone = gone;
+  return m;
+}
+
+size_t madfs_moves_at(const char *path, size_t length, uint64_t *inodes, size_t room) {
+  static char other[MADFS_PATH_MAX];
+  static struct madfs_lock lock;
+  size_t n = 0;
+  if (!madfs_fds_moves()) return 0;
+  madfs_lock(&lock);
+  if (madfs_cwd_get(other) == length && memcmp(other, path, length) == 0 && room) inodes[n++] = madfs_cwd_inode();
+  for (int slot = -1; n < room && (slot = madfs_slot_next(slot)) >= 0;)
+    if (madfs_slot_path(slot, other) == length && memcmp(other, path, length) == 0)
+      inodes[n++] = madfs_slot_inode(slot);
+  madfs_unlock(&lock);
+  return n;
+}
+
+void madfs_moves_gone(uint64_t inode) {
+  struct madfs_moves *moves = madfs_fds_moves();
+  if (!moves) return;
+  for (int slot = -1; (slot = madfs_slot_next(slot)) >= 0;)
+    if (madfs_slot_inode(slot) == inode) madfs_slot_gone(slot);
+  madfs_cwd_gone(inode);
+  uint64_t n;
+  struct move *m = begin(moves, &n, inode);
+  atomic_store(&m->number, n + 1);
 }
 
 void madfs_moves_add(const char *old, size_t old_length, const char *new_, size_t new_length, int exchange) {
@@ -60,16 +99,15 @@ void madfs_moves_add(const char *old, size_t old_length, const char *new_, size_
   if (madfs_failed(madfs_fds_need()) || old_length >= MADFS_PATH_MAX || new_length >= MADFS_PATH_MAX) return;
   struct madfs_moves *moves = madfs_fds_moves();
   madfs_lock(&lock);
-  uint64_t n = atomic_fetch_add(&moves->count, 1);
-  struct move *m = &moves->ring[n % MOVES];
-  atomic_store(&m->number, 0);
+  uint64_t n;
+  struct move *m = begin(moves, &n, 0);
   m->old_length = (uint32_t)old_length, m->new_length = (uint32_t)new_length, m->exchange = (uint32_t)exchange;
   memcpy(m->old, old, old_length);
   memcpy(m->new_, new_, new_length);
   atomic_store(&m->number, n + 1);
   for (int slot = -1; (slot = madfs_slot_next(slot)) >= 0;) {
     size_t length = madfs_slot_path(slot, path);
-    if (length && follow(m, path, &length)) madfs_slot_rename(slot, path, length);
+    if (length && follow(m, path, &length, madfs_slot_inode(slot) & MADFS_GONE)) madfs_slot_rename(slot, path, length);
   }
   madfs_unlock(&lock);
 }

@@ -80,6 +80,7 @@ static bool may_enter(const char *path) {
 }
 
 static bool through_link(const char *path);
+static size_t cwd_read(char out[MADFS_PATH_MAX], uint64_t *inode);
 
 static bool base_is_ours(int directory) {
   return directory == AT_FDCWD ? madfs_cwd_virtual() : madfs_fd_concerns(directory);
@@ -236,6 +237,23 @@ static int join(size_t base, const char *path, size_t size, char *out, size_t *l
   return PATH_OURS;
 }
 
+// The same, from a directory that is meant by its inode, whatever has its name now: pymadfs/removed.py.
+static int join_inode(size_t base, uint64_t inode, const char *path, size_t size, char *out, size_t *length) {
+  char number[24];
+  const char *digits = madfs_decimal(number, inode & ~MADFS_GONE);
+  if (base + 1 + strlen(digits) >= MADFS_PATH_MAX) return -ENAMETOOLONG;
+  out[base++] = 0;
+  base += madfs_copy(out + base, MADFS_PATH_MAX - base, digits);
+  return join(base, path, size, out, length);
+}
+
+static int join_to(size_t base, uint64_t inode, const char *path, size_t size, char *out, size_t *length) {
+  if (size >= MADFS_GIVEN_MAX) return -ENAMETOOLONG;
+  bool by_inode = inode & MADFS_GONE || madfs_local.thread->by_inode;
+  if (MADFS_UNLIKELY(by_inode) && inode > MADFS_ROOT) return join_inode(base, inode, path, size, out, length);
+  return join(base, path, size, out, length);
+}
+
 // A relative path from a directory outside the mount.
 static int from_outside(int directory, const char *path, size_t size, char *out, size_t *length) {
   char name[40], number[24], *scratch = madfs_local.thread->scratch;
@@ -294,13 +312,13 @@ int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX],
     return is_odd(path) ? enter(path, out, length) : PATH_HOST;
   }
   if (directory == AT_FDCWD) {
-    size_t base = madfs_cwd_get(out);
-    if (base) return size >= MADFS_GIVEN_MAX ? -ENAMETOOLONG : join(base, path, size, out, length);
+    uint64_t inode;
+    size_t base = cwd_read(out, &inode);
+    if (base) return join_to(base, inode, path, size, out, length);
   } else {
     int slot = madfs_fd_slot(directory);
     if (slot == FD_INTERNAL) return -EBADF;
-    if (slot >= 0)
-      return size >= MADFS_GIVEN_MAX ? -ENAMETOOLONG : join(madfs_slot_path(slot, out), path, size, out, length);
+    if (slot >= 0) return join_to(madfs_slot_path(slot, out), madfs_slot_inode(slot), path, size, out, length);
   }
   return size >= MADFS_GIVEN_MAX ? PATH_HOST : from_outside(directory, path, size, out, length);
 }
@@ -312,6 +330,7 @@ static struct {
   _Atomic unsigned version;
   _Atomic size_t length;  // 0: the working directory is the kernel's
   _Atomic uint64_t moves;  // renames that it has followed
+  _Atomic uint64_t inode;  // its number, with MADFS_GONE once it was removed
   char path[MADFS_PATH_MAX];
   struct madfs_lock lock;
 } cwd;
@@ -332,24 +351,28 @@ static void cwd_follow(void) {
   uint64_t count = madfs_moves_count();
   madfs_lock(&cwd.lock);
   size_t length = atomic_load(&cwd.length);
+  uint64_t inode = atomic_load(&cwd.inode);
   atomic_fetch_add(&cwd.version, 1);
-  if (length) madfs_moves_follow(atomic_load(&cwd.moves), count, cwd.path, &length);
+  if (length) madfs_moves_follow(atomic_load(&cwd.moves), count, cwd.path, &length, &inode);
   atomic_store(&cwd.length, length);
+  atomic_store(&cwd.inode, inode);
   atomic_store(&cwd.moves, count);
   atomic_fetch_add(&cwd.version, 1);
   madfs_unlock(&cwd.lock);
 }
 
-size_t madfs_cwd_get(char out[MADFS_PATH_MAX]) {
+static size_t cwd_read(char out[MADFS_PATH_MAX], uint64_t *inode) {
   const struct madfs_thread *t = own_cwd();
   if (!t && atomic_load(&cwd.length) && atomic_load(&cwd.moves) != madfs_moves_count()) cwd_follow();
   if (t) {
     memcpy(out, t->cwd, t->cwd_length + 1);
+    *inode = t->cwd_inode;
     return t->cwd_length;
   }
   for (;;) {
     unsigned version = atomic_load(&cwd.version);
     size_t length = atomic_load(&cwd.length);
+    *inode = atomic_load(&cwd.inode);
     memcpy(out, cwd.path, length);
     out[length] = 0;
     atomic_thread_fence(memory_order_acquire);
@@ -358,11 +381,28 @@ size_t madfs_cwd_get(char out[MADFS_PATH_MAX]) {
   }
 }
 
-static void cwd_store(const char *path, size_t length) {
+size_t madfs_cwd_get(char out[MADFS_PATH_MAX]) {
+  uint64_t inode;
+  return cwd_read(out, &inode);
+}
+
+uint64_t madfs_cwd_inode(void) {
+  const struct madfs_thread *t = own_cwd();
+  return t ? t->cwd_inode : atomic_load(&cwd.inode);
+}
+
+void madfs_cwd_gone(uint64_t inode) {
+  struct madfs_thread *t = own_cwd();
+  if (t && t->cwd_inode == inode) t->cwd_inode |= MADFS_GONE;
+  if (!t) atomic_compare_exchange_strong(&cwd.inode, &inode, inode | MADFS_GONE);
+}
+
+static void cwd_store(const char *path, size_t length, uint64_t inode) {
   struct madfs_thread *t = madfs_local.thread;
   if (madfs_in_vfork() && t) {
     t->cwd_changed = true;
     t->cwd_length = length;
+    t->cwd_inode = inode;
     memcpy(t->cwd, path, length);
     t->cwd[length] = 0;
     return;
@@ -372,6 +412,7 @@ static void cwd_store(const char *path, size_t length) {
   memcpy(cwd.path, path, length);
   cwd.path[length] = 0;
   atomic_store(&cwd.length, length);
+  atomic_store(&cwd.inode, inode);
   atomic_store(&cwd.moves, madfs_moves_count());
   atomic_fetch_add(&cwd.version, 1);
   madfs_unlock(&cwd.lock);
@@ -394,11 +435,11 @@ static void park(void) {
   RAW(SYS_chdir, "/proc");  // nobody can create anything there
 }
 
-void madfs_cwd_set(const char *path, size_t length) {
+void madfs_cwd_set(const char *path, size_t length, uint64_t inode) {
   if (!length || length >= MADFS_PATH_MAX) return;
   if (!madfs_cwd_virtual()) park();
   if (!madfs_in_vfork()) madfs_fds_need();  // children that rename it tell so there
-  cwd_store(path, length);
+  cwd_store(path, length, inode);
 }
 
 void madfs_cwd_hold(bool hold) {
@@ -407,7 +448,7 @@ void madfs_cwd_hold(bool hold) {
 }
 
 void madfs_cwd_clear(void) {
-  if (madfs_cwd_virtual()) cwd_store("", 0);
+  if (madfs_cwd_virtual()) cwd_store("", 0, 0);
 }
 
 static enum madfs_verdict answer(struct madfs_frame *f, long result) {
@@ -433,6 +474,36 @@ static enum madfs_verdict enter_slot(struct madfs_frame *f, int slot) {
   return changed(f, &call);
 }
 
+// Whether the directory `path` is still there, and has the number `inode` unless that is 0.
+static long check_directory(const char *path, size_t length, uint64_t inode) {
+  struct stat file;
+  int ignored;
+  struct madfs_call call = {.number = CALL_newfstatat, .count = 3};
+  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = path, .length = length};
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
+  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = AT_SYMLINK_NOFOLLOW};
+  long result = madfs_runtime_call(&call, &ignored);
+  if (result == 0 && inode > MADFS_ROOT && file.st_ino != inode) return -ENOENT;
+  return result == -ENOENT || result == -ENOTDIR ? -ENOENT : 0;
+}
+
+// Whether a path begins in a directory of ours by a step up or on the spot, which leads somewhere also when that has
+// lost its name; but not when a name after it may be what is not there.
+bool madfs_path_is_step(int directory, const char *path) {
+  bool parent = false, up = false;
+  char *base = madfs_local.thread->scratch;
+  size_t length;
+  if (!BYTE(path) || BYTE(path) == '/') return false;
+  while (dots(path, &parent)) {
+    up |= parent;
+    while (BYTE(path) && BYTE(path) != '/') path++;
+    while (BYTE(path) == '/') path++;
+  }
+  if (BYTE(path) && !up) return false;
+  if (madfs_path_locate(directory, "", base, &length) != PATH_OURS) return false;
+  return !BYTE(path) || check_directory(base, length, 0) == -ENOENT;
+}
+
 static bool chdir_concerns(struct madfs_frame *f) { return (void)f, true; }
 
 static enum madfs_verdict chdir_work(struct madfs_frame *f) {
@@ -454,7 +525,12 @@ static enum madfs_verdict chdir_work(struct madfs_frame *f) {
   if (!*path) return answer(f, -ENOENT);
   struct madfs_call call = {.number = CALL_chdir_path, .count = 1};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = out, .length = length};
-  return changed(f, &call);
+  enum madfs_verdict verdict = changed(f, &call);
+  if (f->number != -ENOENT || !madfs_path_is_step(AT_FDCWD, path)) return verdict;
+  madfs_local.thread->by_inode = true;
+  where = madfs_path_locate(AT_FDCWD, path, out, &call.arg[0].length);
+  madfs_local.thread->by_inode = false;
+  return where == PATH_OURS ? changed(f, &call) : verdict;
 }
 
 const struct madfs_shim madfs_shim_chdir = {chdir_concerns, chdir_work};
@@ -478,23 +554,11 @@ const struct madfs_shim madfs_shim_fchdir = {fchdir_concerns, fchdir_work};
 
 static bool getcwd_concerns(struct madfs_frame *f) { return (void)f, madfs_cwd_virtual(); }
 
-// Whether the working directory is still there.
-static long check_cwd(const char *path, size_t length) {
-  struct stat file;
-  int ignored;
-  struct madfs_call call = {.number = CALL_newfstatat, .count = 3};
-  call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = path, .length = length};
-  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
-  call.arg[2] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = AT_SYMLINK_NOFOLLOW};
-  long result = madfs_runtime_call(&call, &ignored);
-  return result == -ENOENT || result == -ENOTDIR ? -ENOENT : 0;
-}
-
 static enum madfs_verdict getcwd_work(struct madfs_frame *f) {
   char *path = madfs_local.thread->scratch;
   size_t size = madfs_cwd_get(path) + 1;
   if (size == 1) return MADFS_PASS;
-  long gone = check_cwd(path, size - 1);
+  long gone = check_directory(path, size - 1, madfs_cwd_inode());
   if (gone) return answer(f, gone);
   if (size > f->argument[1]) return answer(f, -ERANGE);
   return answer(f, madfs_user_out((char *)f->argument[0], path, size) ? (long)size : -EFAULT);

@@ -50,6 +50,8 @@ static const struct madfs_host host = {
     .offset_add = madfs_fds_offset_add,
     .set_cwd = madfs_cwd_set,
     .moved = madfs_moves_add,
+    .open_at = madfs_moves_at,
+    .gone = madfs_moves_gone,
     .umask = madfs_umask,
     .inside = set_inside,
     .copy = copy,
@@ -295,6 +297,7 @@ struct errand {
   int escaped_argument, slot;
   _Atomic int answered;  // 1: the result is there; 2: it was taken
   size_t cwd_length;
+  uint64_t cwd_inode;
   char cwd[MADFS_PATH_MAX], escaped[MADFS_PATH_MAX];
 };
 
@@ -320,6 +323,7 @@ static void run_errand(struct errand *e) {
   e->result = madfs_runtime_call(e->call, &e->escaped_argument);
   e->slot = e->result >= 0 ? madfs_fd_slot((int)e->result) : FD_HOST;
   e->cwd_length = madfs_cwd_get(e->cwd);
+  e->cwd_inode = madfs_cwd_inode();
   memcpy(e->escaped, t->escaped, sizeof e->escaped);
   tell(&e->answered, 1);
   wait_for(&e->answered, 2, 0);
@@ -354,7 +358,7 @@ static long call_beside(const struct madfs_call *call, int *escaped_argument) {
     if (result >= 0 && (call->number == CALL_openat || call->number == CALL_openat2)) {
       result = madfs_fds_borrow(e->slot, call->number == CALL_openat && (call->arg[1].value & O_CLOEXEC));
     } else if (result >= 0 && (call->number == CALL_chdir_path || call->number == CALL_chdir_fd)) {
-      madfs_cwd_set(e->cwd, e->cwd_length);
+      madfs_cwd_set(e->cwd, e->cwd_length, e->cwd_inode);
     }
     tell(&e->answered, 2);
     RAW(SYS_wait4, copy, 0, __WALL, 0);

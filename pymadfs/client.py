@@ -226,6 +226,15 @@ class FileSystem(FileData):
             except Restart as restart:
                 links = [0] if links is None else links
                 path, end = self.redirect(path, restart.prefix, restart.target, links)
+            except OSError:
+                if b"\0" not in path:
+                    raise
+                from . import removed
+
+                path, attr = removed.resolve(self, op, path, fields)
+                if ending == DOT and not allowed(attr, self.rpc.who, X_OK):
+                    raise fail(errno.EACCES, path) from None
+                return path, attr, b""
             else:
                 attr = ATTR.unpack(reply.attr)
                 link = attr.mode & S_IFMT == S_IFLNK
@@ -278,8 +287,10 @@ class FileSystem(FileData):
         try:
             return self._call(home(ino), op, tail + path, ino, *fields, send=send)
         except OSError as error:
-            place = self.where(ino) if error.errno == errno.ENOENT else None
-            if place is None:
+            if error.errno != errno.ENOENT:
+                raise
+            place = self.where(ino) or path
+            if place == path and owner(path, self.servers) == home(ino):
                 raise
         return self._call(owner(place, self.servers), op, tail + place, ino, *fields, send=send)
 
@@ -299,9 +310,14 @@ class FileSystem(FileData):
 
     def _named(self, op, path, fields=(), suffix=b"", sized=False):
         """Ask ``op`` about the name ``path``: links above it are followed, one at its end is not."""
+        return self._named_at(op, path, fields, suffix, sized)[1]
+
+    def _named_at(self, op, path, fields=(), suffix=b"", sized=False):
+        """As _named; ``(path without links, what was answered)``."""
         for _ in range(LINKS_MAX + 1):
             try:
-                return self._call(owner(path, self.servers), op, path + suffix, *((len(path),) if sized else fields))
+                said = self._call(owner(path, self.servers), op, path + suffix, *((len(path),) if sized else fields))
+                return path, said
             except Restart as restart:
                 path, _ = self.redirect(path, restart.prefix, restart.target)
         raise fail(errno.ELOOP, path)
@@ -437,14 +453,14 @@ class FileSystem(FileData):
         self._named(UNLINK, path)
 
     def rmdir(self, path):
-        """Remove an empty directory."""
+        """Remove an empty directory.  Returns its path without links."""
         path, ending = self.clean(path)
         if ending > SLASH:
             self.directory(path, search=True)
             raise fail(errno.EINVAL if ending == DOT else errno.ENOTEMPTY, path)
         if path == b"/":
             raise fail(errno.EBUSY, path)
-        self._named(RMDIR, path)
+        return self._named_at(RMDIR, path)[0]
 
     def rename(self, old, new, flags=0):
         """Move a name, replacing what is at ``new``; ``flags`` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE.
@@ -563,7 +579,8 @@ class FileSystem(FileData):
         """Change what ``valid`` (SET_*) names at a path; times in nanoseconds.  Returns the attributes afterwards."""
         path, ending = self.clean(path)
         if ending:  # what ends in a slash must be a directory before anything changes
-            path, _, _ = self.lookup(path + (b"/" if ending == SLASH else b"/."))
+            found, _, _ = self.lookup(path + (b"/" if ending == SLASH else b"/."))
+            path = found if b"\0" not in path else path
         if not valid:
             return self._resolve(LOOKUP, path, PLAIN, follow)[1]
         fields = (0, valid, mode, uid, gid, size, atime, mtime)

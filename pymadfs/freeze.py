@@ -68,8 +68,8 @@ def namedtuple(typename, field_names, *, defaults=()):
 
 CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadfs.config", "pymadfs.door",
           "pymadfs.errors", "pymadfs.filedata", "pymadfs.identity", "pymadfs.layout", "pymadfs.links",
-          "pymadfs.hearing", "pymadfs.listing", "pymadfs.log", "pymadfs.ops", "pymadfs.renaming", "pymadfs.rpc",
-          "pymadfs.syscalls", "pymadfs.visitors",
+          "pymadfs.hearing", "pymadfs.listing", "pymadfs.log", "pymadfs.ops", "pymadfs.removed", "pymadfs.renaming",
+          "pymadfs.rpc", "pymadfs.syscalls", "pymadfs.visitors",
           *(f"pymadfs.syscalls.{name[:-3]}" for name in sorted(os.listdir(os.path.join(HERE, "syscalls")))
             if name.endswith(".py") and name != "__init__.py"),
           "pymadfs.transport", "pymadfs.transport.ucx")

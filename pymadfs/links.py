@@ -57,6 +57,8 @@ def refuse(fs, new):
     above = fs.lookup(parent(fs.clean(new)[0]))[1]
     if above.mode & S_IFMT != S_IFDIR:
         raise fail(errno.ENOTDIR, new)
+    if not above.nlink:
+        raise fail(errno.ENOENT, new)
     return above
 
 

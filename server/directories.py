@@ -23,7 +23,7 @@ from . import meta
 from .meta import entry_key, is_directory, is_symlink, target_of
 
 DIRECTORIES_MAX = 1 << 16
-REMOVED_MAX = 1024
+REMOVED_MAX = 8192
 FETCH_TRIES = 64  # asked again when an INVALIDATE overtook the answer
 
 Dir = namedtuple("Dir", "mode uid gid key chunk_size")

@@ -399,6 +399,8 @@ def is_empty(server, path):
 
 @serves(SETATTR)
 def setattr_(server, request):
+    if request.fields.ino in server.dirs.removed:
+        return set_removed(server, request)
     if server.times.active:
         ino = request.fields.ino
         path = path_of(server.meta.find(ino, request.tail)[0]) if ino else request.tail
@@ -438,6 +440,16 @@ def set_attributes(server, request):
         return change_directory(server, request, key, path_of(key))
     server.kv.put(key, updated)
     return (updated[:ATTR_SIZE],), updated[ATTR_SIZE:]
+
+
+def set_removed(server, request):
+    """As set_attributes, of a directory that was removed and may still be open."""
+    ino = request.fields.ino
+    value = attributes(request, server.dirs.removed[ino])
+    if request.fields.valid & SET_SIZE:
+        raise fail(errno.EISDIR)
+    server.dirs.removed[ino] = value
+    return (value[:ATTR_SIZE],), b""
 
 
 def check_resize(request, value, path):

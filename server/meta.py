@@ -320,8 +320,10 @@ def check_new_path(path):
     name = path[path.rindex(b"/") + 1:]
     if len(name) > NAME_BYTES_MAX or len(path) > PATH_BYTES_MAX:
         raise fail(errno.ENAMETOOLONG)
-    if name in (b"", b".", b"..") or 0 in path:
+    if name in (b"", b".", b"..") or 0 in name:
         raise fail(errno.EINVAL)
+    if 0 in path:  # a directory that has lost its name: pymadfs/removed.py
+        raise fail(errno.ENOENT)
 
 
 # --- the namespace of one server ------------------------------------------------------------------------------------

@@ -201,6 +201,7 @@ def put(server, fields, tail):
     if existing is not None and fields.links and ino_of(existing) != ino_of(value):
         xattrs.forget(server, existing)  # the empty directory that was replaced
         debt = forget_location(server, ino_of(existing), fields.now)
+        server.dirs.remember(ino_of(existing), changed(existing, nlink=0, ctime_ns=fields.now))
     elif existing is not None and ino_of(existing) != ino_of(value):
         _leave(server, existing, freeze.other(path))
     server.kv.put(entry_key(path), value)

@@ -118,8 +118,10 @@ def check(request, value, name, want):
 
 
 def _inode(server, request, ino, hint):
-    """``(key, value)`` of an inode that nobody is changing."""
+    """``(key, value)`` of an inode that nobody is changing; no key when it is a removed directory's."""
     server.dirs.free(inode_key(ino))
+    if ino in server.dirs.removed:  # a directory, which took them along
+        return None, server.dirs.removed[ino]
     key, value = server.meta.find(ino, hint)
     server.dirs.free(key)
     return key, value
@@ -128,6 +130,8 @@ def _inode(server, request, ino, hint):
 def _changing(server, request, ino, hint):
     """As ``_inode``, for a change: those of a directory wait for a rename that it moves with."""
     key, value = _inode(server, request, ino, hint)
+    if key is None:
+        raise fail(errno.ENOENT)
     if server.freezes and is_directory(value):
         server.freezes.still(path_of(key))
     return key, value

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import _shim
 from pymadfs import abi, links
-from pymadfs.client import LOCK_TO_END, S_IFMT, S_IFREG, File, FileSystem
+from pymadfs.client import LOCK_TO_END, S_IFDIR, S_IFMT, S_IFREG, File, FileSystem
 from pymadfs.errors import fail
 from pymadfs.layout import covers
 from pymadfs.ops import LOCK_TRY
@@ -151,6 +151,7 @@ def opened(handle):
     return file
 
 
+_GONE = 1 << 63  # with an inode's number: it is known to be of a directory that was removed
 _PIPE_SHIFT = 62  # of what C gives as the handle of a FIFO, which the kernel has open: this bit and the inode number
 
 
@@ -190,15 +191,27 @@ def descriptor(path, attr, flags):
     record = RECORD.pack(attr.ino, attr.size, attr.chunk_size, attr.mode, this_image, attr.cuts)
     status = flags & _STATUS_FLAGS if flags & posix.O_PATH else flags & _STATUS_FLAGS | abi.O_LARGEFILE
     try:
-        return _shim.open_fd(status, record, host_name(path), flags & posix.O_CLOEXEC != 0)
+        fd = _shim.open_fd(status, record, host_name(path), flags & posix.O_CLOEXEC != 0)
     except OSError:
         if attr.mode & S_IFMT == S_IFREG and not flags & posix.O_PATH:
             fs.ended(attr.ino)
         raise
+    if not attr.nlink and attr.mode & S_IFMT == S_IFDIR:
+        _shim.gone(attr.ino)
+    return fd
+
+
+def removed(path):
+    """The directory ``path`` was removed, or replaced: who has it open here goes on with what has no name."""
+    for ino in set(_shim.open_at(host_name(path))):
+        if ino < _GONE and not fs.getattr(File(ino, S_IFDIR, path, 0)).nlink:
+            _shim.gone(ino)
 
 
 def moved(old, new, exchange):
     """Directories have moved: what is open below them goes along, and working directories."""
+    if not exchange:
+        removed(new)
     _shim.moved(host_name(old), host_name(new), exchange)
     for file in list(open_files.values()):
         if covers(old, file.path):

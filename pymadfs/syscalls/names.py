@@ -39,7 +39,7 @@ def unlinkat(path, flags):
     if flags & ~abi.AT_REMOVEDIR:
         raise fail(errno.EINVAL)
     if flags:
-        files.fs.rmdir(files.fs.inside(path))
+        files.removed(files.fs.rmdir(files.fs.inside(path)))
     else:
         files.fs.unlink(files.fs.inside(path))
     return 0

@@ -41,7 +41,12 @@ def reopen(handle, flags, mode):
     file = file_of(handle)
     kind = file.mode & S_IFMT
     if kind not in (S_IFREG, S_IFIFO) or flags & _TMPFILE and not flags & posix.O_PATH:
-        return openat(host_name(file.path), flags | (posix.O_NOFOLLOW if kind == S_IFLNK else 0), mode)
+        try:
+            return openat(host_name(file.path), flags | (posix.O_NOFOLLOW if kind == S_IFLNK else 0), mode)
+        except OSError as error:
+            if error.errno != errno.ENOENT or not file.directory or file.path == b"/":
+                raise
+        return openat(b"%b\0%d" % (host_name(file.path), file.ino), flags, mode)
     if flags & posix.O_DIRECTORY:
         raise fail(errno.EINVAL if flags & posix.O_CREAT and not flags & posix.O_PATH else errno.ENOTDIR)
     if flags & posix.O_PATH:
@@ -150,7 +155,9 @@ def _enter(path, attr):
         raise fail(errno.ENOTDIR)
     if not allowed(attr, files.fs.rpc.who, X_OK):
         raise fail(errno.EACCES)
-    _shim.set_cwd(host_name(path))
+    _shim.set_cwd(host_name(path), attr.ino)
+    if not attr.nlink:
+        _shim.gone(attr.ino)
     return 0
 
 

@@ -93,8 +93,15 @@ class Shim(types.ModuleType):
     def keep(self, fd):
         self.kept.append(fd)
 
-    def set_cwd(self, path):
+    def set_cwd(self, path, inode):
         self.cwd = path
+
+    @staticmethod
+    def open_at(path):
+        return ()
+
+    def gone(self, inode):
+        raise AssertionError(f"nothing was open of {inode}")
 
     def moved(self, old, new, exchange):
         self.moves.append((old, new, exchange))
