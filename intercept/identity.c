@@ -3,7 +3,7 @@
 // runtime reads when it starts and again after a call that may have changed them passed by here.
 //
 // Only the job's user can read the cluster file.  A process that gives up being that user keeps it open before it does,
-// and hands it to the programs that it executes.
+// and hands it to the programs that it executes; so does one that gets mounts of its own, which may hide it (bwrap).
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -15,7 +15,7 @@ static _Atomic int cluster = -1;       // the cluster file, kept open
 static _Atomic int apart;              // where another table of descriptors has it, or 0
 static const char mark[] = "MADFS_CLUSTER_FD=";
 
-static void keep_cluster(void) {
+void madfs_identity_keep(void) {
   struct madfs_thread *t = madfs_local.thread;
   int none = -1;
   if (!madfs_settings.in_cluster || madfs_identity_cluster() >= 0) return;
@@ -39,7 +39,7 @@ int madfs_identity_cluster(void) {
 
 static bool set_concerns(struct madfs_frame *f) {
   (void)f;
-  keep_cluster();
+  madfs_identity_keep();
   atomic_fetch_add(&epoch, 1);
   return false;  // the kernel does it where it stands; setuid(3) has each thread do it in a signal handler
 }

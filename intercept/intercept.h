@@ -490,6 +490,7 @@ void madfs_limits_adopt(unsigned which, const char *state);
 
 bool madfs_identity_changed(unsigned *now);  // the runtime does not know who this thread is
 void madfs_identity_get(unsigned *user, unsigned *group);
+void madfs_identity_keep(void);                      // the cluster file, which may soon be out of reach
 int madfs_identity_cluster(void);                    // the cluster file kept open, or -1
 void madfs_identity_move(int fd);  // another table of descriptors shall have something else there
 bool madfs_identity_state(char *text, size_t size);  // MADFS_CLUSTER_FD for a program to be executed

@@ -265,6 +265,7 @@ static bool clone_concerns(struct madfs_frame *f) {
   struct new_process p;
   if (!read_request(f, &p)) return false;
   enum kind kind = kind_of(&p);
+  if (p.flags & CLONE_NEWNS) madfs_identity_keep();
   if (kind == KIND_COPY && !madfs_local.forking && !madfs_in_vfork()) return true;
   if (kind == KIND_COPY) madfs_local.fork_made = true;
   if (!(p.flags & CLONE_FILES)) madfs_fds_fork_begins();

@@ -242,6 +242,7 @@ long madfs_tables_unshare(unsigned long flags) {
 }
 
 static bool unshare_concerns(struct madfs_frame *f) {
+  if (f->argument[0] & CLONE_NEWNS) madfs_identity_keep();
   return (f->argument[0] & CLONE_FILES) && !madfs_in_vfork() && !madfs_alone();
 }
 

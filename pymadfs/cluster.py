@@ -74,14 +74,15 @@ def directories_on_node(secret):
 
 
 def read(path, kept=-1):
-    """Cluster described by the file at ``path``; ``kept`` is a descriptor of it for who may no longer open it.
+    """Cluster described by the file at ``path``; ``kept`` is a descriptor of it for who may no longer open it, or has
+    mounts of its own that hide it.
 
     Raises ClusterError.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO is to be refused
     except OSError as error:
-        if kept >= 0 and error.errno == errno.EACCES:
+        if kept >= 0 and error.errno in (errno.EACCES, errno.ENOENT, errno.ENOTDIR):
             return parse(_content(kept), path)
         raise ClusterError(f"cannot read the cluster file {path}: {error.strerror}; `madfs up` makes one") from None
     try:

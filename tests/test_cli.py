@@ -609,6 +609,18 @@ def test_interrupted_while_python_starts(tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_interrupt_before_python_can_take_it(tmp_path):
+    """SIGINT waits until the first statement: the interpreter's own start would answer it with a traceback."""
+    if "--block-signal" not in call(["env", "--help"]).stdout:
+        pytest.skip("env cannot block signals: coreutils before 8.31")
+    shutil.copy(Path(sys.executable).with_name("madfs"), tmp_path)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nkill -INT $$\necho waits\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = call([tmp_path / "madfs", "--version"])
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "waits\n", "")
+
+
 def test_version(madfs):
     import pymadfs
 

@@ -284,6 +284,39 @@ def test_filter_without_them_ends_the_process(on_mount, built):
     assert on_mount(program).returncode == -31
 
 
+# --- mounts of a process's own --------------------------------------------------------------------------------------
+
+# What hides the directory of the cluster file, as sandboxes such as bwrap hide /tmp, before the mount is touched.
+HIDES = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+hidden = os.path.dirname(os.environ["MADFS_CLUSTER"])
+NEWNS, NEWUSER, SIGCHLD, SYS_CLONE, REC, PRIVATE = 0x20000, 0x10000000, 17, 56, 0x4000, 1 << 18
+flags = NEWNS | (NEWUSER if os.getuid() else 0)
+if sys.argv[1] == "clone":
+    child = libc.syscall(SYS_CLONE, flags | SIGCHLD, None, None, None, None)
+    if child > 0:
+        sys.exit(os.waitpid(child, 0)[1] >> 8)
+else:
+    child = libc.unshare(flags)
+if child < 0 or libc.mount(None, b"/", None, REC | PRIVATE, None):
+    sys.exit(77)
+if libc.mount(b"none", hidden.encode(), b"tmpfs", 0, None):
+    sys.exit(77)
+assert not os.path.exists(os.environ["MADFS_CLUSTER"])
+assert os.path.isdir("/madfs")
+os.execlp("sh", "sh", "-c", "echo within > /madfs/hidden && cat /madfs/hidden && rm /madfs/hidden")
+"""
+
+
+@pytest.mark.parametrize("way", ["clone", "unshare"])
+def test_hidden_cluster_file(on_mount, way):
+    done = on_mount("python3", "-c", HIDES, way)
+    if done.returncode == 77:
+        pytest.skip("mounts of a process's own are not allowed here")
+    good(done, "within\n")
+
+
 # --- the doctor knows -----------------------------------------------------------------------------------------------
 
 
