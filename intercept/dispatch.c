@@ -4,6 +4,7 @@
 // hook stack: canonical arguments are built from the row, and the runtime answers.
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <linux/fs.h>
 #include <linux/openat2.h>
@@ -568,9 +569,11 @@ static bool check_buffer(const struct madfs_frame *f, struct madfs_call *call) {
   if ((flags & O_PATH) || (flags & O_ACCMODE) == (fills ? O_WRONLY : O_RDONLY)) return true;  // EBADF
   long *count = &call->arg[2].value;
   if (call->count > 3 && call->arg[3].value < 0) return true;  // EINVAL
-  if (call->arg[1].value < 0) return false;
+  unsigned long at = (unsigned long)call->arg[1].value, size = (unsigned long)*count;
+  if (size > ARCH_POINTER_MAX || at > ARCH_POINTER_MAX - size) return false;
+  if (call->count > 3 && call->arg[3].value > LONG_MAX - *count) return true;  // EINVAL
   if (*count > COUNT_MAX) *count = COUNT_MAX;
-  if (*count <= 0) return true;
+  if (!*count) return true;
   long there = (long)madfs_user_probe((const void *)call->arg[1].value, (size_t)*count, fills);
   if (there) *count = there;
   return there || is_directory(madfs_fd_slot((int)f->argument[0]));

@@ -43,7 +43,7 @@ NAME_MAX, PATH_MAX = 255, 4096
 PATH_LONGEST = 8191  # bytes of an absolute path: where a program is and what it gives, which is below PATH_MAX
 RW_MAX = 0x7FFFF000  # what one read or write transfers at most
 OFFSET_MAX = (1 << 63) - 1
-KERNEL_HALF = 1 << 63  # no program has memory from here on
+USER_END = 0x7FFFFFFFF000 if X86_64 else 1 << 52  # no program has memory from here on
 PAGE = 4096  # addresses below are never mapped: they are NULL pointers with an offset
 MAGIC = 0x4D414446  # statfs f_type, "MADF"
 

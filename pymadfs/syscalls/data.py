@@ -19,11 +19,12 @@ _scratch = []  # addresses of free buffers of eager_max bytes
 # --- reading and writing --------------------------------------------------------------------------------------------
 
 
-def _readable_file(handle):
+def _readable_file(handle, count, offset=0):
     file = opened(handle)
     if not file.readable:
         raise fail(errno.EBADF)
     if file.directory:
+        _range(offset, count)
         raise fail(errno.EISDIR)
     return file
 
@@ -62,10 +63,12 @@ def _rwf(flags):
 
 
 # readv(2): "EINVAL: The sum of the iov_len values overflows an ssize_t value ... The vector count, iovcnt, is less than
-# zero or greater than the permitted maximum."
+# zero or greater than the permitted maximum."  In truth each part must lie where a program can have memory (EFAULT);
+# one that is alone is limited to RW_MAX before.
 def _vector(address, count):
     """``[(base, length)]`` of an array of ``struct iovec``, without the empty ones."""
-    if not 0 <= count <= abi.IOV_MAX:
+    count &= 0xFFFFFFFF  # an unsigned int
+    if count > abi.IOV_MAX:
         raise fail(errno.EINVAL)
     if not count:
         return ()  # the address is not looked at
@@ -74,9 +77,11 @@ def _vector(address, count):
     if any(length < 0 for _, length in whole):
         raise fail(errno.EINVAL)
     for base, length in whole:
-        length = min(length, abi.RW_MAX - total)
-        if base + length >= abi.KERNEL_HALF:
+        if count == 1:
+            length = min(length, abi.RW_MAX)
+        if base + length > abi.USER_END:
             raise fail(errno.EFAULT)
+        length = min(length, abi.RW_MAX - total)
         if length:
             parts.append((base, length))
             total += length
@@ -98,7 +103,7 @@ def _there(parts, fills):
     return segments, total
 
 
-def _room(handle, vector, count, flags=0, offset=0):
+def _room(handle, vector, count, flags=0, offset=-1):
     """``(file, segments, total)`` of a call that reads to a vector, or of nothing."""
     file = opened(handle)
     if not file.readable:
@@ -106,15 +111,15 @@ def _room(handle, vector, count, flags=0, offset=0):
     parts = _vector(vector, count)
     if not parts:
         return file, (), 0
-    _check_flags(handle, parts, flags, offset)
+    _check(handle, parts, flags, offset)
     if file.directory:
-        raise fail(errno.EISDIR)
+        raise fail(errno.EISDIR if not flags & ~abi.RWF_HIPRI else errno.EOPNOTSUPP)
     return file, *_there(parts, True)
 
 
-def _check_flags(handle, parts, flags, offset):
+def _check(handle, parts, flags, offset):
+    _range(offset if offset != -1 else offset_get(handle), sum([length for _, length in parts]))
     if flags:
-        _range(offset if offset != -1 else offset_get(handle), sum([length for _, length in parts]))
         _rwf(flags)
 
 
@@ -122,7 +127,7 @@ def _check_flags(handle, parts, flags, offset):
 # offset is incremented by the number of bytes read."
 @call
 def read(handle, buffer, count):
-    return _read(handle, _readable_file(handle), ((buffer, min(count, abi.RW_MAX)),), count)
+    return _read(handle, _readable_file(handle, count), ((buffer, min(count, abi.RW_MAX)),), count)
 
 
 # pread(2): "reads up to count bytes from file descriptor fd at offset offset ... The file offset is not changed."
@@ -130,7 +135,7 @@ def read(handle, buffer, count):
 def pread(handle, buffer, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
-    return _pread(_readable_file(handle), offset, ((buffer, min(count, abi.RW_MAX)),), count)
+    return _pread(_readable_file(handle, count, offset), offset, ((buffer, min(count, abi.RW_MAX)),), count)
 
 
 # readv(2): "reads iovcnt buffers from the file associated with the file descriptor fd into the buffers described by
@@ -145,7 +150,7 @@ def readv(handle, vector, count):
 def preadv(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
-    file, segments, total = _room(handle, vector, count)
+    file, segments, total = _room(handle, vector, count, 0, offset)
     return _pread(file, offset, segments, total)
 
 
@@ -232,7 +237,9 @@ def pwritev(handle, vector, count, offset):
     if offset < 0:
         raise fail(errno.EINVAL)
     file = _writable_file(handle)
-    segments, total = _there(_vector(vector, count), False)
+    parts = _vector(vector, count)
+    _check(handle, parts, 0, offset)
+    segments, total = _there(parts, False)
     return _pwrite(handle, file, segments, total, offset)
 
 
@@ -245,7 +252,7 @@ def pwritev2(handle, vector, count, offset, flags):
     file = _writable_file(handle)
     parts = _vector(vector, count)
     if parts:
-        _check_flags(handle, parts, flags, offset)
+        _check(handle, parts, flags, offset)
     segments, total = _there(parts, False)
     if offset == -1:
         return _write(handle, file, segments, total, flags)
