@@ -504,6 +504,13 @@ bool madfs_path_is_step(int directory, const char *path) {
   return !BYTE(path) || check_directory(base, length, 0) == -ENOENT;
 }
 
+static bool locate_by_inode(const char *path, char out[MADFS_PATH_MAX], size_t *length) {
+  madfs_local.thread->by_inode = true;
+  int where = madfs_path_locate(AT_FDCWD, path, out, length);
+  madfs_local.thread->by_inode = false;
+  return where == PATH_OURS;
+}
+
 static bool chdir_concerns(struct madfs_frame *f) { return (void)f, true; }
 
 static enum madfs_verdict chdir_work(struct madfs_frame *f) {
@@ -527,10 +534,7 @@ static enum madfs_verdict chdir_work(struct madfs_frame *f) {
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_PATH, .text = out, .length = length};
   enum madfs_verdict verdict = changed(f, &call);
   if (f->number != -ENOENT || !madfs_path_is_step(AT_FDCWD, path)) return verdict;
-  madfs_local.thread->by_inode = true;
-  where = madfs_path_locate(AT_FDCWD, path, out, &call.arg[0].length);
-  madfs_local.thread->by_inode = false;
-  return where == PATH_OURS ? changed(f, &call) : verdict;
+  return locate_by_inode(path, out, &call.arg[0].length) ? changed(f, &call) : verdict;
 }
 
 const struct madfs_shim madfs_shim_chdir = {chdir_concerns, chdir_work};
@@ -554,12 +558,24 @@ const struct madfs_shim madfs_shim_fchdir = {fchdir_concerns, fchdir_work};
 
 static bool getcwd_concerns(struct madfs_frame *f) { return (void)f, madfs_cwd_virtual(); }
 
+// Enters the working directory anew when others have renamed it; false: it was removed.
+static bool find_cwd(void) {
+  char *path = madfs_local.thread->path[0];
+  int ignored;
+  struct madfs_call call = {.number = CALL_chdir_path, .count = 1};
+  if (!locate_by_inode(".", path, &call.arg[0].length)) return false;
+  call.arg[0].kind = MADFS_ARG_PATH;
+  call.arg[0].text = path;
+  return !madfs_failed(madfs_runtime_call(&call, &ignored)) && !(madfs_cwd_inode() & MADFS_GONE);
+}
+
 static enum madfs_verdict getcwd_work(struct madfs_frame *f) {
   char *path = madfs_local.thread->scratch;
   size_t size = madfs_cwd_get(path) + 1;
   if (size == 1) return MADFS_PASS;
   long gone = check_directory(path, size - 1, madfs_cwd_inode());
-  if (gone) return answer(f, gone);
+  if (gone && !find_cwd()) return answer(f, gone);
+  if (gone) size = madfs_cwd_get(path) + 1;
   if (size > f->argument[1]) return answer(f, -ERANGE);
   return answer(f, madfs_user_out((char *)f->argument[0], path, size) ? (long)size : -EFAULT);
 }
