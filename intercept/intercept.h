@@ -149,6 +149,7 @@ struct madfs_local {
   int inside_task;    // which of two tasks with the same thread-local memory is inside
   bool parting;       // it makes a task with a table of its own
   bool fork_made;     // process.c: the fork that was told of has come
+  bool filtered;      // filters.c: a filter of system calls leaves the client no way to end
   int fork_pair;      // which of our handlers began it
   uint64_t fork_signals;  // the mask before
 };
@@ -485,6 +486,11 @@ long madfs_open(const char *path, int flags);  // for our own use, also when the
 enum { LIMIT_NOFILE, LIMIT_FSIZE, MADFS_LIMITS };
 bool madfs_limits_state(unsigned which, char *text, size_t size);  // MADFS_NOFILE... for a program to be executed
 void madfs_limits_adopt(unsigned which, const char *state);
+
+// --- filters.c ------------------------------------------------------------------------------------------------------
+
+bool madfs_filtered(void);          // what the client does at the end of a process would end it
+void madfs_filter_inherited(void);  // by a thread that this one makes
 
 // --- identity.c -----------------------------------------------------------------------------------------------------
 

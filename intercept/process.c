@@ -273,6 +273,7 @@ static bool clone_concerns(struct madfs_frame *f) {
   if (kind == KIND_FILES) madfs_tables_clone();
   if (kind == KIND_FILES || kind == KIND_THREAD) note_companion(&p);
   if (kind == KIND_THREAD) madfs_fork_again(true);
+  if (kind == KIND_THREAD) madfs_filter_inherited();
   return false;
 }
 
@@ -308,7 +309,7 @@ const struct madfs_shim madfs_shim_clone3 = {clone_concerns, clone_work};
 static bool exit_concerns(struct madfs_frame *f) {
   (void)f;
   int owner = atomic_load(&memory_process);
-  return madfs_runtime_loaded() && !madfs_in_vfork() && (!owner || owner == (int)RAW(SYS_getpid));
+  return madfs_runtime_loaded() && !madfs_filtered() && !madfs_in_vfork() && (!owner || owner == (int)RAW(SYS_getpid));
 }
 
 static _Atomic int exiting;  // the thread that ends this process

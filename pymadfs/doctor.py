@@ -29,6 +29,7 @@ FILES_MIN, MEMORY_MIN = 64, 1 << 30  # descriptors and bytes of address space th
 _PR_GET_MDWE = 66
 
 SHELLS = ("sh", "bash", "dash", "ksh", "zsh", "ash")
+_ENV_MOVES = {"PATH", "-", "-i", "--ignore-environment", "-C", "--chdir"}  # then env looks elsewhere than we do
 LOADERS = ("ld-linux", "ld64.so", "ld-musl", "ld.so")
 VSYSCALL = re.compile(  # mov $ADDRESS to a register or to memory, movabs, call *ADDRESS
     rb"\xc7(?:[\xc0-\xc7]|[\x40-\x47].|\x44\x24.|[\x80-\x87].{4})\x00[\x00\x04\x08]\x60\xff|"
@@ -91,14 +92,15 @@ def _privileged(path, status):
 
 def warning(argv):
     """One line about the first program of ``argv`` that will not be on MadFS, or None."""
-    for path, _ in programs(argv):
-        if why := blocked(path):
+    for path, certain in programs(argv):
+        if certain is not None and (why := blocked(path)):
             return f"{path} {why[0]}: {why[1]}"
     return None
 
 
 def programs(argv, environment=None):
-    """The programs that the command ``argv`` names: pairs of a path and whether it is certain to be executed.
+    """The programs that the command ``argv`` names: pairs of a path and whether it is certain to be executed, or of a
+    name and None where ``env`` does not find it.
 
     Certain are the program itself, the interpreters of its ``#!`` lines and what ``env`` executes; an argument that is
     an executable file may be executed, too (``nice ./a.out``, ``mpirun -n 2 ./a.out``, ``sh -c ./a.out``).
@@ -109,36 +111,44 @@ def programs(argv, environment=None):
     if os.path.basename(words[0]) in SHELLS and "-c" in words[1:-1]:
         script = words[words.index("-c") + 1]
         try:
-            words += shlex.split(script, comments=True)
+            split = shlex.shlex(script, posix=True, punctuation_chars=True)
+            split.whitespace_split = True
+            words += split
         except ValueError:
             words += script.split()
     for index, word in enumerate(words):
         path = shutil.which(word, path=environment.get("PATH", os.defpath)) if index == 0 or "/" in word else None
-        if path:
-            for interpreter in _chain(path, words[1:] if index == 0 else [], environment):
+        if path and os.path.isfile(path):
+            chain, missing = _chain(path, words[1:] if index == 0 else [], environment)
+            for interpreter in chain:
                 found.setdefault(interpreter, index == 0)
+            if missing and index == 0:
+                found.setdefault(missing, None)
     return list(found.items())
 
 
 def _chain(path, arguments, environment):
-    """``path``, its ``#!`` interpreters, and what ``env`` among them executes."""
+    """``path``, its ``#!`` interpreters, and what ``env`` among them executes, as a list; and a name that ``env`` does
+    not find, or None."""
     seen = [path]
     for _ in range(SCRIPTS_MAX):
         if os.path.basename(path) == "env":
             name = _executed_by_env(arguments)
             following = shutil.which(name, path=environment.get("PATH", os.defpath)) if name else None
+            if not following:
+                return seen, None if _ENV_MOVES.intersection(word.partition("=")[0] for word in arguments) else name
             arguments = []
         else:
             try:
                 line = elf.shebang(path)
             except OSError:
-                return seen
+                return seen, None
             following, arguments = (line[0], (line[1] or "").split()) if line else (None, [])
         if not following:
-            return seen
+            return seen, None
         path = following
         seen.append(path)
-    return seen
+    return seen, None
 
 
 def _executed_by_env(words):
@@ -168,6 +178,19 @@ def _missing(word):
         "is no file", "name the program")
 
 
+def _not_found(word, mount, environment):
+    if os.path.normpath(word).startswith(mount + "/") and not _inside(mount, environment):
+        return Finding(NOTE, word, "lies on the mount and cannot be looked at before it runs",
+                       "examine the original that is copied there")
+    return Finding(ERROR, word, *_missing(word))
+
+
+def _inside(mount, environment):
+    """Whether this process is one of a job and sees its mount."""
+    libraries = environment.get("LD_PRELOAD", "").replace(":", " ").split()
+    return environment.get("MADFS_MOUNT") == mount and keeper.LIBRARY in map(os.path.basename, libraries)
+
+
 def _refused(path):
     """Why the kernel will not execute ``path``, although it has the right to: ``(problem, fix)``, or None."""
     try:
@@ -176,7 +199,7 @@ def _refused(path):
     except FileNotFoundError:
         return ("is the interpreter of a script and does not exist", "install it, or correct the `#!` line")
     except OSError:
-        return None
+        return None if os.path.isfile(path) else ("is the interpreter of a script and no file", "correct the `#!` line")
     return ("is neither a program nor a script with a `#!` line; only shells run such a file, of themselves",
             "begin it with a `#!` line, or say `sh FILE`")
 
@@ -194,17 +217,19 @@ def examine(argv, mount, environment=None):
     broken = any(finding.severity == ERROR for finding in findings)
     patched = 0
     named = programs(argv, environment)
-    if not named and os.path.normpath(argv[0]).startswith(mount + "/"):
-        findings.append(Finding(NOTE, argv[0], "lies on the mount and cannot be looked at before it runs",
-                                "examine the original that is copied there"))
-    elif not named or not named[0][1]:
-        findings.append(Finding(ERROR, argv[0], *_missing(argv[0])))
+    if not named or not named[0][1]:
+        findings.append(_not_found(argv[0], mount, environment))
     if os.path.basename(argv[0]) == "valgrind":
         findings.append(Finding(NOTE, argv[0], "will report about the client's Python, too",
                                 "look for reports that begin in the program"))
     for path, certain in named:
-        if why := blocked(path) or (certain and _refused(path)):
+        if certain is None:
+            findings.append(_not_found(path, mount, environment))
+        elif why := blocked(path) or (certain and _refused(path)):
             findings.append(Finding(ERROR if certain else WARNING, path if path.isprintable() else repr(path), *why))
+        elif not os.access(path, os.R_OK):
+            findings.append(Finding(NOTE, path, "cannot be read, and is not examined",
+                                    "try it with `madfs doctor --trace`"))
         elif not broken and elf.is_elf(path):
             more, sites = _objects(path, mount, environment, certain)
             findings += more
@@ -219,7 +244,7 @@ def _installation(mount, environment):
     except launch.LaunchError as error:
         problem, _, fix = str(error).rpartition("; ")
         yield Finding(ERROR, launch.LIBRARY, problem or str(error), fix or "build it with `make build`")
-    if os.path.isdir(mount) and os.listdir(mount):
+    if not _inside(mount, environment) and os.path.isdir(mount) and os.listdir(mount):
         yield Finding(WARNING, mount, "is a directory of this node with files in it, which the mount hides",
                       "say --mount with another path")
     for library in keeper.other_preloads(environment):

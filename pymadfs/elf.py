@@ -3,8 +3,10 @@
 
 Loading the preload library to ask it would rewrite the launcher itself, so its file is read instead.
 """
+import errno
 import os
 import re
+import stat
 import struct
 
 _CLASS32, _CLASS64, _LITTLE = 1, 2, 1
@@ -26,7 +28,7 @@ class Elf:
     """
 
     def __init__(self, path):
-        with open(path, "rb") as file:
+        with regular(path) as file:
             self._data = file.read()
         if len(self._data) < _HEADER.size or self._data[:6] != b"\x7fELF" + bytes((_CLASS64, _LITTLE)):
             raise ValueError(f"{path} is not a 64-bit little-endian ELF file")
@@ -79,10 +81,20 @@ class Elf:
         raise ValueError(f"no segment of the file is loaded at {address:#x}")
 
 
+def regular(path):
+    """The file at ``path``, opened for reading; one that is no regular file, where opening or reading may wait for
+    ever, is refused as the kernel refuses to execute it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PermissionError(errno.EACCES, "no regular file", path)
+    return os.fdopen(fd, "rb")
+
+
 def shebang(path):
     """What the ``#!`` line of the script at ``path`` names: ``(interpreter, argument or None)``, or None when it is not
     a script.  Raises OSError."""
-    with open(path, "rb") as file:
+    with regular(path) as file:
         line = file.readline(256)
     words = re.split(rb"[ \t]+", line[2:].strip(b" \t\n"), maxsplit=1) if line.startswith(b"#!") else []
     words = [word for word in words if word]
@@ -91,11 +103,11 @@ def shebang(path):
 
 def is_elf(path):
     """Whether the file at ``path`` says that it is an ELF file, of whatever kind.  Raises OSError."""
-    with open(path, "rb") as file:
+    with regular(path) as file:
         return file.read(4) == b"\x7fELF"
 
 
 def is_32_bit(path):
     """Whether the ELF file at ``path`` says that it is for 32 bits.  Raises OSError."""
-    with open(path, "rb") as file:
+    with regular(path) as file:
         return file.read(5)[4:] == bytes((_CLASS32,))

@@ -508,7 +508,7 @@ def looks_for_libraries(path, mount, environment):
     if any(names.search(os.fsencode(environment.get(name, ""))) for name in ("LD_LIBRARY_PATH", "LD_PRELOAD")):
         return True
     try:
-        with open(path or "", "rb") as file:
+        with elf.regular(path or "") as file:
             return file.read(4) == b"\x7fELF" and os.fsencode(mount) + b"/" in file.read()
     except OSError:
         return False
@@ -517,7 +517,7 @@ def looks_for_libraries(path, mount, environment):
 def find_program(name, environment):
     """Path of the program ``name``.  Raises CommandError."""
     path = shutil.which(name, path=environment.get("PATH", os.defpath))
-    if path:
+    if path and os.path.isfile(path):
         return path
     if os.path.exists(name):
         raise CommandError(f"{name} is not an executable file", STATUS_NOT_EXECUTABLE)

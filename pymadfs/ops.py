@@ -523,6 +523,10 @@ for _name, _arguments in (("setuid", "a0"), ("setgid", "a0"), ("setreuid", "a0, 
     Syscall(_name, f"set_identity({_arguments})", shim=True,
             note="complete; noted because the thread's later calls are made in the new name")
 
+for _name in ("prctl", "seccomp"):
+    Syscall(_name, "filter(a0, a1, a2)", shim=True,
+            note="complete; noted because under a filter the client may be unable to do what it does at the end")
+
 # The program's own hard limit of descriptors: the client's lie above the soft one (intercept/limits.c).
 for _name, _arguments in (("prlimit64", "a0, a1, a2, a3"), ("setrlimit", "a0, a1"), ("getrlimit", "a0, a1")):
     Syscall(_name, f"limit({_arguments})", shim=True,
@@ -560,7 +564,7 @@ getegid setpgid getppid getpgrp setsid getgroups getresuid getresgid getpgid get
 rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend
 personality ustat sysfs getpriority setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler
 sched_get_priority_max sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall vhangup
-modify_ldt _sysctl prctl arch_prctl adjtimex settimeofday reboot sethostname setdomainname iopl ioperm
+modify_ldt _sysctl arch_prctl adjtimex settimeofday reboot sethostname setdomainname iopl ioperm
 create_module init_module delete_module get_kernel_syms query_module nfsservctl getpmsg putpmsg afs_syscall tuxcall
 security gettid tkill time futex sched_setaffinity sched_getaffinity set_thread_area io_setup io_destroy io_getevents
 io_cancel get_thread_area lookup_dcookie epoll_create epoll_ctl_old epoll_wait_old remap_file_pages set_tid_address
@@ -568,7 +572,7 @@ restart_syscall semtimedop timer_create timer_settime timer_gettime timer_getove
 clock_gettime clock_getres clock_nanosleep tgkill vserver mbind set_mempolicy get_mempolicy mq_open mq_unlink
 kexec_load add_key request_key keyctl ioprio_set ioprio_get inotify_init migrate_pages set_robust_list
 get_robust_list move_pages timerfd_create eventfd eventfd2 epoll_create1 pipe2 inotify_init1 rt_tgsigqueueinfo
-fanotify_init clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr seccomp
+fanotify_init clock_adjtime getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr
 getrandom memfd_create userfaultfd membarrier mlock2 pkey_alloc pkey_free io_pgetevents rseq fsopen
 pidfd_open landlock_create_ruleset memfd_secret futex_waitv set_mempolicy_home_node map_shadow_stack futex_wake
 futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal

@@ -78,7 +78,8 @@ def test_interpreters_of_scripts(tmp_path, static):
     assert doctor.warning([str(script)]) is None  # in circles: Linux says so itself
 
 
-@pytest.mark.parametrize("command", ["nice -n 1 {}", "env A=1 {} x", "sh -c '{} > /madfs/x'", "mpirun -n 2 {}"])
+@pytest.mark.parametrize("command", ["nice -n 1 {}", "env A=1 {} x", "sh -c '{} > /madfs/x'",
+                                     "bash -c 'true; ({};true)&'", "mpirun -n 2 {}"])
 def test_programs_among_the_arguments(static, command):
     import shlex
 
@@ -242,6 +243,10 @@ def odd(tmp_path):
     (tmp_path / "plain").write_bytes(program.read_bytes())
     (tmp_path / "leads-nowhere").symlink_to("nothing")
     os.mkfifo(tmp_path / "fifo")
+    os.mkfifo(tmp_path / "waits", 0o755)
+    for name, line in (("of-fifo", tmp_path / "waits"), ("by-env", "/usr/bin/env -S A=1 none-such -x")):
+        (tmp_path / name).write_text(f"#!{line}\n")
+        (tmp_path / name).chmod(0o755)
     return tmp_path
 
 
@@ -250,11 +255,39 @@ def odd(tmp_path):
     ("lost", "/nonexistent/sh is the interpreter of a script and does not exist"), ("dos", r"'/bin/sh\r' is"),
     ("short", "short is no whole program"), ("old", "old is a 32-bit program"), ("plain", "plain is not executable"),
     ("leads-nowhere", "leads-nowhere is a link that leads nowhere"), ("fifo", "fifo is no file"),
+    ("waits", "waits is no file"), ("of-fifo", "waits is the interpreter of a script and no file"),
+    ("by-env", "none-such is no executable file and not in PATH"),
     (".", "is a directory"), ("none", "none does not exist")])
 def test_what_is_no_program(madfs, odd, name, said):
     done = madfs("doctor", "--", f"{odd}/{name}")
     assert done.returncode == 1 and done.stdout.count("\n") == 1 and said in done.stdout, done
     assert done.stdout.startswith("error: ") and "; fix: " in done.stdout and not done.stderr
+
+
+def test_running_what_is_no_program(madfs, odd):
+    """Nobody waits for the other end of a FIFO."""
+    done = madfs("run", "--servers", 1, "--", f"{odd}/waits")
+    assert (done.returncode, done.stdout) == (126, "") and "waits is not an executable file" in done.stderr
+
+
+def test_env_that_looks_elsewhere(odd):
+    for word in ("PATH=/nonexistent", "-i", "--chdir=/"):
+        assert ("none-such", None) not in doctor.programs(["env", word, "none-such"])
+    assert ("none-such", None) in doctor.programs(["env", "A=1", "none-such"])
+    assert ("none-such", None) not in doctor.programs(["nice", f"{odd}/by-env"])
+
+
+def test_programs_that_cannot_be_read(madfs, odd, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("program") or mode != os.R_OK)
+    assert severities(doctor.examine([f"{odd}/program"], "/madfs")[0], "cannot be read") == ["note"]
+
+
+def test_within_a_job(madfs, static):
+    """The doctor sees the mount then: nothing is hidden by it, and what lies there is looked at."""
+    script = f"cp {static} /madfs/there; madfs doctor -- /madfs/there; madfs doctor -- /madfs/none; exit 0"
+    done = madfs("run", "--servers", 1, "--", "sh", "-c", script)
+    said = [line for line in done.stdout.splitlines() if not line.startswith("note")]
+    assert len(said) == 2 and "static" in said[0] and "/madfs/none does not exist" in said[1], done
 
 
 def test_what_is_one(madfs, odd, static):

@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #define ARCH_ELF_MACHINE EM_X86_64
+#define ARCH_AUDIT AUDIT_ARCH_X86_64  // what filters of system calls see
 #define ARCH_BREAKPOINT 0xcc  // the first byte of what a debugger writes
 #define ARCH_POINTER_MAX 0x7ffffffff000UL  // end of the addresses a program can have
 

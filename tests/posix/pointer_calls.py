@@ -119,6 +119,7 @@ OPEN_HOW = In(quad(os.O_RDWR, 0, 0))
 GETTER, SETTER = Inner(Out(8), struct.pack("<iI", 8, 0)), Inner(In(b"value"), struct.pack("<iI", 5, 0))
 ACTION = In(quad(signal.SIG_IGN, 0x04000000, 0, 0))
 STACK, LIMIT = In(struct.pack("<qi4xq", 0, 2, 0)), In(quad(4096, 4096))
+FILTER = Inner(quad(1), In(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)))  # one instruction: all is allowed
 PROGRAM = (Path(b"/bin/true"), Path(b"dir/inner"))
 ARGUMENTS = Inner(In(b"name\0"), In(b"argument\0"), quad(0))
 ENVIRONMENT = Inner(In(b"ONE=1\0"), quad(0))
@@ -218,6 +219,7 @@ CALLS = {
     "clone3": ((Inner(quad(CLONE_PARENT_SETTID), quad(0), quad(0), Out(4), quad(signal.SIGCHLD, 0, 0, 0)), 64),),
     "setgroups": ((2, In(struct.pack("<II", 0, 1))),),
     "prlimit64": ((0, 7, LIMIT, Out(16)),), "setrlimit": ((7, LIMIT),), "getrlimit": ((7, Out(16)),),
+    "prctl": ((15, In(b"name\0")), (22, 2, FILTER)), "seccomp": ((2, 0, In(b"\0\0\xff\x7f")), (1, 0, FILTER)),
     # The kernel's rows.
     "poll": ((POLL, 1, 0),), "ppoll": ((POLL, 1, TIME, SIGNALS, 8),),
     "select": ((1, READY, READY, READY, Out(16)),),

@@ -99,8 +99,10 @@ du -a --apparent-size -b z; df . | wc -l; df -i . | wc -l; t cksum big; sha256su
 ar rc lib.a small big; ar t lib.a; ar x lib.a; ar d lib.a big; ar t lib.a; python3 -m zipfile -c p.zip z; rm p.zip lib.a
 """,
     "shell": """
-exec 3<>rw; echo hello >&3; read -u3 x; echo "<$x>"; mapfile -t lines < big; echo ${#lines[@]}; coproc cat small
-read -u ${COPROC[0]} x; echo $x; wait; diff <(cat big) <(cat big) && echo eq; while read l; do n=$l; done < small
+exec 3<>rw; echo hello >&3; read -u3 x; echo "<$x>"; mapfile -t lines < big; echo ${#lines[@]}
+coproc { cat small; cat; }
+read -u ${COPROC[0]} x; echo $x; eval "exec ${COPROC[1]}>&-"; wait
+diff <(cat big) <(cat big) && echo eq; while read l; do n=$l; done < small
 echo $n; [[ big -nt small ]]; source /dev/stdin <<< "echo sourced"; cat < <(cat big) | wc -l
 (trap "echo bye > tr" EXIT); cat tr; umask 077; : > um; stat -c %a um; pushd d > /dev/null; ls ../small
 popd > /dev/null

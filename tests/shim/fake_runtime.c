@@ -219,7 +219,7 @@ static long on_path(const struct madfs_call *c, const char *path) {
     case CALL_chdir_path:
       if (!f) return -ENOENT;
       if (!f->directory) return -ENOTDIR;
-      host->set_cwd(c->arg[0].text, c->arg[0].length);
+      host->set_cwd(c->arg[0].text, c->arg[0].length, 0);
       return 0;
     default: return -ENOSYS;
   }
@@ -253,7 +253,7 @@ static long on_handle(const struct madfs_call *c) {
     case CALL_chdir_fd:
       host->slot_read((uint64_t)c->arg[0].value, &flags, record, &record_length, path, &path_length);
       if (!f->directory) return -ENOTDIR;
-      host->set_cwd(path, path_length);
+      host->set_cwd(path, path_length, 0);
       return 0;
     default: return -ENOSYS;
   }

@@ -284,6 +284,59 @@ def test_filter_without_them_ends_the_process(on_mount, built):
     assert on_mount(program).returncode == -31
 
 
+# --- a filter that leaves the client nothing -------------------------------------------------------------------------
+
+# A process that used the mount, its child or its thread, goes into a sandbox and ends.
+SANDBOX = """
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static const char *words;
+#define CAN(number) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+static void *sandbox(void *unused) {
+  struct sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)), BPF_STMT(BPF_ST, 3),
+      BPF_STMT(BPF_LD | BPF_IMM, 7), BPF_STMT(BPF_MISC | BPF_TAX, 0), BPF_STMT(BPF_LD | BPF_MEM, 3),
+      BPF_STMT(BPF_ALU | BPF_ADD | BPF_X, 0), BPF_STMT(BPF_ALU | BPF_SUB | BPF_K, 7),
+      CAN(SYS_openat), CAN(SYS_close), CAN(SYS_write), CAN(SYS_exit_group),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)};
+  struct sock_fprog program = {sizeof code / sizeof *code, code};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) _exit(3);
+  if (strchr(words, 's') ? syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)
+                         : prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) _exit(4);
+  int fd = open("/dev/null", O_WRONLY);
+  _exit(write(fd, "x", 1) != 1 || close(fd) || write(1, "ok\\n", 3) != 3);
+  return unused;
+}
+int main(int count, char **given) {
+  int fd = open("/madfs/sandbox", O_RDWR | O_CREAT, 0600);
+  words = given[count - 1];
+  if (write(fd, "x", 1) != 1 || close(fd) || unlink("/madfs/sandbox")) return 1;
+  pid_t child = strchr(words, 'f') ? fork() : 0;
+  if (child) {
+    int status;
+    return waitpid(child, &status, 0) != child || status;
+  }
+  pthread_t thread;
+  if (!strchr(words, 't')) sandbox(NULL);
+  else if (pthread_create(&thread, NULL, sandbox, NULL)) return 2;
+  for (;;) pause();
+}
+"""
+
+
+@pytest.mark.parametrize("words", ["p", "s", "fp", "fs", "tp"])
+def test_ends_under_any_filter(on_mount, built, words):
+    good(on_mount(built(SANDBOX), words))
+
+
 # --- mounts of a process's own --------------------------------------------------------------------------------------
 
 # What hides the directory of the cluster file, as sandboxes such as bwrap hide /tmp, before the mount is touched.

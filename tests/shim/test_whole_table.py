@@ -30,7 +30,7 @@ PLACES = {
 }
 UNTRIED = {"close", "close_range", "dup", "dup2", "dup3",  # test_system_calls.py; FILE would be gone
            "fork", "vfork", "clone", "clone3", "exit_group", "umask", "getcwd", "rt_sigaction", "sigaltstack",
-           "unshare",
+           "unshare", "prctl", "seccomp",
            "prlimit64", "setrlimit", "getrlimit",  # of no descriptor in particular
            "munmap", "mremap", "msync", "mprotect", "pkey_mprotect",  # these name memory
            "io_uring_setup", "io_submit", "bind", "connect", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg",
