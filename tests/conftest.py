@@ -3,7 +3,9 @@
 import gc
 import logging
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,20 @@ from support import MADFS, call
 
 # Tests may call the commands by name, also when the virtual environment is not activated.
 os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)
+# What programs print must not depend on what whoever runs the tests prefers.
+os.environ.pop("PYTHONUNBUFFERED", None)
+# Many tests compare with a local directory, and file systems on disks are more alike than tmpfs is to them.
+if b"tmpfs" in subprocess.check_output(["stat", "-f", "-c", "%T", tempfile.gettempdir()]):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/var/tmp"
+
+
+@pytest.fixture(scope="session")
+def others_may_run_it():
+    """Skips where only the owner can reach this checkout, as below /root: others' programs cannot load the shim."""
+    try:
+        call([*MADFS, "--version"], user=65534, group=65534, extra_groups=[]).check_returncode()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this checkout lies where others may not read")
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.usefixtures("others_may_run_it")
 def test_run_leaves_nothing(madfs):
     script = f"""cat $MADFS_CLUSTER; chmod 777 /madfs; : > /madfs/f; chmod 666 /madfs/f
 for user in "" nobody; do {sys.executable} -c '{MAPPER}' /madfs/f $user < /dev/null > /dev/null; done

@@ -23,12 +23,12 @@ def work(n):
     assert os.path.getsize(f'{sys.argv[1]}/{n}') == n and os.listdir('/')
 threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
 [t.start() for t in threads]; [t.join() for t in threads]
-print(subprocess.run(['ls', sys.argv[1]], capture_output=True, text=True).stdout.split())
+print(subprocess.run(['ls', sys.argv[1]], capture_output=True, text=True).stdout.split(), flush=True)
 pid = os.fork()
 if not pid:
     with open(f'{sys.argv[1]}/child', 'w') as f: f.write('y')
     os._exit(0)
-os.waitpid(pid, 0); print(open(f'{sys.argv[1]}/child').read())
+os.waitpid(pid, 0); print(open(f'{sys.argv[1]}/child').read(), flush=True)
 os.posix_spawnp('cat', ['cat', f'{sys.argv[1]}/child'], os.environ); os.wait()
 """
 

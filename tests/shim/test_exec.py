@@ -87,7 +87,7 @@ def test_from_python(run, bash):
     bash(install("/madfs/p") + "echo text > /madfs/f; printf '#!/madfs/p\\nx\\n' > /madfs/s; chmod +x /madfs/s")
     code = """
 import os, subprocess
-run = lambda *words, **options: print(subprocess.run(words, check=True, capture_output=True, **options).stdout)
+run = lambda *words, **options: print(subprocess.check_output(words, **options), flush=True)
 run("/madfs/p", "/madfs/f")
 run("p", "f", cwd="/madfs", env={**os.environ, "PATH": "/nowhere:/madfs"})
 run("/madfs/s", close_fds=False)
@@ -119,7 +119,7 @@ for path in ("/madfs/f", "/madfs/none"):
     for n in range(5):
         try: os.execv(path, ["x"])
         except OSError: pass
-print(len(set(os.listdir("/proc/self/fd")) - before) < 6)
+print(len(set(os.listdir("/proc/self/fd")) - before) < 6, flush=True)
 os.execv("/madfs/p", ["p", "/proc/self/maps"])
 """
     out = run("python3", "-c", code).stdout
