@@ -90,12 +90,16 @@ static bool forbids(const struct sock_fprog *filter, int number) {
   return !more && action != SECCOMP_RET_ALLOW && action != SECCOMP_RET_LOG && action != SECCOMP_RET_ERRNO;
 }
 
-// The kernel takes a filter of those only who gain nothing by it.
+// The kernel takes a filter of those only who gain nothing by it.  Who has one already may be forbidden to ask.
 static bool may_filter(void) {
+  static _Atomic bool has_one;
   struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
   struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
-  if (RAW(SYS_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1) return true;
-  return !madfs_failed(RAW(SYS_capget, &header, data)) && data[0].effective >> CAP_SYS_ADMIN & 1;
+  if (atomic_load(&has_one)) return true;
+  bool may = RAW(SYS_prctl, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 ||
+             (!madfs_failed(RAW(SYS_capget, &header, data)) && data[0].effective >> CAP_SYS_ADMIN & 1);
+  if (may) atomic_store(&has_one, true);
+  return may;
 }
 
 static bool concerns(struct madfs_frame *f) {

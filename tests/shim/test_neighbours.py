@@ -309,6 +309,12 @@ static void *sandbox(void *unused) {
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)};
   struct sock_fprog program = {sizeof code / sizeof *code, code};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) _exit(3);
+  struct sock_filter no_prctl[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  struct sock_fprog first = {sizeof no_prctl / sizeof *no_prctl, no_prctl};
+  if (strchr(words, 'd') && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &first)) _exit(4);
   if (strchr(words, 's') ? syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)
                          : prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) _exit(4);
   int fd = open("/dev/null", O_WRONLY);
@@ -332,7 +338,7 @@ int main(int count, char **given) {
 """
 
 
-@pytest.mark.parametrize("words", ["p", "s", "fp", "fs", "tp"])
+@pytest.mark.parametrize("words", ["p", "s", "fp", "fs", "tp", "sd"])
 def test_ends_under_any_filter(on_mount, built, words):
     good(on_mount(built(SANDBOX), words))
 
