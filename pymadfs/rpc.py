@@ -245,10 +245,9 @@ class Client:
     def _run(self, ready):
         """``[(item, count)]`` of prepared calls."""
         counted: list = []
-        for transport in (self._transport, self._second):
+        for transport in dict.fromkeys([item[3].transport for item in ready]):  # perhaps one just replaced: see _listen
             here = [item for item in ready if item[3].transport is transport]
-            if here:
-                counted += zip(here, transport.run([item[1].handle for item in here], self._timeout_us))
+            counted += zip(here, transport.run([item[1].handle for item in here], self._timeout_us))
         return counted
 
     def notify(self, server, op, tail=b"", *fields):
@@ -554,7 +553,7 @@ class Client:
     def _listen(self, transport):
         """A server died or is silent: perhaps ``transport`` is deaf.  Then all that is under way on it fails, and is
         repeated on a new one where that is harmless."""
-        if not self._renewable or transport is not self._transport:
+        if not self._renewable or transport is not self._transport or not transport.queued:
             return
         if hearing.hears(transport, next(self._ids)):
             return

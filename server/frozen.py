@@ -39,6 +39,8 @@ class Freeze:
         self.held = []  # keys of the two names' entries that are here
         self.conn = None  # the coordinator's connection
         self.cursors = {}  # prefix of keys -> the last one that was moved
+        self.alone = asyncio.Lock()  # of who moves entries
+        self.published = False  # what is at the names is there to stay
         self.changed = asyncio.get_running_loop().create_future()  # it is over, or stuck
 
     def record(self):

@@ -239,13 +239,20 @@ def above(server, fields, path):
 
 
 async def move(server, fields, _):
-    """Send some entries to their new places; the result is whether there may be more."""
+    """Send some entries to their new places; the result is whether there may be more.
+
+    A coordinator that has lost its connection, or its life, asks again while this is under way: then the second waits
+    for the first, which would otherwise deliver what it has in hand late, and delete what has come to old places.
+    """
     freeze = server.freezes.get(fields.id)
-    server.commit(lazily=True)
-    for source, target in freeze.ways():
-        for prefix in prefixes(source):
-            if await _move_range(server, freeze, prefix, source, target):
-                return (1,), b""
+    async with freeze.alone:
+        if freeze.published or server.freezes.known(fields.id) is not freeze:
+            return (0,), b""
+        server.commit(lazily=True)
+        for source, target in freeze.ways():
+            for prefix in prefixes(source):
+                if await _move_range(server, freeze, prefix, source, target):
+                    return (1,), b""
     return (0,), b""
 
 
@@ -357,6 +364,8 @@ async def publish(server, fields, _):
     """Give some staged entries their names; the result is whether there may be more."""
     freeze = server.freezes.get(fields.id)
     prefix = staged_prefix(freeze.number)
+    async with freeze.alone:
+        freeze.published = True
     for _ in range(PAGES_MAX):
         server.commit()
         page = server.kv.scan(prefix, freeze.cursors.get(prefix, b""), PAGE_ENTRIES)

@@ -40,6 +40,7 @@ class Transport:
     - ``knock(server, secret, kind, timeout_ms) -> Visit``: raises OSError whose strerror says what is wrong.
     - ``another()``: a transport of the same kind, to send to this one.
     - ``beside()``: one for servers that this one cannot reach, because their memory is another user's; or None.
+    - ``queued``: whether others put messages into a queue in our memory, where one that is killed can leave a gap.
     - ``slot() -> Slot``
     - ``call(handle, peer, tag, reply_tag, head_length, tail, tail_length, send, send_length, recv, recv_room, bulk_tag,
       fixed, timeout_us) -> int``: see ``ux_call`` in ``_ucx.h``; the length of the reply; 0 when it says that the

@@ -75,6 +75,7 @@ class Ucx(Transport):
             why = ffi.string(message).decode(errors="replace")
             raise OSError(errno.ENODEV, f"UCX cannot start: {why}; MADFS_UCX_TLS is {config.transports!r}, empty "
                                         "lets UCX choose")
+        self.queued = not set((transports or "sysv").split(",")) <= {"tcp", "self"}
         spin_us = SPIN_US if config.spin_us < 0 else config.spin_us
         self._u = ffi.gc(self._u, lib.ux_free)  # a thread may yet come with it after close()
         self._closed = False

@@ -190,6 +190,17 @@ def test_calls_to_many_servers_go_together():
     assert client.counters["lookup"] == 3
 
 
+def test_calls_to_many_servers_that_another_thread_has_just_left():
+    """It connects anew between the preparation of the calls and their run."""
+    house = House(servers=3)
+    house.answer = House.echo
+    client = house.client()
+    calls = [(i, ops.LOOKUP, b"/%d" % i, (), None, None) for i in range(3)]
+    client.call_many(calls)
+    client._transport = None
+    assert [result[1] for result in client.call_many(calls)] == [b"/0", b"/1", b"/2"]
+
+
 def test_oneway_operations_have_no_reply():
     house = House()
     client = house.client()

@@ -10,7 +10,7 @@ import pytest
 from server_world import CHUNK, World, code, run
 
 from pymadfs.ops import INSTALL, OPEN, READDIR, REMOVEXATTR, SET_MODE, SETATTR, SETXATTR, TREE, WHERE
-from pymadfs.server import frozen, tickets
+from pymadfs.server import frozen, relocate, tickets
 from pymadfs.server.kv import MemoryKV
 
 NOREPLACE, EXCHANGE = 1, 2
@@ -111,6 +111,33 @@ async def test_exchange_of_all_kinds(world):
         tree = moved(tree, old, new, True)
         assert await walk(world) == tree, (old, new)
     await check_data(world, tree)
+    clean(world)
+
+
+@run
+async def test_a_step_that_is_asked_for_twice(world):
+    """A coordinator that lost its connection asks again, while what it asked for is under way and slow."""
+    await plant(world, b"/a", depth=1)
+    await plant(world, b"/b", depth=1)
+    tree = await walk(world)
+    step, send, late = relocate.STEPS[relocate.MOVE], relocate._send, []
+
+    async def twice(*arguments):
+        late.append(asyncio.ensure_future(step(*arguments)))
+        return await step(*arguments)
+
+    async def slowly(*arguments):
+        if asyncio.current_task() in late:
+            await asyncio.sleep(0.05)
+        await send(*arguments)
+
+    relocate.STEPS[relocate.MOVE], relocate._send = twice, slowly
+    try:
+        await world.rename_tree(b"/a", b"/b", EXCHANGE)
+        await asyncio.gather(*late)
+    finally:
+        relocate.STEPS[relocate.MOVE], relocate._send = step, send
+    assert late and await walk(world) == moved(tree, b"/a", b"/b", True)
     clean(world)
 
 

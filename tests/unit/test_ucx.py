@@ -563,6 +563,15 @@ def test_on_one_machine_tcp_waits_until_it_is_needed(tmp_path, transports):
         servers.stop()
 
 
+@pytest.mark.parametrize(("transports", "queued"), [("", True), ("tcp", False), ("tcp,self", False), ("sm,tcp", True)])
+def test_only_shared_memory_has_queues_that_can_be_blocked(transports, queued):
+    """Else a client on a busy machine that loses a server would take its own for blocked, and connect anew."""
+    program = "from pymadfs.config import Config; from pymadfs.transport.ucx import Ucx; print(Ucx(Config()).queued)"
+    done = subprocess.run([sys.executable, "-c", program], env={**ENVIRONMENT, "MADFS_UCX_TLS": transports},
+                          capture_output=True, timeout=20, text=True)
+    assert done.stdout == f"{queued}\n", done.stderr
+
+
 def test_transports_that_do_not_exist_are_said_so():
     program = "from pymadfs.config import Config; from pymadfs.transport.ucx import Ucx; Ucx(Config())"
     done = subprocess.run([sys.executable, "-c", program], env={**ENVIRONMENT, "MADFS_UCX_TLS": "carrier_pigeon"},
