@@ -349,5 +349,7 @@ def no_directory():
 
 
 if __name__ == "__main__":
+    # Some need numbers above 1024, which is the usual limit until a program raises it.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     os.chdir(sys.argv[2])
     globals()[sys.argv[1]]()

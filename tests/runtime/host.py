@@ -35,8 +35,8 @@ SLOT = ctypes.CFUNCTYPE(INT_P, U64, ctypes.POINTER(ctypes.c_uint32), ctypes.c_vo
                         ctypes.c_void_p, ctypes.POINTER(SIZE))
 GET, SET = ctypes.CFUNCTYPE(I64, U64), ctypes.CFUNCTYPE(None, U64, I64)
 CAS, ADD = ctypes.CFUNCTYPE(INT_P, U64, I64, I64), ctypes.CFUNCTYPE(I64, U64, I64)
-CWD, UMASK, INSIDE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, SIZE), ctypes.CFUNCTYPE(ctypes.c_uint), \
-    ctypes.CFUNCTYPE(INT_P, INT_P)
+CWD, UMASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, SIZE, U64), ctypes.CFUNCTYPE(ctypes.c_uint)
+INSIDE = ctypes.CFUNCTYPE(INT_P, INT_P)
 
 
 COPY, PROBE = ctypes.CFUNCTYPE(INT_P, SIZE, SIZE, SIZE), ctypes.CFUNCTYPE(SIZE, SIZE, SIZE, INT_P)
@@ -97,7 +97,7 @@ def build_host(abi):
     return Host(abi, b"test", OPEN(open_fd), SLOT(slot_read), GET(lambda handle: 1 << 40 if handle == 10 else -9),
                 SET(lambda *a: seen.append(["offset_set", *a])), CAS(lambda handle, old, new: old == 1),
                 ADD(lambda handle, n: 100),
-                CWD(lambda path, n: seen.append(["cwd", ctypes.string_at(path, n).decode()])),
+                CWD(lambda path, n, inode: seen.append(["cwd", ctypes.string_at(path, n).decode(), inode])),
                 UMASK(lambda: 0o27), ctypes.cast(ctypes.CDLL(None).abs, INSIDE),  # called while forking: no Python
                 COPY(copy), PROBE(lambda at, length, write: length), MAPPED(lambda *a: 0), IS_MAPPED(lambda file: 0),
                 IDENTITY(identity), CLUSTER(lambda: -1), MOVED(lambda *a: None), KEEP(lambda fd: None))

@@ -65,7 +65,8 @@ def test_shim_functions(standin, pythons):
     assert refused == [("ValueError", None), ("OSError", ENAMETOOLONG * -1), ("OSError", 24), ("OSError", 9),
                        ("TypeError", None), ("OSError", 9), ("OSError", 14), ("OSError", 14), ("TypeError", None),
                        ("OSError", 22), ("TypeError", None)]
-    assert found["seen"] == [["open_fd", 5, "record", "/madfs/x", 1], ["offset_set", 10, -1], ["cwd", "/madfs/here"],
+    assert found["seen"] == [["open_fd", 5, "record", "/madfs/x", 1], ["offset_set", 10, -1],
+                             ["cwd", "/madfs/here", 1 << 63],
                              ["open_fd", 0, "", "/full", 0]]
 
 

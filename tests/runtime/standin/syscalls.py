@@ -66,7 +66,7 @@ def shim(address):
     """Every function of ``_shim`` against the table of the test's host."""
     results = [_shim.open_fd(5, b"record", b"/madfs/x", 1), _shim.slot(77), _shim.offset(10), _shim.offset_set(10, -1),
                _shim.offset_cas(10, 1, 2), _shim.offset_cas(10, 3, 4), _shim.offset_add(10, 5), _shim.load(address, 3),
-               _shim.set_cwd(b"/madfs/here"), _shim.umask()]
+               _shim.set_cwd(b"/madfs/here", 1 << 63), _shim.umask()]
     page = _shim.anonymous(0, 8192, 3, 2)
     _shim.store(page, b"kept")
     _shim.protect(page, 4096, 1)
