@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pymadfs import ops
 
 ROOT = Path(__file__).resolve().parent.parent
 MADFS = [sys.executable, "-P", "-m", "pymadfs.cli"]
 MPIRUN = [sys.executable, "-P", "-m", "pymadfs.mpirun"]
 TIMEOUT_S = 60
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do all that is compared here")
 HEADERS = ("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/aarch64-linux-gnu/asm/unistd.h",
            "/usr/include/asm-generic/unistd.h")
 

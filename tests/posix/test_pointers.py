@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from pointer_calls import CALLS, WITHOUT
-from support import ROOT, TIMEOUT_S, call_numbers
+from support import AS_ROOT, ROOT, TIMEOUT_S, call_numbers
 
 from pymadfs import ops
 
@@ -36,6 +36,7 @@ def test_every_row_with_pointers_is_here():
     assert set(CALLS) | WITHOUT == set(ops.SYSCALLS) and not set(CALLS) & WITHOUT
 
 
+@AS_ROOT
 @pytest.mark.parametrize(("how_many", "least"), [("some", 4000), pytest.param("all", 11000, marks=pytest.mark.long)])
 def test_bad_pointers_are_as_locally(runner, everybodys, how_many, least):
     local = results(f"{everybodys}/pointers", runner.plain, how_many)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from support import AS_ROOT
 
 SCRIPT = """
 import errno, os, stat, sys
@@ -125,7 +126,7 @@ def run(script, directory, environment):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("script", [SCRIPT, LINKS], ids=["files", "links"])
+@pytest.mark.parametrize("script", [pytest.param(SCRIPT, marks=AS_ROOT), LINKS], ids=["files", "links"])
 def test_as_locally(runner, everybodys, script):
     local = run(script, f"{everybodys}/d", runner.plain)
     assert local[0] == 0, local[2]

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT_S, call_numbers
+from support import AS_ROOT, TIMEOUT_S, call_numbers
 
 from pymadfs import ops
 
@@ -119,6 +119,7 @@ def reached(seen):
     return sorted(wrong)
 
 
+@AS_ROOT
 def test_the_kernel_sees_nothing_of_ours(observed):
     lines = [line for row in rows() for line in calls(row)]
     assert len(lines) > 1000

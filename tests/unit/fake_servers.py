@@ -53,7 +53,7 @@ class Servers:
     """Has the methods of rpc.Client.  ``fail[server, op name]`` is an errno to answer with; ``log`` what was asked."""
 
     def __init__(self, servers=3, eager_max=8192):
-        self.servers, self.eager_max, self.who = servers, eager_max, Who(os.geteuid(), os.getegid())
+        self.servers, self.eager_max, self.who = servers, eager_max, Who(0, 0)
         self.fail, self.log, self.rounds, self.notified, self.hooks = {}, [], [], [], {}
         self.names = {b"/": Node(ops.ROOT_INO, stat.S_IFDIR | 0o1777)}
         self.inodes = {}

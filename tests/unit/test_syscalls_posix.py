@@ -737,6 +737,8 @@ def comparable(result):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_same_as_local(script, ours, tmp_path):
+    if script in (access, renames) and os.geteuid():
+        pytest.skip("the servers take this client for root")
     base = tmp_path / "m"
     base.mkdir()
     system = Local(str(base))
