@@ -195,9 +195,9 @@ static void thread_ends(void *unused)
     pthread_sigmask(SIG_SETMASK, &signals, NULL);
 }
 
-/* RLIMIT_FSIZE is lifted for files of ours in memory.  Guarded by the GIL. */
+/* RLIMIT_FSIZE is lifted for files of ours in memory, the hard limit too by who may.  Guarded by the GIL. */
 static int lifted; /* how often */
-static struct rlimit limit_before;
+static struct rlimit limit_before, limit_lifted;
 
 static void lower_limit(void)
 {
@@ -631,13 +631,15 @@ static PyObject *shim_lift(PyObject *module, arguments_t args, Py_ssize_t count)
         return NULL;
     if (up && lifted++ == 0) {
         syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit_before);
-        struct rlimit higher = {limit_before.rlim_max, limit_before.rlim_max};
-        if (limit_before.rlim_cur < limit_before.rlim_max)
-            syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, &higher, NULL);
-    } else if (!up && --lifted == 0 && limit_before.rlim_cur < limit_before.rlim_max) {
+        limit_lifted = (struct rlimit){RLIM_INFINITY, RLIM_INFINITY};
+        if (limit_before.rlim_cur != RLIM_INFINITY && syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, &limit_lifted, NULL)) {
+            limit_lifted.rlim_cur = limit_lifted.rlim_max = limit_before.rlim_max;
+            syscall(SYS_prlimit64, 0, RLIMIT_FSIZE, &limit_lifted, NULL);
+        }
+    } else if (!up && --lifted == 0 && limit_before.rlim_cur < limit_lifted.rlim_cur) {
         lower_limit();
     }
-    return PyLong_FromLong(limit_before.rlim_max > LONG_MAX ? -1L : (long)limit_before.rlim_max);
+    return PyLong_FromLong(limit_lifted.rlim_cur > LONG_MAX ? -1L : (long)limit_lifted.rlim_cur);
 }
 
 /* size_limit() -> RLIMIT_FSIZE in bytes, -1 without one */

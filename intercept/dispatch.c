@@ -864,12 +864,23 @@ __attribute__((noinline)) static enum madfs_verdict filter_inside(struct madfs_f
   return madfs_fds_inside(f);
 }
 
+// A thread that a filter leaves nothing but its own calls.
+__attribute__((noinline)) static bool answer_filtered(struct madfs_frame *f, const struct madfs_row *row,
+                                                      enum madfs_verdict *verdict) {
+  int answer = madfs_filter_answers(f);
+  if (answer < 0 && row->kind == ROW_CALL && !concerns(f, row)) answer = MADFS_PASS;
+  if (answer >= 0) *verdict = (enum madfs_verdict)answer;
+  return answer >= 0;
+}
+
 enum madfs_verdict madfs_filter(struct madfs_frame *f) {
+  enum madfs_verdict verdict;
   if (MADFS_UNLIKELY((unsigned long)f->number >= MADFS_ROWS)) return MADFS_PASS;
   if (MADFS_UNLIKELY(madfs_local.inside & INSIDE_FORK)) madfs_fds_fork_ended();
   if (MADFS_UNLIKELY(madfs_local.inside) && !madfs_twin_waits()) return filter_inside(f);
   const struct madfs_row *row = &madfs_rows[f->number];
   if (row->kind <= ROW_KERNEL) return filter_kernel(f, row);
+  if (MADFS_UNLIKELY(madfs_filtered()) && answer_filtered(f, row, &verdict)) return verdict;
   if (row->route == ROUTE_FD && row->kind != ROW_SHIM) {
     int fd = (int)f->argument[0];
     if (madfs_fd_concerns(fd)) return forward(f);

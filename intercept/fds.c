@@ -20,7 +20,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "intercept.h"
@@ -70,7 +69,6 @@ _Static_assert(sizeof(struct header) <= HEADER_BYTES - MADFS_MOVES_BYTES, "the h
 
 enum { TABLE_VERSION = 5 };
 #define TABLE_BYTES (HEADER_BYTES + (size_t)SLOTS * SLOT_BYTES)
-#define PATHS_AT ((long)TABLE_BYTES)  // file offset of the long paths: MADFS_PATH_MAX each
 
 static struct {
   _Atomic int fd;  // -1: none yet
@@ -79,6 +77,7 @@ static struct {
   ino_t inode;
   struct header *header;
   struct slot *slots;
+  unsigned count;  // of slots: SLOTS, or fewer where files must be short
   char name[32];  // "/proc/self/fd/T"
   struct madfs_lock lock;
 } table = {.fd = -1};
@@ -115,7 +114,7 @@ bool madfs_fd_concerns(int fd) {
 
 int madfs_fd_slot(int fd) {
   if (fd < 0) return FD_HOST;
-  if (fd >= KNOWN) return ask(fd);
+  if (fd >= KNOWN) return madfs_filtered() ? FD_HOST : ask(fd);
   uint32_t what = atomic_load(&madfs_fds_known[fd]);
   if (madfs_tables_many || madfs_in_vfork()) {
     if (what != KNOWN_INTERNAL) return ask(fd);
@@ -194,6 +193,8 @@ static long table_map(int fd) {
   if (madfs_failed(result)) return result;
   result = RAW(SYS_mmap, 0, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
   if (madfs_failed(result)) return result;
+  size_t count = ((size_t)file.st_size - HEADER_BYTES) / (SLOT_BYTES + MADFS_PATH_MAX) & ~63UL;
+  table.count = count < SLOTS ? (unsigned)count : SLOTS;
   table.header = (struct header *)result;
   table.slots = (struct slot *)(result + HEADER_BYTES);
   table.device = file.st_dev;
@@ -201,25 +202,18 @@ static long table_map(int fd) {
   return 0;
 }
 
-// `ulimit -f` is meant for files that take space: growing past it would send a signal that kills.
-static long table_grow(int fd) {
-  const size_t size = TABLE_BYTES + (size_t)SLOTS * MADFS_PATH_MAX;
-  struct rlimit limit;
-  long result = RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, 0, &limit);
-  if (madfs_failed(result)) return result;
-  if (limit.rlim_max < size) return -EFBIG;
-  struct rlimit enough = {size, limit.rlim_max};
-  if (limit.rlim_cur < size) RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &enough, 0);
-  result = RAW(SYS_ftruncate, fd, size);
-  if (limit.rlim_cur < size) RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &limit, 0);
-  return result;
+// File offset of the room for a slot's path when that is long.
+static long path_at(int slot) {
+  return (long)(HEADER_BYTES + table.count * (size_t)SLOT_BYTES + (size_t)slot * MADFS_PATH_MAX);
 }
 
 static long table_make(void) {
   long fd = RAW(SYS_memfd_create, "madfs", 0);  // open across exec: the next program finds it by MADFS_STATE
   if (madfs_failed(fd)) return fd;
   fd = move_up((int)fd, false);
-  long result = table_grow((int)fd);
+  // Where files must be short the table is, too.
+  long result = madfs_limits_grow((int)fd, TABLE_BYTES + (size_t)SLOTS * MADFS_PATH_MAX,
+                                  HEADER_BYTES + 64 * (size_t)(SLOT_BYTES + MADFS_PATH_MAX));
   if (!madfs_failed(result)) result = table_map((int)fd);
   if (madfs_failed(result)) {
     RAW(SYS_close, fd);
@@ -269,7 +263,7 @@ static void slot_free(int slot) {
 
 // Slots whose processes were killed.
 static void collect_garbage(void) {
-  for (int slot = 0; slot < SLOTS; slot++) {
+  for (int slot = 0; slot < (int)table.count; slot++) {
     struct slot *s = &table.slots[slot];
     uint32_t state = atomic_load(&s->state);
     bool orphan = state == SLOT_SETUP && RAW(SYS_kill, atomic_load(&s->owner), 0) == -ESRCH;
@@ -283,7 +277,7 @@ static int slot_take(void) {
     uint32_t hint = atomic_load(&table.header->hint);
     for (unsigned i = 0; i < SLOTS / 64; i++) {
       unsigned word = (hint / 64 + i) % (SLOTS / 64);
-      uint64_t used = atomic_load(&table.header->used[word]);
+      uint64_t used = word * 64 < table.count ? atomic_load(&table.header->used[word]) : ~0UL;
       while (~used) {
         unsigned bit = (unsigned)__builtin_ctzl(~used);
         if (!atomic_compare_exchange_weak(&table.header->used[word], &used, used | 1UL << bit)) continue;
@@ -349,8 +343,7 @@ static size_t path_read_once(int slot, char *path) {
   struct slot *s = &table.slots[slot];
   size_t length = s->path_length < MADFS_PATH_MAX ? s->path_length : MADFS_PATH_MAX - 1;
   if (length < PATH_INLINE) memcpy(path, s->path, length);
-  else if (RAW(SYS_pread64, table_fd(), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX) !=
-           (long)length)
+  else if (RAW(SYS_pread64, table_fd(), path, length, path_at(slot)) != (long)length)
     length = 0;
   path[length] = 0;
   return length;
@@ -387,8 +380,12 @@ static long path_write(int slot, const char *path, size_t length) {
     s->path[length] = 0;
     return 0;
   }
-  long n = RAW(SYS_pwrite64, table_fd(), path, length, PATHS_AT + (long)slot * MADFS_PATH_MAX);
-  return n == (long)length ? 0 : madfs_failed(n) ? n : -EIO;
+  // Written in memory, because `ulimit -f` is not meant for it.
+  long room = RAW(SYS_mmap, 0, MADFS_PATH_MAX, PROT_READ | PROT_WRITE, MAP_SHARED, table_fd(), path_at(slot));
+  if (madfs_failed(room)) return room;
+  memcpy((char *)room, path, length);
+  RAW(SYS_munmap, room, MADFS_PATH_MAX);
+  return 0;
 }
 
 void madfs_slot_rename(int slot, const char *path, size_t length) {
@@ -950,7 +947,7 @@ void madfs_fds_adopt(const char *state) {
   if (!state || !(state = madfs_number(state, 10, &fd)) || *state != ':' ||
       !(state = madfs_number(state + 1, 10, &inode)))
     return;
-  if (madfs_failed(RAW(SYS_fstat, fd, &file)) || file.st_ino != inode || file.st_size < (long)TABLE_BYTES) return;
+  if (madfs_failed(RAW(SYS_fstat, fd, &file)) || file.st_ino != inode || file.st_size < HEADER_BYTES) return;
   if (madfs_failed(table_map((int)fd))) return;
   if (table.header->magic != MAGIC || table.header->version != TABLE_VERSION ||
       table.header->slot_bytes != SLOT_BYTES) {

@@ -3,21 +3,23 @@
 // filter would end the process for one of them, its exit is left to the kernel, and the servers learn of it as they
 // learn of a killed one.  Whether it would is found by running the filter here before the kernel gets it: to ask later
 // may be what it forbids.
+#include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "intercept.h"
 
-static _Atomic bool everywhere;  // it holds for threads whose own memory does not say so
-
-bool madfs_filtered(void) { return madfs_local.filtered || atomic_load_explicit(&everywhere, memory_order_relaxed); }
+_Atomic bool madfs_filtered_everywhere;
 
 void madfs_filter_inherited(void) {
-  if (madfs_local.filtered) atomic_store(&everywhere, true);
+  if (madfs_local.filtered) atomic_store(&madfs_filtered_everywhere, true);
 }
 
 struct machine {
@@ -113,9 +115,112 @@ static bool concerns(struct madfs_frame *f) {
   for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
     if (!forbids(&filter, needed[i])) continue;
     madfs_local.filtered = true;
-    if (all && a[1] & SECCOMP_FILTER_FLAG_TSYNC) atomic_store(&everywhere, true);
+    if (all && a[1] & SECCOMP_FILTER_FLAG_TSYNC) atomic_store(&madfs_filtered_everywhere, true);
   }
   return false;
 }
 
 const struct madfs_shim madfs_shim_filter = {concerns, NULL};
+
+// --- calls of a thread under such a filter ---------------------------------------------------------------------------
+
+// close_range() around descriptors of the client's.
+static long close_around(unsigned first, unsigned last) {
+  unsigned top = (unsigned)atomic_load(&madfs_fds_top);
+  long result = 0;
+  for (unsigned fd = first; fd <= last && fd <= top; fd++) {
+    int slot = madfs_fd_slot((int)fd);
+    if (slot >= 0) madfs_fds_free((int)fd);
+    if (slot != FD_INTERNAL) continue;
+    if (fd > first) result = RAW(SYS_close_range, first, fd - 1, 0);
+    if (madfs_failed(result)) return result;
+    first = fd + 1;
+  }
+  return first && first <= last ? RAW(SYS_close_range, first, last, 0) : result;
+}
+
+static bool is_copied(const struct madfs_frame *f) {
+  const unsigned long *a = f->argument;
+  if (f->number == SYS_dup3 || ARCH_IS_DUP2(f->number)) return madfs_fd_slot((int)a[1]) == FD_HOST;
+  int command = (int)a[1];
+  return f->number == SYS_dup || command == F_GETFD || command == F_SETFD || command == F_GETFL ||
+         command == F_DUPFD || command == F_DUPFD_CLOEXEC;
+}
+
+static int done(struct madfs_frame *f, long result) {
+  f->number = result;
+  return MADFS_DONE;
+}
+
+// What C does for the call alone, without any that the program did not make.
+static int done_alone(struct madfs_frame *f) {
+  long number = f->number;
+  const unsigned long *a = f->argument;
+  const struct madfs_shim *shim = madfs_rows[number].shim;
+  if (!shim->concerns(f)) return MADFS_PASS;
+  if (shim->work(f) == MADFS_DONE) return MADFS_DONE;
+  return done(f, arch_syscall(number, (long)a[0], (long)a[1], (long)a[2], (long)a[3], (long)a[4], (long)a[5]));
+}
+
+static int lseek_alone(struct madfs_frame *f, int slot) {
+  if (slot == FD_HOST) return MADFS_PASS;
+  if (slot < 0 || f->argument[2] > SEEK_CUR || madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)) return -1;
+  return done(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));
+}
+
+static int chdir_alone(struct madfs_frame *f) {
+  if (madfs_path_concerns(AT_FDCWD, (const char *)f->argument[0])) return -1;
+  long result = RAW(SYS_chdir, f->argument[0]);
+  if (!madfs_failed(result)) madfs_cwd_clear();
+  return done(f, result);
+}
+
+// What is closed here ends for the servers with the process.
+int madfs_filter_answers(struct madfs_frame *f) {
+  const unsigned long *a = f->argument;
+  switch (f->number) {
+    case SYS_close:
+      if (madfs_fd_slot((int)a[0]) == FD_INTERNAL) return done(f, -EBADF);
+      madfs_fds_free((int)a[0]);
+      return MADFS_PASS;
+    case SYS_close_range:
+      if (a[2] || atomic_load(&madfs_fds_top) < 0) return MADFS_PASS;
+      return done(f, close_around((unsigned)a[0], (unsigned)a[1]));
+    case SYS_lseek: return lseek_alone(f, madfs_fd_slot((int)a[0]));
+    case SYS_chdir: return chdir_alone(f);
+    case SYS_fchdir: return madfs_fd_slot((int)a[0]) == FD_HOST ? done_alone(f) : -1;
+    case SYS_fcntl:
+    case SYS_dup:
+    case SYS_dup3:
+#ifdef SYS_dup2
+    case SYS_dup2:
+#endif
+      return madfs_fd_slot((int)a[0]) == FD_HOST && f->number == SYS_fcntl ? MADFS_PASS
+                                                                           : is_copied(f) ? done_alone(f) : -1;
+    case SYS_mmap:
+      return a[3] & MAP_ANONYMOUS || madfs_fd_slot((int)a[4]) == FD_HOST ? MADFS_PASS : -1;
+    case SYS_rt_sigaction:
+    case SYS_sigaltstack: return done_alone(f);
+    case SYS_clone:
+    case SYS_clone3: madfs_clone_filtered(f); return MADFS_PASS;
+    case SYS_setuid:
+    case SYS_setgid:
+    case SYS_setreuid:
+    case SYS_setregid:
+    case SYS_setresuid:
+    case SYS_setresgid:
+    case SYS_setfsuid:
+    case SYS_setfsgid:
+    case SYS_setgroups:
+    case SYS_unshare:
+    case SYS_execve:
+    case SYS_execveat:
+    case SYS_sendmsg:
+    case SYS_sendmmsg:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_munmap:
+    case SYS_mprotect: return MADFS_PASS;
+    default: return f->number == SYS_fork || ARCH_IS_VFORK(f->number) ? MADFS_PASS : -1;
+  }
+}

@@ -452,6 +452,7 @@ void madfs_late_mapped(void);  // something of a file is being mapped
 extern const uint64_t madfs_asynchronous;  // the signals that wait while a thread is in the runtime
 
 void madfs_clone_inside(const struct madfs_frame *f);  // the runtime makes a thread or process, or some other call
+void madfs_clone_filtered(const struct madfs_frame *f);  // one of a thread under a filter (filters.c)
 bool madfs_fork_can_be_told(void);  // false: this is not the GNU libc
 void madfs_fork_start(void);    // libc's fork() shall tell us
 void madfs_fork_again(bool thread);  // and after allocators: called before a thread is made, or the runtime
@@ -484,13 +485,20 @@ long madfs_copy_up(int fd, int command);    // far above, by F_DUPFD or F_DUPFD_
 long madfs_open(const char *path, int flags);  // for our own use, also when the program's numbers are used up
 
 enum { LIMIT_NOFILE, LIMIT_FSIZE, MADFS_LIMITS };
+long madfs_limits_grow(int fd, size_t size, size_t least);  // a file of memory
 bool madfs_limits_state(unsigned which, char *text, size_t size);  // MADFS_NOFILE... for a program to be executed
 void madfs_limits_adopt(unsigned which, const char *state);
 
 // --- filters.c ------------------------------------------------------------------------------------------------------
 
-bool madfs_filtered(void);          // what the client does at the end of a process would end it
+extern _Atomic bool madfs_filtered_everywhere;  // it holds for threads whose own memory does not say so
+// A filter of system calls leaves this thread's client nothing: what it does at the end of a process would end it.
+static inline bool madfs_filtered(void) {
+  return madfs_local.filtered || atomic_load_explicit(&madfs_filtered_everywhere, memory_order_relaxed);
+}
 void madfs_filter_inherited(void);  // by a thread that this one makes
+// The verdict on a call of such a thread, or -1: it is judged as any other.
+int madfs_filter_answers(struct madfs_frame *f);
 
 // --- identity.c -----------------------------------------------------------------------------------------------------
 

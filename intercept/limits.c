@@ -160,6 +160,23 @@ static bool concerns(struct madfs_frame *f) {
 
 const struct madfs_shim madfs_shim_limit = {concerns, NULL};
 
+// Makes a file of memory `size` bytes long, or as long as it may become but not shorter than `least`.  Growing past the
+// limit, which is meant for files that take space, would send a signal that kills.
+long madfs_limits_grow(int fd, size_t size, size_t least) {
+  struct rlimit limit;
+  long result = RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, 0, &limit);
+  if (madfs_failed(result)) return result;
+  struct rlimit enough = {size, limit.rlim_max < size ? size : limit.rlim_max};
+  bool raises = limit.rlim_cur < size;
+  if (raises && madfs_failed(RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &enough, 0))) {
+    enough.rlim_cur = enough.rlim_max = size = limit.rlim_max;
+    RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &enough, 0);
+  }
+  result = size < least ? -EFBIG : RAW(SYS_ftruncate, fd, size);
+  if (raises) RAW(SYS_prlimit64, 0, RLIMIT_FSIZE, &limit, 0);
+  return result;
+}
+
 bool madfs_limits_state(unsigned which, char *text, size_t size) {
   char number[24];
   uint64_t hard = atomic_load(&limits[which].hard);

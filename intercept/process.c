@@ -125,7 +125,7 @@ enum pair { PAIR_NONE, PAIR_START, PAIR_THREAD, PAIR_RUNTIME };
 
 static void handler_before(enum pair pair) {
   uint64_t before;
-  if (madfs_local.inside & ~INSIDE_FORK || madfs_in_vfork()) return;  // by the runtime itself
+  if (madfs_local.inside & ~INSIDE_FORK || madfs_in_vfork() || madfs_filtered()) return;  // by the runtime itself
   if (madfs_local.forking) return;
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &madfs_asynchronous, &before, sizeof before);
   if (madfs_thread()) {
@@ -275,6 +275,11 @@ static bool clone_concerns(struct madfs_frame *f) {
   if (kind == KIND_THREAD) madfs_fork_again(true);
   if (kind == KIND_THREAD) madfs_filter_inherited();
   return false;
+}
+
+void madfs_clone_filtered(const struct madfs_frame *f) {
+  struct new_process p;
+  if (read_request(f, &p) && (kind_of(&p) == KIND_FILES || kind_of(&p) == KIND_THREAD)) madfs_filter_inherited();
 }
 
 static enum madfs_verdict clone_work(struct madfs_frame *f) {

@@ -96,7 +96,7 @@ def _copied(file, address, length, prot, flags, offset):
     try:
         with files.unlimited as limit:
             if 0 <= limit < size:
-                raise fail(errno.ENOMEM)
+                return _read_in(file, address, length, prot, flags, offset, size)
             posix.ftruncate(fd, size)
         if size > offset:
             flags_of_filling = abi.MAP_SHARED | abi.MAP_POPULATE  # one fault instead of one a page
@@ -108,6 +108,19 @@ def _copied(file, address, length, prot, flags, offset):
         return _shim.map(address, length, prot, flags, fd, offset)
     finally:
         posix.close(fd)
+
+
+def _read_in(file, address, length, prot, flags, offset, size):
+    """As _copied(), where files of ours in memory must be shorter: memory that the kernel does not treat as a file."""
+    there = max(0, size - offset)
+    address = _shim.anonymous(address, length, abi.PROT_READ | abi.PROT_WRITE, flags)
+    files.fs.read(file, offset, ((address, there),))
+    pages = -(-there // abi.PAGE) * abi.PAGE
+    if pages:
+        _shim.protect(address, pages, prot)
+    if pages < length:
+        _shim.protect(address + pages, length - pages, 0)
+    return address
 
 
 def _ino(number):

@@ -97,7 +97,9 @@ def _copy(file, fd):
             if not offset:
                 end = _needed(bytes(data[:4]), file.size)
             offset += done
-            with files.unlimited:
+            with files.unlimited as limit:
+                if 0 <= limit < offset:
+                    raise fail(errno.ENOMEM)
                 while data:
                     data = data[posix.write(fd, data) :]
     finally:

@@ -343,6 +343,68 @@ def test_ends_under_any_filter(on_mount, built, words):
     good(on_mount(built(SANDBOX), words))
 
 
+# What a process that used the mount can do under a filter that allows just that.
+ALLOWED = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/fsuid.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define CAN(number) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+static char alternate[16384];
+static void handler(int number) { (void)number; }
+int main(int count, char **words) {
+  struct sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)), CAN(SYS_close), CAN(SYS_dup),
+      CAN(SYS_lseek),
+      CAN(SYS_fcntl), CAN(SYS_rt_sigaction), CAN(SYS_write), CAN(SYS_exit_group), CAN(SYS_dup2), CAN(SYS_dup3),
+      CAN(SYS_chdir), CAN(SYS_sigaltstack), CAN(SYS_openat), CAN(SYS_mmap), CAN(SYS_munmap), CAN(SYS_rename),
+      CAN(SYS_close_range), CAN(SYS_vfork), CAN(SYS_wait4), CAN(SYS_setfsuid), CAN(SYS_unshare),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)};
+  struct sock_fprog program = {sizeof code / sizeof *code, code};
+  struct sigaction wanted = {.sa_handler = handler}, is;
+  int status;
+  int fd = open(words[count - 1], O_RDWR | O_CREAT | O_APPEND, 0600);
+  if (write(fd, "text", 4) != 4 || unlink(words[count - 1])) return 1;
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return 2;
+  int copy = dup(fd), high = fcntl(fd, F_DUPFD_CLOEXEC, 20);
+  if (copy != fd + 1 || high != 20 || lseek(fd, 1, SEEK_CUR) != 5 || lseek(copy, -2, SEEK_CUR) != 3) _exit(3);
+  if (fcntl(high, F_GETFD) != FD_CLOEXEC) _exit(4);
+  if ((fcntl(fd, F_GETFL) & (O_ACCMODE | O_APPEND)) != (O_RDWR | O_APPEND)) _exit(4);
+  if (dup2(fd, 21) != 21 || dup3(21, 22, O_CLOEXEC) != 22 || lseek(22, 0, SEEK_CUR) != 3) _exit(5);
+  if (sigaction(SIGSEGV, &wanted, NULL) || sigaction(SIGSEGV, NULL, &is) || is.sa_handler != handler) _exit(6);
+  if (close(fd) || close(copy) || close(high) || close(21) || close(22)) _exit(7);
+  if (close(fd) == 0 || lseek(fd, 0, SEEK_CUR) != -1) _exit(7);
+  stack_t stack = {.ss_sp = alternate, .ss_size = sizeof alternate};
+  if (chdir("/usr") || sigaltstack(&stack, NULL) || setfsuid(0)) _exit(8);
+  if (rename("/usr/not/there", "nor/here") != -1) _exit(8);
+  fd = open("/bin/true", O_RDONLY);
+  void *text = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 8192);
+  if (text == MAP_FAILED || munmap(text, 4096) || unshare(CLONE_FILES)) _exit(9);
+  pid_t child = vfork();
+  if (!child) _exit(7);
+  if (wait4(child, &status, 0, NULL) != child || status != 7 << 8 || close_range(40, 50, 0)) _exit(10);
+  for (int i = 3; i < 100000; i++) close(i);
+  _exit(write(1, "ok\\n", 3) != 3);
+}
+"""
+
+
+def test_what_a_filter_allows(on_mount, built, tmp_path):
+    program = built(ALLOWED)
+    good(call([program, tmp_path / "closes"]))
+    good(on_mount(program, "/madfs/closes"))
+
+
 # --- mounts of a process's own --------------------------------------------------------------------------------------
 
 # What hides the directory of the cluster file, as sandboxes such as bwrap hide /tmp, before the mount is touched.
