@@ -16,6 +16,7 @@ from .ops import (
     GETATTR,
     READ,
     RESERVE,
+    RESERVED,
     RETRACT,
     SEEK,
     SEEK_NONE,
@@ -61,7 +62,7 @@ def clipped(segments, room):
     for source, length in segments:
         if room <= 0:
             break
-        kept.append((source, min(length, room)))
+        kept.append((source if isinstance(source, int) else source[:room], min(length, room)))
         room -= length
     return kept
 
@@ -270,7 +271,7 @@ class FileData:
         """Store ``segments``, ``(source, length)`` with an address or bytes as source, at ``offset``.
 
         Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size stays.  ``reserved`` is
-        the number of the last cut when the range was reserved: ESTALE when it has been cut off since.
+        the number of the last cut when the range was reserved, and how that was: ESTALE when it has been cut off since.
         """
         if self.mapped[0]:
             return self.images().write(file, offset, segments, extend)
@@ -299,7 +300,7 @@ class FileData:
         """The pieces are [begin, end) of the file, which its home is told: with one of the pieces if it gets one.
         ``end`` is 0 when the size stays."""
         ino, servers, base = file.ino, self.servers, home(file.ino)
-        cuts, strict = (file.cuts, 0) if reserved is None else (reserved, 1)
+        cuts, strict = (file.cuts, 0) if reserved is None else reserved
         if file.noticed:
             file.noticed = file.hint == b""
         calls: list = []
@@ -333,7 +334,7 @@ class FileData:
             if bearer is not None:
                 self._agree(file, calls, results, bearer)
         self._changed(ino)
-        if strict:
+        if strict == RESERVED:
             self._tell_if_tight(file, begin, window, results)
         return self._written(file, window, begin, end, calls, results, bearer)
 
@@ -431,11 +432,13 @@ class FileData:
         if self.mapped[0]:
             return self.images().append(file, segments, length)
         while True:
-            (offset, cuts), _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
+            (offset, granted, *reserved), _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
+            if granted < length:
+                segments, length = clipped(segments, granted), granted
             self._changed(file.ino)
             file.size = max(file.size, offset + length)
             try:
-                done = self.write(file, offset, segments, False, cuts)
+                done = self.write(file, offset, segments, False, reserved)
             except OSError as error:
                 if error.errno != errno.ESTALE:  # the range was cut off before it was written: at the new end, then
                     self._retract(file, error, 0, offset + length)

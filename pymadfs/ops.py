@@ -165,8 +165,10 @@ WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H begin:Q cu
 EXTEND = Op(14, "extend", "ino:Q begin:Q end:Q cuts:I", "size:Q cuts:I", retry=True,
             doc="[begin, end) is being written: the size becomes at least `end` and the times change; sent in parallel "
                 "with the data. `cuts`: see WRITE. Tail: hint.")
-RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q cuts:I",
-             doc="Extend the file by `length` bytes and say where they begin (O_APPEND). Tail: hint.")
+RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q length:Q cuts:I room:B",
+             doc="Extend the file by `length` bytes, or fewer when a disk is nearly full, and say where they begin "
+                 "(O_APPEND). `room`: what WRITE is told as `reserved`. Tail: hint.")
+RESERVED, RESERVED_ROOM = 1, 2  # the second: room was allocated, so it can be written although a disk is full
 FSYNC = Op(16, "fsync", "ino:Q", "", retry=True,
            doc="Durable when answered; travels under its own tags to the background sync thread. Tail: hint.")
 STATFS = Op(17, "statfs", "", "block:Q blocks:Q free:Q available:Q files:Q files_free:Q device:Q", retry=True,
@@ -185,9 +187,10 @@ INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I groups:H id:Q below:Q 
              doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, "
                  "replacing what is there. Then `groups` supplementary groups, 4 bytes each, and a link's target. "
                  "Renames before `below` are over. EAGAIN: the name is in use.")
-CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, retry=True,
+CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I spares:B", "blocks:Q", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server: cut number `cuts` of the file. "
-             "Answers how many blocks of 512 bytes that freed.")
+             "Answers how many blocks of 512 bytes that freed. `spares`: what was reserved (O_APPEND) below `size` "
+             "and is not yet written stays reserved.")
 TOUCH = Op(25, "touch", "server:I keep:B", "", peer=True, retry=True,
            doc="`server` changed entries of the directory in the tail and wants to be asked by TIMES when.")
 LOCK = Op(26, "lock", "ino:Q owner:Q opener:I start:Q end:Q type:H how:B space:B", "type:H start:Q end:Q owner:Q",
@@ -287,8 +290,8 @@ UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
 RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
              doc="A write or append up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless "
                  "somebody else wrote since, and what is stored above it goes. With kept = end an append was stored "
-                 "with SIZE_TIGHT: the next one has to look for room first. Tail: hint.")
-SIZE_TIGHT = (1 << 64) - 1  # as the size that WRITE answers to a reserved range: it took some of the headroom
+                 "with SIZE_TIGHT: the next ones have their room allocated first. Tail: hint.")
+SIZE_TIGHT = (1 << 64) - 1  # as the size that WRITE answers to a reserved range: a disk is nearly full
 MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD, MEND_CHUNK, MEND_DETACH, \
     MEND_TWIN, MEND_MISPLACED, MEND_PLACE, MEND_INODE, MEND_XATTRS = range(1, 15)
 

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from pymadfs.errors import fail
 from pymadfs.log import log
+from pymadfs.ops import RESERVED_ROOM
 
 from . import allocation
 from .meta import chunk_key, chunk_of, chunks_prefix, data_key
@@ -72,8 +73,8 @@ class Chunks:
         self._all_dirty = False
         self._unchecked = HEADROOM_CHECK_BYTES
         self._full = False
-        self.lenient = False  # what is stored now may take some of the headroom
-        self.tight = False  # and did
+        self.low = False  # there is hardly more room than the headroom
+        self.lenient = 0  # RESERVED: what is stored now may take some of the headroom; RESERVED_ROOM: it has its room
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
@@ -96,6 +97,10 @@ class Chunks:
             old = old or b""
             self.kv.put(key, b"%b%b%b" % (old[:offset].ljust(offset, b"\0"), data, old[end:]))
         return True
+
+    def stays_inline(self, ino, end):
+        """Whether a file of ``end`` bytes is in the key-value store."""
+        return end <= self.inline_max and self.kv.get(chunk_key(ino, 0)) is None
 
     def piece(self, ino, chunk):
         """The open chunk file, or None when nothing is stored there."""
@@ -210,11 +215,16 @@ class Chunks:
         if self._unchecked >= HEADROOM_CHECK_BYTES or self._full:
             self._unchecked = 0
             room = os.statvfs(self._directory)
-            self._full = room.f_bavail * room.f_frsize < self.headroom(room) + length
-        if self._full:
-            if not self.lenient or room.f_bavail * room.f_frsize < self.headroom(room) // LENIENT_SHARE + length:
-                raise fail(errno.ENOSPC)
-            self.tight = True
+            headroom, available = self.headroom(room), room.f_bavail * room.f_frsize
+            self.low, self._full = available < 2 * headroom + length, available < headroom + length
+        if not self._full or self.lenient == RESERVED_ROOM:
+            return
+        if not self.lenient or available < headroom // LENIENT_SHARE + length:
+            raise fail(errno.ENOSPC)
+
+    def headroom_bytes(self):
+        """Bytes of this disk that are not for data."""
+        return self.headroom(os.statvfs(self._directory))
 
     @staticmethod
     def headroom(room):
@@ -351,10 +361,10 @@ class Chunks:
         finally:
             os.close(fd)
 
-    def room(self):
-        """Bytes that data may still take."""
+    def room(self, headrooms=1):
+        """Bytes that data may still take, so that as many headrooms are left."""
         room = os.statvfs(self._directory)
-        return room.f_bavail * room.f_frsize - self.headroom(room)
+        return room.f_bavail * room.f_frsize - headrooms * self.headroom(room)
 
     def allocated(self, ino, found, wanted):
         """Bytes that the chunk files ``found`` have on disk, of those in the range ``wanted``.  For any thread."""

@@ -5,7 +5,7 @@ import errno
 import time
 
 from pymadfs.errors import fail
-from pymadfs.ops import EXTEND, FSYNC, READ, RESERVE, SIZE_TIGHT, STATFS, WRITE
+from pymadfs.ops import EXTEND, FSYNC, READ, SIZE_TIGHT, STATFS, WRITE
 
 from .directories import Wait
 from .dispatch import DEFERRED, serves
@@ -118,18 +118,18 @@ def _place(server, request, data):
 
 def _appended(server, request, data):
     """As _place, of a range that was reserved at the end of the file.  It may take some of the headroom, for others may
-    have appended behind it by now: to refuse it would leave a hole."""
+    have appended behind it by now: to refuse it would leave a hole.  RESERVED_ROOM has its room already."""
     chunks = server.chunks
-    chunks.lenient, chunks.tight = True, False
+    chunks.lenient = request.fields.reserved
     try:
         return _place(server, request, data)
     finally:
-        chunks.lenient = False
+        chunks.lenient = 0
 
 
 def _tight(server, reserved):
-    """What a write that does not tell the size answers in its place: SIZE_TIGHT if it has used some of the headroom."""
-    return SIZE_TIGHT if reserved and server.chunks.tight else 0
+    """What a write that does not tell the size answers in its place: SIZE_TIGHT if there is little room left."""
+    return SIZE_TIGHT if reserved and server.chunks.low else 0
 
 
 def _admitted(server, request):
@@ -137,7 +137,7 @@ def _admitted(server, request):
 
     Raises Wait while bytes are being cut off, ESTALE when the range was reserved before the cut, and ENOENT.
     """
-    ino, chunk, _, _, end, hint_length, _, cuts, reserved = request.fields
+    ino, chunk, _, _, end, hint_length, begin, cuts, reserved = request.fields
     if ino in server.cuts.under_way:
         future = server.cuts.under_way[ino]
         raise Wait(lambda: asyncio.shield(future))
@@ -151,7 +151,7 @@ def _admitted(server, request):
         last = server.cuts.known.get(ino, 0)
     if cuts == last:
         return last
-    if reserved and cuts < last:
+    if reserved and cuts < last and not server.cuts.spares(ino, begin, cuts, last):
         raise fail(errno.ESTALE)
     return server.cuts.learn(ino, cuts)
 
@@ -160,7 +160,8 @@ async def _write_bulk(server, request):
     _, _, offset, length, end, _, begin, _, reserved = request.fields
     if request.bulk != length:
         raise fail(errno.EPROTO)
-    if end - begin > length:
+    told = end - begin > length
+    if told:
         # Other parts may be stored before this one has come.  A writer that dies meanwhile leaves zeros then, but no
         # bytes behind the end, which would show when the file grows and stay when it is removed.
         await _admitted_later(server, request)
@@ -179,7 +180,7 @@ async def _write_bulk(server, request):
                 await _write_by_thread(server, piece, offset, view)
     server.recycle(buffer)  # not after an error: the transfer may still be writing into it
     server.bytes_in += length
-    return _extended(server, request, end) if end else ((size, last), b"")
+    return _extended(server, request, end, told) if end else ((size, last), b"")
 
 
 async def _admitted_later(server, request):
@@ -202,9 +203,9 @@ async def _write_by_thread(server, piece, offset, view):
         server.chunks.unpin(piece)
 
 
-def _extended(server, request, end):
-    """The reply to a write or EXTEND at the file's home, once size and times are set.  No cut came since the bytes
-    were stored here: it would wait for the transfer."""
+def _extended(server, request, end, told=False):
+    """The reply to a write or EXTEND at the file's home, once size and times are set, perhaps not for the first time
+    (``told``).  No cut came since the bytes were stored here: it would wait for the transfer."""
     fields = request.fields
     ino = fields.ino
     hint = request.tail[:fields.hint] if request.op is WRITE else request.tail
@@ -214,9 +215,10 @@ def _extended(server, request, end):
     if fields.cuts > cuts_of(value):  # begun before this server died, and known to others
         value = changed(value, cuts=fields.cuts)
     if request.op is EXTEND or end - fields.begin > fields.length:
-        server.extensions.grew(ino, request.conn, end, before)
+        grew = server.extensions.again if told else server.extensions.grew
+        grew(ino, request.conn, end, before, fields.cuts)
     elif server.extensions:
-        server.extensions.pop(ino, None)
+        server.extensions.stored(ino, end, before)
     server.kv.put(key, value)
     server.read_lately.discard(ino)
     return (size_of(value), cuts_of(value)), b""
@@ -229,22 +231,6 @@ def extend(server, request):
         raise fail(errno.EFBIG)
     server.free_bytes(ino, request.conn)
     return _extended(server, request, end)
-
-
-@serves(RESERVE)
-def reserve(server, request):
-    ino, length = request.fields
-    server.free_bytes(ino, request.conn)
-    key, value = server.meta.find(ino, request.tail)
-    offset = size_of(value)
-    if offset + length > SIZE_MAX:
-        raise fail(errno.EFBIG)
-    if server.extensions.tight and server.extensions.cramped(ino):
-        raise Wait(lambda: server.extensions.look_for_room(server, value, length))
-    server.extensions.grew(ino, request.conn, offset + length, offset)
-    server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request))
-    server.read_lately.discard(ino)
-    return (offset, cuts_of(value)), b""
 
 
 @serves(FSYNC)

@@ -2,68 +2,116 @@
 """Sizes that were set for bytes which then were not stored.
 
 A write tells the new size to the file's home while its bytes go to several servers.  When one of them refuses, the disk
-being full, or dies, the writer tells how far it came (RETRACT), and the size goes back, with all that is stored above
-it; unless somebody else has written to the file since, whose bytes may lie there.  A server that is dead may have
-stored its part: the size goes back when it can be asked.
+being full, or dies, the writer tells how far it came (RETRACT), and the size goes back to what others have made it,
+with all that is stored above.  A server that is dead may have stored its part: the size goes back when it can be asked.
 """
 import errno
-from collections import Counter
+import heapq
+from itertools import count
 
 from pymadfs.errors import fail
-from pymadfs.layout import chunk_server, split
-from pymadfs.ops import ATTR, RETRACT, STATFS
+from pymadfs.ops import RETRACT
 
 from .directories import Wait
-from .dispatch import gather, serves
+from .dispatch import serves
 from .meta import SIZE_MAX, inode_key, size_of
 from .sizes import cut_to
 
 KNOWN_MAX = 1 << 12  # what is forgotten keeps a size that is too large
+ENDS_MAX = 32  # so many changes of one file are known, and those below count as made
+
+_serial = count()
+
+
+class Growth:
+    """Of one file: it has ``base`` bytes, and ``ends`` (a heap of ``(end, serial, who, cuts)``) of writes that made it
+    longer, any of which may yet be taken back.  ``size`` is the largest of them."""
+
+    __slots__ = ("base", "ends", "size")
+
+    def __init__(self, base):
+        self.base, self.ends, self.size = base, [], base
+
+    def add(self, end, who, cuts):
+        if cuts:  # else it was not asked again after a cut
+            self.remove(end, who, cuts)
+        if end > self.base:
+            self.size = max(self.size, end)
+            heapq.heappush(self.ends, (end, next(_serial), who, cuts))
+            while len(self.ends) > ENDS_MAX or self.ends and self.ends[0][0] <= self.base:
+                self.base = max(self.base, heapq.heappop(self.ends)[0])
+
+    def find(self, end, who, cuts=0):
+        """The record of that write: of those before cut ``cuts``, if that is given."""
+        for record in self.ends:
+            if record[0] == end and record[2] == who and not 0 < cuts <= record[3]:
+                return record
+        return None
+
+    def remove(self, end, who, cuts=0):
+        record = self.find(end, who, cuts)
+        if record:
+            self.size = self.without(record)
+            self.ends.remove(record)
+            heapq.heapify(self.ends)
+
+    def without(self, record):
+        """What the file's size would be without the record."""
+        return max([self.base, *[other[0] for other in self.ends if other is not record]])
+
+    def reach(self, end):
+        """Up to ``end`` the file is stored."""
+        self.base, self.size = max(self.base, end), max(self.size, end)
 
 
 class Extensions(dict):
-    """Inode -> (connection, end, size before) of the last change of a file here, when others had a part in it.  Who
-    changes a file otherwise removes it.  In place of the connection: what makes the size go back later.
+    """Inode -> Growth of files here.  Who sets a size that is wanted as such removes it."""
 
-    ``tight`` has the files whose last appended record took some of the headroom of a disk: what is reserved must be
-    stored, so the next range is given only where there is room; inode -> whether that was found."""
-
-    def __init__(self):
-        super().__init__()
-        self.tight = {}
-
-    def cramped(self, ino):
-        """Whether one has to look for room before a range of the file is reserved; after that one has."""
-        if not self.tight.get(ino, True):
-            return True
-        self.tight.pop(ino, None)
-        return False
-
-    async def look_for_room(self, server, value, length):
-        """Raises ENOSPC when there is no room for ``length`` bytes at the end of the file ``value``."""
-        attr = ATTR.unpack(value)
-        wanted: Counter = Counter()
-        for chunk, _, piece in split(attr.size, length, attr.chunk_size):
-            wanted[chunk_server(attr.ino, chunk, server.servers)] += piece
-        others = sorted(wanted.keys() - {server.number})
-        replies = await gather([server.call_peer(number, STATFS) for number in others])
-        own = server.chunks.device
-        left, needed = {own: server.chunks.room()}, Counter({own: wanted[server.number]})
-        for number, (reply, _) in zip(others, replies):  # several may share a disk
-            left[reply.device] = reply.available * reply.block
-            needed[reply.device] += wanted[number]
-        if any(needed[device] > max(0, room) for device, room in left.items()):
-            raise fail(errno.ENOSPC)
-        self.tight[attr.ino] = True
-
-    def grew(self, ino, conn, end, before):
-        """``conn`` made the file at least ``end`` bytes long, which was ``before``, for bytes on several servers."""
-        if end > before:
+    def grew(self, ino, who, end, before, cuts=0):
+        """``who`` is making the file, which has ``before`` bytes, at least ``end`` bytes long."""
+        growth = self.get(ino)
+        if growth is None or growth.size != before:  # else what it says of the size is all there is to say
+            self.pop(ino, None)
+            if end <= before:
+                return
             if len(self) >= KNOWN_MAX:
                 self.clear()
-            self[ino] = conn, end, before
-        elif self.get(ino, ())[:2] != (conn, end):  # else it was asked again
-            self.pop(ino, None)
+            growth = self[ino] = Growth(before)
+        growth.add(end, who, cuts)
+
+    def again(self, ino, who, end, before, cuts):
+        """As grew, of what was told before; unless the file was changed since."""
+        growth = self.get(ino)
+        if growth is None or growth.size != before or growth.find(end, who) is None:
+            self.grew(ino, who, end, before, cuts)
+
+    def stored(self, ino, end, before):
+        """Bytes up to ``end`` have been stored."""
+        growth = self.get(ino)
+        if growth is not None:
+            if growth.size == before:
+                growth.reach(end)
+            else:
+                del self[ino]
+
+    def refused(self, ino, who, kept, end):
+        """The write up to ``end`` came only to ``kept``."""
+        growth = self.get(ino)
+        if growth is not None:
+            growth.reach(kept)
+            growth.remove(end, who)
+
+    def size_without(self, value, ino, who, kept, end):
+        """The size that the file ``value`` gets when its write up to ``end`` was stored up to ``kept``, and what is
+        above goes; None: nothing may go."""
+        size, growth = size_of(value), self.get(ino)
+        if size < end:
+            return size  # it was not even told: only the bytes go
+        record = growth and growth.find(end, who)
+        if not record or growth.size != size:
+            return None
+        wanted = max(kept, growth.without(record))
+        return wanted if wanted < size else None
 
 
 @serves(RETRACT)
@@ -74,23 +122,12 @@ def retract(server, request):
     server.dirs.free(inode_key(ino))
     _, value = server.meta.find(ino, request.tail)
     if kept == end:
-        if len(server.extensions.tight) < KNOWN_MAX:
-            server.extensions.tight[ino] = False
+        server.appends.told(ino)
         return (size_of(value),), b""
-    if _size(server, value, ino, request.conn, kept, end) is None:
+    if server.extensions.size_without(value, ino, request.conn, kept, end) is None:
+        server.extensions.refused(ino, request.conn, kept, end)
         return (size_of(value),), b""
     return _retracted(server, request)
-
-
-def _size(server, value, ino, who, kept, end):
-    """The size that a file gets when its write up to ``end`` was stored up to ``kept``; None: nothing may change."""
-    size = size_of(value)
-    if size < end:
-        return size  # it was not even told: only the bytes go
-    conn, known, before = server.extensions.get(ino, (None, 0, 0))
-    if size > end or (conn, known) != (who, end) or max(before, kept) >= end:
-        return None
-    return max(before, kept)
 
 
 async def _retracted(server, request):
@@ -103,10 +140,11 @@ async def _retracted(server, request):
         _, value = server.meta.find(ino, request.tail)
         size = size_of(value)
         later = object()
-        conn, known, before = server.extensions.get(ino, (request.conn, end, size))
-        if (conn, known) == (request.conn, end):
-            server.extensions[ino] = later, end, min(before, size)
-            server.spawn(_insist(server, ino, request.tail, later, kept, end))
+        growth = server.extensions.setdefault(ino, Growth(size))
+        growth.remove(end, request.conn)
+        growth.reach(min(kept, size))
+        growth.add(end, later, 0)
+        server.spawn(_insist(server, ino, request.tail, later, kept, end))
     return (size,), b""
 
 
@@ -120,21 +158,20 @@ async def _take_back(server, ino, hint, who, kept, end):
     try:
         await server.cuts.drained(ino)
         _, value = server.meta.find(ino, hint)
-        size = _size(server, value, ino, who, kept, end)  # others may have written since it was asked
-        if size is None:
-            return size_of(value)
-        key, value = await cut_to(server, ino, hint, size, end)
-        server.kv.put(key, value)
-        server.commit()
-        server.extensions.pop(ino, None)
+        size = server.extensions.size_without(value, ino, who, kept, end)  # others may have written since it was asked
+        if size is not None:
+            key, value = await cut_to(server, ino, hint, size, end, spares=True)
+            server.kv.put(key, value)
+            server.commit()
+        server.extensions.refused(ino, who, kept, end)
     finally:
         server.dirs.let_go(held)
-    return size
+    return size_of(value)
 
 
 async def _insist(server, ino, hint, who, kept, end):
-    """Take back what a server that is dead may have stored, once it is there again; unless the file was changed."""
-    while server.extensions.get(ino, (None,))[0] is who:
+    """Take back what a server that is dead may have stored, once it is there again; unless the file was cut."""
+    while (growth := server.extensions.get(ino)) is not None and growth.find(end, who):
         await server.pause()
         try:
             await _take_back(server, ino, hint, who, kept, end)

@@ -34,6 +34,7 @@ from pymadfs.ops import (
 )
 
 from . import (  # all for their handlers
+    appends,
     counts,
     credentials,  # noqa: F401
     data,  # noqa: F401
@@ -92,6 +93,7 @@ def start(server):
     server.times = times.Times(server)
     server.times.start()
     server.extensions = extensions.Extensions()
+    server.appends = appends.Appends(server.chunks)
     recovery.resume(server)
 
 

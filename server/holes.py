@@ -178,7 +178,8 @@ async def _fallocate(server, request):
             value = changed(value, flags=attr.flags | FLAG_BEYOND)
             server.kv.put(key, value)
             server.commit()
-        grown, error = await _reshape(server, ino, mode, offset, end - offset, attr.chunk_size)
+        server.extensions.pop(ino, None)
+        grown, error = await reshape_everywhere(server, ino, mode, offset, end - offset, attr.chunk_size)
         key, value = server.meta.find(ino, request.tail)
         size = attr.size
         if not error:
@@ -197,7 +198,7 @@ async def _fallocate(server, request):
     return (value[:ATTR.size],), b""
 
 
-async def _reshape(server, ino, mode, offset, length, chunk_size):
+async def reshape_everywhere(server, ino, mode, offset, length, chunk_size):
     """Ask all servers that have a part of the range; -> (growth in blocks, the first error or None)."""
     if not length:
         return 0, None

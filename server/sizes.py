@@ -46,6 +46,7 @@ async def shrunk(server, request, ino, hint, size, change=None):
     try:
         await server.cuts.drained(ino)
         key, value = await cut_to(server, ino, hint, size)
+        server.extensions.pop(ino, None)
         value = without_privileges(change(request, value) if change else value, request)
         server.kv.put(key, value)
         server.commit()
@@ -54,12 +55,12 @@ async def shrunk(server, request, ino, hint, size, change=None):
     return (value[:ATTR.size],), b""
 
 
-async def cut_to(server, ino, hint, size, reach=0):
+async def cut_to(server, ino, hint, size, reach=0, spares=False):
     """The key and new value of an inode after all bytes from ``size`` on were dropped.  Something may be stored up to
-    ``reach`` although the file does not know it.  REQUIRES: it is held."""
+    ``reach`` although the file does not know it.  ``spares``: see CUT.  REQUIRES: it is held."""
     _, value = server.meta.find(ino, hint)
     cuts = next_cut(server, value)
-    freed = await shrink(server, ino, size, max(reach, reach_of(value)), ATTR.unpack(value).chunk_size, cuts)
+    freed = await shrink(server, ino, size, max(reach, reach_of(value)), ATTR.unpack(value).chunk_size, cuts, spares)
     server.read_lately.discard(ino)
     key, value = server.meta.find(ino, hint)
     value = with_size(value, size, now_ns(), freed, cuts)

@@ -74,12 +74,57 @@ print("fine")
 """
 
 
+# Processes that append to one file and make another one longer, while others fill the disk.
+SEVERAL = """
+import errno, os, pickle, random, sys
+M, PROCESSES = 1 << 20, 6
+os.chdir(sys.argv[1])
+def writes(number):
+    chance, done = random.Random(number), []
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    plain = os.open("plain", os.O_WRONLY | os.O_CREAT)
+    rest = os.open(f"rest-{number}", os.O_WRONLY | os.O_CREAT)
+    refusals = count = 0
+    while refusals < 8:
+        count += 1
+        length = chance.choice((96, 5000, 300_000, M, 3 * M, 8 * M, 20 * M)) & ~7
+        at = (count * PROCESSES + number) * 2 * M
+        act = (number + count % 2) % 3
+        try:
+            if act == 0: done.append(("log", 0, os.write(log, (b"%02d%05d|" % (number, count)) * (length // 8))))
+            elif act == 1: done.append(("plain", at, os.pwrite(plain, b"p" * min(length, 2 * M), at)))
+            else: os.write(rest, b"r" * M)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error
+            refusals += 1
+    return done
+results = []
+for number in range(PROCESSES):
+    ours, theirs = os.pipe()
+    if not os.fork():
+        os.write(theirs, pickle.dumps(writes(number)))
+        os._exit(0)
+    os.close(theirs)
+    results.append(ours)
+done = []
+for ours in results:
+    with os.fdopen(ours, "rb") as file: done += pickle.load(file)
+appended = sum(count for name, _, count in done if name == "log")
+assert appended > M and os.stat("log").st_size == appended, (os.stat("log").st_size, appended)
+with open("log", "rb") as file: assert b"\\0" not in file.read()
+end = max(at + count for name, at, count in done if name == "plain")
+assert os.stat("plain").st_size == end, (os.stat("plain").st_size, end)
+print("fine")
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_full_disk_loses_nothing_and_is_left_again(tmp_path):
+@pytest.mark.parametrize("script", [SCRIPT, SEVERAL], ids=["one", "several"])
+def test_a_full_disk_loses_nothing_and_is_left_again(tmp_path, script):
     """On a real file system of 160 MiB, in a mount namespace of its own."""
     small = tmp_path / "small"
     small.mkdir()
-    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "script.py").write_text(script)
     command = " ".join([*MADFS, "run", "--servers", "3", "--store", f"{small}/store", "--", sys.executable,
                         f"{tmp_path}/script.py", "/madfs"])
     done = subprocess.run(["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=160m none {small} && {command}"],

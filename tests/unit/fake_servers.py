@@ -383,7 +383,7 @@ class Servers:
     def reserve(self, server, request, hint):
         node = self.inode(server, request.ino)
         node.size += request.length
-        return (node.size - request.length, node.cuts), b""
+        return (node.size - request.length, request.length, node.cuts, ops.RESERVED), b""
 
     def retract(self, server, request, hint):
         node = self.inode(server, request.ino)

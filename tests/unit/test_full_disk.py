@@ -156,6 +156,76 @@ def test_what_others_wrote_meanwhile_stays(rpc, monkeypatch):
     assert content(fs, file)[2 * CHUNK:2 * CHUNK + 50] == b"b" * 50
 
 
+def test_the_size_is_that_of_what_others_have_written(rpc, monkeypatch):
+    """Several make a file longer at once; of those that are refused none counts."""
+    disks, fs = Disks(monkeypatch, rpc.world), client(rpc)
+    file = opened(fs, rpc.world.path_on(0))
+    disks.full = {1, 2}
+    rpc_call = fs._call
+
+    def beside(server, op, *arguments, **options):
+        if op is ops.RETRACT:
+            fs._call = rpc_call
+            disks.full.clear()
+            for end in (3, 5, 2):
+                assert fs.write(file, (end - 1) * CHUNK, [(b"b" * CHUNK, CHUNK)]) == CHUNK
+            disks.full = {1, 2}
+            with pytest.raises(OSError):
+                fs.write(file, 7 * CHUNK, [(b"d" * CHUNK, CHUNK)])
+        return rpc_call(server, op, *arguments, **options)
+
+    fs._call = beside
+    with pytest.raises(OSError):
+        fs.write(file, 10 * CHUNK, [(b"c" * CHUNK, CHUNK)])
+    other = (b"\0" * CHUNK + b"b" * CHUNK * 2 + b"\0" * CHUNK + b"b" * CHUNK)
+    assert content(fs, file) == other
+    disks.full.clear()
+    fs.ftruncate(file, 12 * CHUNK)
+    assert content(fs, file) == other.ljust(12 * CHUNK, b"\0")
+
+
+def test_a_size_that_was_set_stays(rpc, monkeypatch):
+    """Truncation and fallocate beside a write that is refused set the size, whatever is taken back."""
+    disks, fs = Disks(monkeypatch, rpc.world), client(rpc)
+    file = opened(fs, rpc.world.path_on(0))
+    rpc_call = fs._call
+    for change, size in ((lambda: fs.ftruncate(file, 9 * CHUNK), 9), (lambda: fs.ftruncate(file, CHUNK), 1),
+                         (lambda: fs.fallocate(file, 0, 0, 8 * CHUNK), 8)):
+        def beside(server, op, *arguments, change=change, **options):
+            if op is ops.RETRACT:
+                fs._call = rpc_call
+                disks.full.clear()
+                change()
+            return rpc_call(server, op, *arguments, **options)
+
+        fs.ftruncate(file, 0)
+        disks.full, fs._call = {1, 2}, beside
+        with pytest.raises(OSError):
+            fs.write(file, 4 * CHUNK, [(b"c" * CHUNK, CHUNK)])
+        assert content(fs, file) == b"\0" * size * CHUNK
+
+
+def test_a_range_stays_reserved_when_the_one_behind_it_is_taken_back(rpc, monkeypatch):
+    disks, first, second = Disks(monkeypatch, rpc.world), client(rpc), client(rpc)
+    file, same = opened(first, b"/log"), opened(second, b"/log")
+    ask, length = first._call, 3 * CHUNK
+
+    def meanwhile(server, op, *arguments, **options):
+        reply = ask(server, op, *arguments, **options)
+        if op is ops.RESERVE:
+            first._call = ask
+            disks.full = {0, 1, 2}
+            for _ in range(3):
+                with pytest.raises(OSError):
+                    second.append(same, ((b"c" * length, length),), length)
+            disks.full.clear()
+        return reply
+
+    first._call = meanwhile
+    assert first.append(file, ((b"b" * length, length),), length) == (0, length)
+    assert content(first, file) == b"b" * length
+
+
 Room = namedtuple("Room", "f_frsize f_blocks f_bfree f_bavail f_files f_ffree")
 RECORD = 3 * CHUNK + 10
 
@@ -201,3 +271,38 @@ def test_appends_on_a_disk_that_becomes_full_leave_no_hole(rpc, monkeypatch):
     left = 1 << 30
     assert append(second, same, b"d") == (3 * RECORD, RECORD) and append(first, file, b"e")[1] == RECORD
     assert content(first, file) == whole + b"d" * RECORD + b"e" * RECORD
+
+
+def test_what_is_appended_with_little_room_has_its_room_first(rpc, monkeypatch):
+    """Then it does not matter what others write meanwhile: none of the headroom is left when it is stored."""
+    left = chunks.HEADROOM_BYTES_MAX + 5 * RECORD
+
+    def statvfs(_):
+        return Room(4096, 1 << 19, left >> 12, left >> 12, 1000, 1000)
+
+    monkeypatch.setattr(chunks.os, "statvfs", statvfs)
+    fs = client(rpc)
+    file = opened(fs, b"/log")
+    ask, granted = fs._call, []
+
+    def meanwhile(server, op, *arguments, **options):
+        nonlocal left
+        reply = ask(server, op, *arguments, **options)
+        if op is ops.RESERVE:
+            granted.append(reply[0])
+            left = 0
+        return reply
+
+    fs._call = meanwhile
+    assert fs.append(file, ((b"a" * RECORD, RECORD),), RECORD) == (0, RECORD)
+    assert granted == [(0, RECORD, 0, ops.RESERVED_ROOM)]
+    with pytest.raises(OSError) as error:
+        fs.append(file, ((b"b", 1),), 1)
+    assert error.value.errno == errno.ENOSPC and content(fs, file) == b"a" * RECORD
+    big = 4 << 20
+    left = chunks.HEADROOM_BYTES_MAX + (3 << 20)
+    assert 1 << 20 <= fs.append(file, ((b"b" * big, big),), big)[1] < 3 << 20
+    done = granted[-1].length
+    assert content(fs, file) == b"a" * RECORD + b"b" * done
+    attr = fs.getattr(file)
+    assert not attr.flags & ops.FLAG_BEYOND and attr.size == RECORD + done
