@@ -292,6 +292,9 @@ RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
                  "somebody else wrote since, and what is stored above it goes. With kept = end an append was stored "
                  "with SIZE_TIGHT: the next ones have their room allocated first. Tail: hint.")
 SIZE_TIGHT = (1 << 64) - 1  # as the size that WRITE answers to a reserved range: a disk is nearly full
+STRAY = Op(76, "stray", "ino:Q chunk:Q end:I", "", peer=True, retry=True,
+           doc="A client that is gone may have stored up to `end` bytes of that chunk without telling the file's home, "
+               "which drops what is above the file's end before it grows.")
 MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD, MEND_CHUNK, MEND_DETACH, \
     MEND_TWIN, MEND_MISPLACED, MEND_PLACE, MEND_INODE, MEND_XATTRS = range(1, 15)
 

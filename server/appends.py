@@ -64,7 +64,7 @@ class Appends:
 @serves(RESERVE)
 def reserve(server, request):
     ino, length = request.fields
-    server.free_bytes(ino, request.conn)
+    server.free_bytes(ino, request.conn, request.tail)
     key, value = server.meta.find(ino, request.tail)
     if size_of(value) + length > SIZE_MAX:
         raise fail(errno.EFBIG)

@@ -93,6 +93,8 @@ def write(server, request):
     if offset + length > CHUNK_BYTES_MAX or end > SIZE_MAX:
         raise fail(errno.EFBIG)
     last = _admitted(server, request)
+    if not (end or reserved):
+        server.strays.recent.append((request.conn, ino, chunk, offset + length))
     if request.bulk:
         return _write_bulk(server, request)
     data = memoryview(request.tail)[hint_length:]
@@ -145,6 +147,8 @@ def _admitted(server, request):
         server.loans.back(ino, request.conn)
     if end or reserved and hint_length:
         server.dirs.free(inode_key(ino))
+        if server.strays:
+            server.strays.free(ino, request.tail[:hint_length])
         _, value = server.meta.find(ino, request.tail[:hint_length])
         last = cuts_of(value)
     else:
@@ -189,6 +193,8 @@ async def _admitted_later(server, request):
             return _admitted(server, request)
         except Wait as wait:
             await wait.make()
+            if request.conn not in server.conns:
+                raise fail(errno.EIO) from None  # what it left has been looked for already
 
 
 async def _write_by_thread(server, piece, offset, view):
@@ -229,7 +235,7 @@ def extend(server, request):
     ino, _, end, _ = request.fields
     if end > SIZE_MAX:
         raise fail(errno.EFBIG)
-    server.free_bytes(ino, request.conn)
+    server.free_bytes(ino, request.conn, request.tail)
     return _extended(server, request, end)
 
 

@@ -161,6 +161,7 @@ class Server:
         self.openings, self.cuts, self.loans = Openings(), Cuts(), Loans(config.lend_us)
         self.extensions: Any = {}  # see extensions.py, appends.py; handlers.start makes them
         self.appends: Any = None
+        self.strays: Any = None  # see strays.py
         self.read_lately = set()  # inodes whose atime is newer than their other times: see holes.py
         self.orphans = set()  # inodes without a name that somebody has open
         self.unsure = False  # after a crash: openings that clients have not told again may exist
@@ -270,6 +271,7 @@ class Server:
                 self.closed(ino)
         self.processes.pop(conn, None)
         self.locking.lost(conn)
+        self.strays.lost(conn)
 
     def released(self, conn, ino):
         """An opening of ``ino`` by ``conn`` ended."""
@@ -304,9 +306,10 @@ class Server:
         for ino in [ino for ino in self.orphans if ino not in self.openings.total]:
             self.closed(ino)
 
-    def free_bytes(self, ino, conn):
+    def free_bytes(self, ino, conn, hint):
         """Raises Wait when ``conn`` may not yet change bytes or size of an inode that lives here."""
         self.dirs.free(inode_key(ino))
+        self.strays.free(ino, hint)
         self.loans.back(ino, conn)
 
     # --- requests ---------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from . import (  # all for their handlers
     recovery,
     relocate,  # noqa: F401
     rename,  # noqa: F401
+    strays,
     subtree,  # noqa: F401
     times,
     xattrs,
@@ -94,6 +95,7 @@ def start(server):
     server.times.start()
     server.extensions = extensions.Extensions()
     server.appends = appends.Appends(server.chunks)
+    server.strays = strays.Strays(server)
     recovery.resume(server)
 
 
@@ -264,7 +266,7 @@ def reopened(server, request, key, value, flags):
         return (value[:ATTR_SIZE],), b""
     ino = ino_of(value)
     if flags & os.O_TRUNC:
-        server.free_bytes(ino, request.conn)
+        server.free_bytes(ino, request.conn, path_of(key))
         changes = resized(server, request, value, 0)
         if changes is None:
             return _emptied(server, request, ino, path_of(key))
@@ -431,7 +433,7 @@ def set_attributes(server, request):
         server.freezes.still(path_of(key))
     updated = attributes(request, value)
     if valid & SET_SIZE:
-        server.loans.back(ino_of(value), request.conn)
+        server.free_bytes(ino_of(value), request.conn, path_of(key))
         check_resize(request, value, path)
         sized = resized(server, request, updated, request.fields.size)
         if sized is None:

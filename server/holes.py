@@ -152,7 +152,7 @@ def _find_hole(server, ino, offset, chunk_size, found):
 @serves(FALLOCATE)
 def fallocate(server, request):
     ino, mode, offset, length = request.fields
-    server.free_bytes(ino, request.conn)
+    server.free_bytes(ino, request.conn, request.tail)
     _, value = server.meta.find(ino, request.tail)
     if not is_file(value):
         raise fail(errno.EISDIR if is_directory(value) else errno.ENODEV)

@@ -20,7 +20,6 @@ from .meta import (
     is_pointer,
     location_key,
     purge_key,
-    reach_of,
     xattrs_key,
 )
 
@@ -79,15 +78,17 @@ def _drop_inode(server, ino, value, now):
     attr = ATTR.unpack(value)
     if ino in server.openings.total or server.unsure and stat.S_ISREG(attr.mode):
         server.kv.put(inode_key(ino), changed(value, nlink=0, ctime_ns=now))
-        server.kv.put(purge_key(ino), PURGE.pack(reach_of(value), attr.chunk_size))
+        server.kv.put(purge_key(ino), PURGE.pack(server.strays.reach(value), attr.chunk_size))
         server.orphans.add(ino)
         return
+    reach = server.strays.reach(value)
+    server.strays.pop(ino, None)
     if attr.size:
         server.kv.delete(data_key(ino))
     if attr.flags & FLAG_XATTRS:
         server.kv.delete(xattrs_key(ino))
-    if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, reach_of(value), attr.chunk_size):
-        server.kv.put(purge_key(ino), PURGE.pack(reach_of(value), attr.chunk_size))
+    if stat.S_ISREG(attr.mode) and not server.chunks.single(ino, reach, attr.chunk_size):
+        server.kv.put(purge_key(ino), PURGE.pack(reach, attr.chunk_size))
         server.remove(purge(server, ino))
 
 
@@ -173,7 +174,7 @@ async def _purge_once(server, ino):
         return
     record = PURGE.unpack(value)
     inode = server.kv.get(inode_key(ino))
-    await shrink(server, ino, 0, max(record.size, reach_of(inode) if inode else 0), record.chunk_size)
+    await shrink(server, ino, 0, max(record.size, server.strays.reach(inode) if inode else 0), record.chunk_size)
     server.kv.delete(inode_key(ino))
     server.kv.delete(data_key(ino))
     if inode and has_xattrs(inode):

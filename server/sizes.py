@@ -9,7 +9,6 @@ from .meta import (
     ino_of,
     inode_key,
     now_ns,
-    reach_of,
     with_size,
     without_privileges,
 )
@@ -21,8 +20,9 @@ def resized(server, request, value, size):
     cuts = None
     if server.extensions:
         server.extensions.pop(ino, None)  # this size is wanted
-    if size < reach_of(value):
-        if not server.chunks.single(ino, reach_of(value), ATTR.unpack(value).chunk_size):
+    reach = server.strays.reach(value)
+    if size < reach:
+        if not server.chunks.single(ino, reach, ATTR.unpack(value).chunk_size):
             return None
         server.chunks.cut_inline(ino, size)
         cuts = next_cut(server, value)
@@ -60,7 +60,9 @@ async def cut_to(server, ino, hint, size, reach=0, spares=False):
     ``reach`` although the file does not know it.  ``spares``: see CUT.  REQUIRES: it is held."""
     _, value = server.meta.find(ino, hint)
     cuts = next_cut(server, value)
-    freed = await shrink(server, ino, size, max(reach, reach_of(value)), ATTR.unpack(value).chunk_size, cuts, spares)
+    freed = await shrink(server, ino, size, max(reach, server.strays.reach(value)), ATTR.unpack(value).chunk_size,
+                         cuts, spares)
+    server.strays.pop(ino, None)
     server.read_lately.discard(ino)
     key, value = server.meta.find(ino, hint)
     value = with_size(value, size, now_ns(), freed, cuts)

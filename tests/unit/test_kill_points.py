@@ -545,6 +545,7 @@ ALONE = {
         "groups", "held", "keep", "reopen", "touch"},
     "locks of one server, stored with the answer: tests/fault/test_lock_holders.py": {"lock"},
     "atime, which may be lost": {"accessed"},
+    "memory that a crash may lose, tests/unit/test_strays.py": {"stray"},
     "what was acknowledged is there before it: tests/unit/test_server_files.py": {"fsync"},
     "a person asks for it: tests/test_fsck.py, tests/test_cli.py": {"mend", "shutdown"},
 }
