@@ -16,7 +16,8 @@ import uvloop
 
 from pymadfs import cluster, door, ops
 from pymadfs.config import Config
-from pymadfs.rpc import Client, Service
+from pymadfs.rpc import Client
+from pymadfs.server.rpc import Service
 from pymadfs.transport import ucx
 
 from . import common

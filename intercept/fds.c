@@ -127,16 +127,15 @@ int madfs_fd_slot(int fd) {
 
 // Moves `fd` up with close-on-exec as told; the new number, or `fd` when there is no room.
 static int move_up(int fd, bool cloexec) {
-  if (fd >= madfs_height() && !madfs_number_given(fd)) return fd;
-  long high = madfs_copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
-  if (madfs_failed(high)) return fd;
+  long high = madfs_copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, true);
+  if (madfs_failed(high) || high == fd) return fd;
   RAW(SYS_close, fd);
   return (int)high;
 }
 
 int madfs_fds_move(int fd) {
   bool cloexec = RAW(SYS_fcntl, fd, F_GETFD) & FD_CLOEXEC;
-  return (int)madfs_copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD);
+  return (int)madfs_copy_up(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, false);
 }
 
 void madfs_fds_free(int fd) { learn(fd, KNOWN_NO); }
@@ -741,7 +740,7 @@ static bool either_concerns(struct madfs_frame *f) {
 static bool make_room_in_vfork(int fd) {
   madfs_identity_move(fd);
   if (fd == table_fd()) {
-    long high = madfs_copy_up(fd, F_DUPFD);
+    long high = madfs_copy_up(fd, F_DUPFD, false);
     if (madfs_failed(high)) return false;
     madfs_local.thread->table_fd = (int)high;
     if (!madfs_number_take((int)high)) return false;  // in the parent it may be something else
@@ -765,7 +764,7 @@ void madfs_fds_follow(void) {
 static bool make_room_apart(int fd) {
   madfs_identity_move(fd);
   if (fd == table_fd()) {
-    long high = madfs_copy_up(fd, F_DUPFD);
+    long high = madfs_copy_up(fd, F_DUPFD, false);
     if (madfs_failed(high)) return false;
     learn((int)high, KNOWN_INTERNAL);
     atomic_store(&table.apart, (int)high);
@@ -783,7 +782,7 @@ static bool make_room(int fd) {
   if (madfs_table_own()) return make_room_apart(fd);
   if (fd != atomic_load(&table.fd)) return madfs_number_give(fd);
   madfs_lock(&table.lock);
-  long high = madfs_copy_up(fd, F_DUPFD);
+  long high = madfs_copy_up(fd, F_DUPFD, false);
   if (!madfs_failed(high)) {
     table_rename((int)high);
     learn(fd, KNOWN_NO);

@@ -58,7 +58,7 @@ bool madfs_identity_changed(unsigned *now) {
 
 void madfs_identity_move(int fd) {
   if (fd != madfs_number_real(madfs_identity_cluster()) && fd != atomic_load(&apart)) return;
-  long high = madfs_copy_up(fd, F_DUPFD_CLOEXEC);
+  long high = madfs_copy_up(fd, F_DUPFD_CLOEXEC, false);
   if (madfs_failed(high)) return;
   madfs_fds_internal((int)high);
   atomic_store(&apart, (int)high);

@@ -479,9 +479,10 @@ struct madfs_height {
 struct madfs_height madfs_rise(void);
 struct madfs_height madfs_rise_above(void);  // when all numbers below the limit are used up
 void madfs_fall(const struct madfs_height *height);
-int madfs_height(void);                     // the lowest number for internal ones
 int madfs_spares_from(void);
-long madfs_copy_up(int fd, int command);    // far above, by F_DUPFD or F_DUPFD_CLOEXEC; or -errno
+// Far above, by F_DUPFD or F_DUPFD_CLOEXEC; or -errno.  What lies there already may `stay`, which gives its own number;
+// else it goes further up: who wants one number may want the next as well.
+long madfs_copy_up(int fd, int command, bool stay);
 long madfs_open(const char *path, int flags);  // for our own use, also when the program's numbers are used up
 
 enum { LIMIT_NOFILE, LIMIT_FSIZE, MADFS_LIMITS };

@@ -18,6 +18,7 @@ enum {
   HIGH_ROOM = 128,
   INTERNAL_FROM = 4096,  // where internal descriptors go, or from a lower limit on: higher ones make fork slow
   INTERNAL_ROOM = 16384,
+  INTERNAL_FEW = 1024,  // room enough as it is; when it is used up, there is madfs_rise_above()
 };
 
 // --- above the limit ------------------------------------------------------------------------------------------------
@@ -26,7 +27,7 @@ enum {
 struct madfs_height madfs_rise(void) {
   struct madfs_height h = {.from = INTERNAL_FROM, .limit = {INTERNAL_FROM, INTERNAL_FROM}};
   RAW(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &h.limit);
-  if (h.limit.rlim_cur >= INTERNAL_FROM + INTERNAL_ROOM) return h;
+  if (h.limit.rlim_cur >= INTERNAL_FROM + INTERNAL_FEW) return h;
   if (h.limit.rlim_cur < INTERNAL_FROM) h.from = (int)h.limit.rlim_cur;
   struct rlimit higher = {(rlim_t)h.from + INTERNAL_ROOM, h.limit.rlim_max};
   if (higher.rlim_max < higher.rlim_cur) higher.rlim_max = higher.rlim_cur;  // root may
@@ -72,11 +73,11 @@ static long copy_from(int fd, int command, long from) {
   return high;
 }
 
-// What lies there already goes further up: who wants one number may want the next as well.
-long madfs_copy_up(int fd, int command) {
+long madfs_copy_up(int fd, int command, bool stay) {
   struct madfs_height height = madfs_rise();
-  long high = -EINVAL;
-  if (fd >= height.from) high = copy_from(fd, command, fd + HIGH_ROOM);
+  bool up = fd >= height.from;
+  long high = up && stay && !madfs_number_given(fd) ? fd : -EINVAL;
+  if (up && madfs_failed(high)) high = copy_from(fd, command, fd + HIGH_ROOM);
   if (madfs_failed(high)) high = copy_from(fd, command, height.from);
   madfs_fall(&height);
   if (high != -EMFILE) return high;
@@ -84,12 +85,6 @@ long madfs_copy_up(int fd, int command) {
   high = copy_from(fd, command, height.from);
   madfs_fall(&height);
   return high;
-}
-
-int madfs_height(void) {
-  struct madfs_height height = madfs_rise();
-  madfs_fall(&height);
-  return height.from;
 }
 
 long madfs_open(const char *path, int flags) {

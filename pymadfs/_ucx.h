@@ -92,6 +92,12 @@ int64_t ux_transfer_receive(ux_t *u, uint64_t tag, uintptr_t data, size_t length
 void ux_transfer_cancel(ux_t *u, int64_t token);
 /* Let go of messages that came and nobody asked for: those whose tag is `tag` under `mask`. */
 void ux_purge(ux_t *u, uint64_t tag, uint64_t mask);
+
+/* A TCP connection to `host` (a name or an address), made within timeout_ms, whose reads and writes then wait for as
+ * long each; or -errno, -ENOENT when nobody knows the name. */
+int ux_dial(const char *host, int port, int timeout_ms);
+/* Small messages go at once, and the kernel notices within about five seconds when the other host is gone. */
+int ux_watch(int connection);
 /* cdef end */
 
 #endif

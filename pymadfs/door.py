@@ -5,11 +5,10 @@
     client -> server    ANSWER    magic, protocol, kind, proof of the secret, pid, length; then its transport's address
     server -> client    WELCOME   status, connection id, server number, number of servers, length; then its address
 
-Nothing more is sent; end of file means that the other side died.  The client uses ``_socket`` only, because it runs
+Nothing more is sent; end of file means that the other side died.  The client uses a descriptor only, because it runs
 inside other people's programs; the server is an asyncio protocol without importing asyncio before it serves.
 """
 import _blake2
-import _socket
 import errno
 import os
 import time
@@ -35,9 +34,6 @@ PATIENCE_S = 5
 ADDRESS_MAX = 16 << 10
 """Bytes of a transport's address; more is garbage."""
 
-# Seconds of silence, between probes, and probes: a host that vanished without a word counts as dead after five seconds.
-KEEPALIVE = ((_socket.TCP_KEEPIDLE, 3), (_socket.TCP_KEEPINTVL, 1), (_socket.TCP_KEEPCNT, 2))
-
 _REASONS = {
     errno.EACCES: "it belongs to another job (wrong secret): use that job's cluster file",
     errno.EPROTO: "it speaks another version of the protocol: run the same version of MadFS everywhere",
@@ -55,13 +51,11 @@ def knock(host, port, secret, kind, address, timeout_ms):
 
     Returns a Visit; raises OSError whose strerror says what is wrong and what to do.
     """
-    family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
-    door = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    connection = _binding().ux_dial(host.encode(), port, timeout_ms)
+    if connection < 0:
+        raise _refusal(-connection, host, timeout_ms)
     try:
-        door.settimeout(timeout_ms / 1000)
-        door.connect((host, port))
-        watch(door)
-        greeting = GREETING.unpack(_exactly(door, GREETING.size))
+        greeting = GREETING.unpack(_exactly(connection, GREETING.size))
         if greeting.magic != MAGIC:
             raise OSError(errno.EPROTO, "what listens there is not a MadFS server: is the cluster file stale?")
         version = greeting.version.rstrip(b"\0").decode("ascii", "replace")
@@ -71,36 +65,47 @@ def knock(host, port, secret, kind, address, timeout_ms):
                           f"with {PROTOCOL}: run the same version everywhere")
         pid = os.getpid()
         known = proof(secret, greeting.nonce, kind, pid, address)
-        door.sendall(ANSWER.pack(MAGIC, PROTOCOL, kind, known, pid, len(address)) + address)
-        welcome = WELCOME.unpack(_exactly(door, WELCOME.size))
+        _send(connection, ANSWER.pack(MAGIC, PROTOCOL, kind, known, pid, len(address)) + address)
+        welcome = WELCOME.unpack(_exactly(connection, WELCOME.size))
         if welcome.status:
             raise OSError(welcome.status, _REASONS.get(welcome.status) or "it refuses: " + os.strerror(welcome.status))
-        peer_address = _exactly(door, welcome.length)
-    except TimeoutError:
-        door.close()
-        raise OSError(errno.ETIMEDOUT, f"no answer within {timeout_ms} ms") from None
+        peer_address = _exactly(connection, welcome.length)
+        os.set_blocking(connection, False)
+    except BlockingIOError:
+        os.close(connection)
+        raise _refusal(errno.ETIMEDOUT, host, timeout_ms) from None
     except BaseException:
-        door.close()
+        os.close(connection)
         raise
-    return Visit(door, welcome.conn, welcome.number, welcome.servers, peer_address)
+    return Visit(connection, welcome.conn, welcome.number, welcome.servers, peer_address)
 
 
-def watch(door):
-    """Let the kernel notice when the other host is gone."""
-    door.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-    door.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
-    for option, value in KEEPALIVE:
-        door.setsockopt(_socket.IPPROTO_TCP, option, value)
+def _binding():
+    from ._ucx_cffi import lib  # here: who only looks at files needs no UCX
+    return lib
 
 
-def _exactly(door, count):
+def _refusal(code, host, timeout_ms):
+    if code == errno.ETIMEDOUT:
+        return OSError(code, f"no answer within {timeout_ms} ms")
+    if code == errno.ENOENT:
+        return OSError(code, f"nobody knows a host of the name {host!r}: correct the cluster file")
+    return OSError(code, os.strerror(code))
+
+
+def _exactly(connection, count):
     data = b""
     while len(data) < count:
-        piece = door.recv(count - len(data))
+        piece = os.read(connection, count - len(data))
         if not piece:
             raise OSError(errno.ECONNRESET, "it closed the connection; its log says why")
         data += piece
     return data
+
+
+def _send(connection, data):
+    while data:
+        data = data[os.write(connection, data):]
 
 
 def guard(service):
@@ -148,7 +153,7 @@ class _Visitor:
     def connection_made(self, transport):
         import asyncio
         self._transport = transport
-        watch(transport.get_extra_info("socket"))
+        _binding().ux_watch(transport.get_extra_info("socket").fileno())
         self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._refuse, 0, "says nothing")
         transport.write(GREETING.pack(MAGIC, PROTOCOL, pymadfs.__version__.encode(), self._nonce))
 

@@ -69,12 +69,12 @@ def namedtuple(typename, field_names, *, defaults=()):
 CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadfs.config", "pymadfs.door",
           "pymadfs.errors", "pymadfs.filedata", "pymadfs.identity", "pymadfs.layout", "pymadfs.links",
           "pymadfs.hearing", "pymadfs.listing", "pymadfs.log", "pymadfs.ops", "pymadfs.removed", "pymadfs.renaming",
-          "pymadfs.rpc", "pymadfs.syscalls", "pymadfs.visitors",
+          "pymadfs.rpc", "pymadfs.syscalls", "pymadfs.wire",
           *(f"pymadfs.syscalls.{name[:-3]}" for name in sorted(os.listdir(os.path.join(HERE, "syscalls")))
             if name.endswith(".py") and name != "__init__.py"),
           "pymadfs.transport", "pymadfs.transport.ucx")
 
-BUILTIN = ("_blake2", "_codecs", "_collections", "_functools", "_io", "_socket", "_struct", "_thread", "_weakref",
+BUILTIN = ("_blake2", "_codecs", "_collections", "_functools", "_io", "_struct", "_thread", "_weakref",
            "errno", "fcntl", "itertools", "posix", "time", "zlib")
 
 # Module -> its initialiser, where that is not PyInit_<module>.

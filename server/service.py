@@ -16,13 +16,13 @@ import socket
 import anyio
 
 from pymadfs import door
-from pymadfs.rpc import Service
 from pymadfs.transport.ucx import Ucx
 
 from . import handlers, trouble, watchdog
 from .dispatch import Server
 from .kv import RocksKV
 from .meta import StoreError
+from .rpc import Service
 
 POLL_LIMIT = 64
 ROUNDS_MAX = 16  # polls before others on the event loop get their turn

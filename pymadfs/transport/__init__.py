@@ -16,8 +16,8 @@ MESSAGE, TRANSFER = 0, 1
 """``what`` of an event: a message came; a bulk transfer ended."""
 
 Visit = namedtuple("Visit", "door conn number servers address")
-"""What a knock at a server's door gives: the socket (or None) whose end of file means that the server died, our
-connection id there, the server's number, how many servers there are, the address to connect to."""
+"""What a knock at a server's door gives: the socket's descriptor (or -1), whose end of file means that the server died,
+our connection id there, the server's number, how many servers there are, the address to connect to."""
 
 
 Slot = namedtuple("Slot", "handle head reply")

@@ -229,7 +229,7 @@ class Inproc(Transport):
             raise OSError(errno.EACCES, "wrong secret")
         conn = service.accept(kind, self.address)
         self._visits[service.address] = (service, conn)
-        return Visit(None, conn, service.number, service.servers, service.address)
+        return Visit(-1, conn, service.number, service.servers, service.address)
 
     def slot(self):
         call = _Call()

@@ -8,8 +8,8 @@ from server_world import World
 
 from pymadfs.errors import Restart
 from pymadfs.identity import Who
-from pymadfs.rpc import EAGER_LIMIT
 from pymadfs.server.kv import MemoryKV
+from pymadfs.wire import EAGER_LIMIT
 
 
 class RealServers:

@@ -17,8 +17,8 @@ import zlib
 from pymadfs import cluster, door, ops
 from pymadfs.config import Config
 from pymadfs.errors import fail
-from pymadfs.rpc import Service
 from pymadfs.server import watchdog
+from pymadfs.server.rpc import Service
 
 ATTR = bytes(range(ops.ATTR.size))
 

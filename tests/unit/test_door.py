@@ -67,7 +67,7 @@ def test_a_visitor_is_let_in_and_forgotten_when_it_leaves(place):
     assert (visit.conn, visit.number, visit.servers, visit.address) == (41, 3, 7, b"our address")
     assert service.accepted == [(door.KIND_CLIENT, b"visitor's address")]
     assert not service.forgotten
-    visit.door.close()
+    os.close(visit.door)
     assert service.gone.wait(10) and service.forgotten == [41]
 
 
@@ -108,7 +108,7 @@ def test_garbage_is_closed_with_one_line(place, capfd):
     assert service.accepted == []
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 6 and all("refused: it is not MadFS" in line for line in lines)
-    knock(port).door.close()
+    os.close(knock(port).door)
     assert service.gone.wait(10)
 
 

@@ -12,9 +12,10 @@ from pymadfs import door, ops
 from pymadfs.cluster import Cluster, Server
 from pymadfs.config import Config
 from pymadfs.errors import Restart, fail
-from pymadfs.rpc import Client, Service
+from pymadfs.rpc import Client
+from pymadfs.server.rpc import Service
+from pymadfs.server.visitors import NEWEST_MAX, Conn, may_have_come
 from pymadfs.transport import inproc
-from pymadfs.visitors import NEWEST_MAX, Conn, may_have_come
 
 ATTR = bytes(range(ops.ATTR.size))
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the serving side of rpc.py keeps: requests, visitors, and other servers that it calls."""
+"""What rpc.py keeps: requests, visitors, and other servers that it calls."""
 from collections import deque
 
-from .ops import Op
+from pymadfs.ops import Op
+from pymadfs.wire import ID_LOW
 
-ID_BITS = 28
-"""Bits of a request id that count; those above are the caller's."""
-ID_LOW = (1 << ID_BITS) - 1
 NEWEST_MAX = 16
 """Requests of a connection of which is known that they came, when the server begins anew."""
 
@@ -66,7 +64,7 @@ class Lost(Exception):
 
 
 class ServerPeer:
-    """Another server as we call it: ``peer`` (_Peer) once met, ``meeting`` (Future) until then, ``calls`` under way."""
+    """Another server as we call it: ``peer`` (wire.Peer) once met, ``meeting`` (Future) before, ``calls`` under way."""
 
     __slots__ = ("calls", "meeting", "peer")
 
