@@ -34,7 +34,6 @@
 #define LOG_LINE_MAX 4096
 
 extern const struct _frozen madfs_frozen[]; /* freeze.py */
-extern PyObject *PyInit__ucx_cffi(void);    /* cffi */
 void ux_fork_begins(void);                  /* _ucx_events.c */
 void ux_fork_ends(void);
 int ux_embedded(void);
@@ -841,18 +840,6 @@ static int start_interpreter(char *error, size_t size)
     return !PyStatus_Exception(status);
 }
 
-/* The cffi module is a built-in one, and those are looked for at the top level only: it is put in its package here. */
-static int import_binding(void)
-{
-    PyObject *package = PyImport_ImportModule("pymadfs");
-    PyObject *binding = package ? PyInit__ucx_cffi() : NULL;
-    int done = binding && PyDict_SetItemString(PyImport_GetModuleDict(), "pymadfs._ucx_cffi", binding) == 0 &&
-               PyObject_SetAttrString(package, "_ucx_cffi", binding) == 0;
-    Py_XDECREF(package);
-    Py_XDECREF(binding);
-    return done;
-}
-
 static int import_client(void)
 {
     syscalls = PyImport_ImportModule("pymadfs.syscalls");
@@ -917,31 +904,20 @@ static long now_us(void)
 /* Everything that needs the GIL; one line in `error` when it fails. */
 static int start_modules(char *error, size_t size, long began_us)
 {
-    const char *stage = "the log";
     long interpreter_us = now_us() - began_us;
-    PyObject *shim = PyImport_ImportModule("_shim");
-    int done = shim && PySys_SetObject("stderr", shim) == 0;
 
     PyGC_Disable(); /* until the modules are there: what they make stays */
-    if (done) {
-        stage = "the UCX binding";
-        done = import_binding();
-    }
-    long binding_us = now_us() - began_us - interpreter_us;
-    if (done) {
-        stage = "the client";
-        done = import_client() && freeze_heap();
-    }
+    int done = PyImport_ImportFrozenModule("_start") > 0 && import_client() && freeze_heap();
     if (!done)
-        describe_exception(stage, error, size);
+        describe_exception("the client", error, size);
     const char *debug = getenv("MADFS_DEBUG");
     if (done && debug && *debug && *debug != '0') {
         char line[128];
-        snprintf(line, sizeof line, "madfs: runtime started in %ld us: interpreter %ld, UCX binding %ld, client %ld",
-                 now_us() - began_us, interpreter_us, binding_us, now_us() - began_us - interpreter_us - binding_us);
+        long whole_us = now_us() - began_us;
+        snprintf(line, sizeof line, "madfs: runtime started in %ld us: interpreter %ld, client %ld", whole_us,
+                 interpreter_us, whole_us - interpreter_us);
         log_line(line);
     }
-    Py_XDECREF(shim);
     return done;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The TCP connection of pymadfs/door.py.  Here, because Python's module for sockets is half a millisecond of a start. */
+/* The TCP connection of pymadfs/door.py: Python's module for sockets is half a millisecond of a client's start. */
 #include "_ucx_inner.h"
 
 #include <fcntl.h>

@@ -6,6 +6,10 @@ such files is often a shared file system.  So whatever the client imports is lis
 ``libmadfs_runtime.so``: Python as marshalled code for ``PyImport_FrozenModules``, C modules as rows of the table of
 built-in ones.
 
+What every client imports is one piece, in the order in which the import statements would come to it, and the module
+``_start`` executes that.  The import system would look for each of fifty modules with Python code of its own, which is
+a sixth of the whole start; and strings that many modules have are unpacked once.
+
 CPython's own frozen modules are left out.  They are objects that exist already, in a megabyte of data with pointers in
 it: the loader would have to correct it and the interpreter to go through all of it, for the few modules that a client
 needs.
@@ -77,10 +81,45 @@ CLIENT = ("pymadfs", "pymadfs.abi", "pymadfs.client", "pymadfs.cluster", "pymadf
 BUILTIN = ("_blake2", "_codecs", "_collections", "_functools", "_io", "_struct", "_thread", "_weakref",
            "errno", "fcntl", "itertools", "posix", "time", "zlib")
 
+# What a first call needs, beside what these modules import at their top level; the others are imported when wanted.
+AT_START = ("_shim", "gc", "_cffi_backend", "pymadfs.syscalls", "pymadfs.cluster", "pymadfs.config", "pymadfs.log",
+            "pymadfs.rpc", "pymadfs.transport.ucx")
+
+START = """
+import _imp, sys
+
+def start():
+    modules, new, ModuleSpec = sys.modules, type(sys), sys.modules["_frozen_importlib"].ModuleSpec
+    order = _imp.get_frozen_object("_client").co_consts[0]
+    for name, package, code in sorted(order):  # packages first
+        above, _, last = name.rpartition(".")
+        # Where a module has no __spec__, each import statement that comes to it formats an exception in vain.
+        spec = ModuleSpec(name, None, is_package=package)
+        if code is None:
+            if name not in modules:
+                modules[name] = _imp.create_builtin(spec)
+                _imp.exec_builtin(modules[name])
+            if name == "_shim":
+                sys.stderr = modules[name]
+        else:
+            module = modules[name] = new(name)
+            module.__package__ = spec.parent
+            if package:
+                module.__path__ = []
+        modules[name].__spec__ = spec
+        if above:
+            setattr(modules[above], last, modules[name])
+    for name, _, code in order:
+        if code is not None:
+            exec(code, modules[name].__dict__)
+
+start()
+"""
+
 # Module -> its initialiser, where that is not PyInit_<module>.
 SPECIAL = {"_imp": "PyInit__imp", "_string": "PyInit__string", "_warnings": "_PyWarnings_Init", "gc": "PyInit_gc",
            "marshal": "PyMarshal_Init", "builtins": "NULL", "sys": "NULL", "_cffi_backend": "PyInit__cffi_backend",
-           "_shim": "madfs_init_shim"}
+           "_shim": "madfs_init_shim", "pymadfs._ucx_cffi": "PyInit__ucx_cffi"}
 
 # In place of what CPython's frozen.c and deepfreeze.c define (Python/frozen.c of 3.11).
 OWN_TABLES = """
@@ -118,16 +157,57 @@ def files(overlay=""):
 
 
 def codes(overlay=""):
-    """Yields ``(name, whether it is a package, marshalled code)`` of every frozen module."""
+    """``{name: (whether it is a package, code)}`` of every frozen module."""
+    found = {}
     texts = {name: (text.encode(), False) for name, text in SLIM.items()}
     for name, (path, package) in files(overlay).items():
-        with open(path, "rb") as file:
-            texts[name] = file.read(), package
+        texts[name] = _read(path), package
     for name, (text, package) in texts.items():
         # The standard library goes without docstrings and assertions; ours keeps its assertions.
         tree, optimize = (lean(name, text), 0) if name in CLIENT else (text, 2)
-        code = compile(tree, f"<frozen {name}>", "exec", dont_inherit=True, optimize=optimize)
-        yield name, package, marshal.dumps(code)
+        found[name] = package, compile(tree, f"<frozen {name}>", "exec", dont_inherit=True, optimize=optimize)
+    return found
+
+
+def order(overlay=""):
+    """Names of the modules that AT_START needs, each behind those that its import statements name."""
+    paths, names = files(overlay), []
+    texts = {name: text.encode() for name, text in SLIM.items()}
+
+    def visit(name, above=()):
+        if name in above or name in names:
+            return
+        if "." in name:
+            visit(name.rpartition(".")[0], (*above, name))
+        if name in texts or name in paths:
+            path, package = paths.get(name, (None, False))
+            for wanted in imported(texts.get(name) or _read(path), name if package else name.rpartition(".")[0]):
+                if wanted in texts or wanted in paths or wanted in BUILTIN or wanted in SPECIAL:
+                    visit(wanted, (*above, name))
+        if name not in names:
+            names.append(name)
+
+    for name in AT_START:
+        visit(name)
+    return [name for name in names if name not in ("builtins", "sys")]
+
+
+def imported(text, package):
+    """Yields what the import statements at the top level of a module of ``package`` may mean."""
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            levels = package.split(".")
+            module = ".".join([*(levels[:len(levels) - statement.level + 1] if statement.level else ()),
+                               *([statement.module] if statement.module else ())])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in statement.names)
+
+
+def _read(path):
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def lean(name, text):
@@ -163,7 +243,12 @@ def render(overlay=""):
     """The C file as a string: ``madfs_frozen``, and CPython's tables of frozen and of built-in modules."""
     lines = ["/* GENERATED by pymadfs/freeze.py. */", "#include <Python.h>", "#include <stddef.h>"]
     rows, bootstrap = [], []
-    for number, (name, package, code) in enumerate(codes(overlay)):
+    modules, at_start = codes(overlay), order(overlay)
+    client = tuple((name, *modules.pop(name, (False, None))) for name in at_start)
+    modules["_client"] = False, compile("", "<frozen _client>", "exec").replace(co_consts=(client,))
+    modules["_start"] = False, compile(START, "<frozen _start>", "exec")
+    for number, (name, (package, code)) in enumerate(modules.items()):
+        code = marshal.dumps(code)
         lines.append(f"static const unsigned char m{number}[] = {{")
         lines += [",".join(map(str, code[i:i + BYTES_A_LINE])) + "," for i in range(0, len(code), BYTES_A_LINE)]
         lines.append("};")

@@ -23,13 +23,14 @@ MACHINE = re.compile("/" + r"(work|root|home/\w+)/")
 
 PURE = ("pymadfs/ops.py", "pymadfs/layout.py", "pymadfs/errors.py", "pymadfs/config.py")
 SYNCHRONOUS = ("pymadfs/layout.py", "server/meta.py", "server/kv.py", "server/chunks.py")
-EMBEDDED = ("abi", "client", "cluster", "config", "door", "errors", "layout", "log", "ops", "rpc",
-            "syscalls/__init__", "transport/__init__", "transport/ucx",
+EMBEDDED = ("abi", "client", "cluster", "config", "door", "errors", "hearing", "layout", "log", "ops",
+            "rpc", "wire", "syscalls/__init__", "transport/__init__", "transport/ucx",
             *(f"syscalls/{path.stem}" for path in (ROOT / "pymadfs/syscalls").glob("[!_]*.py")))
 NOT_EMBEDDED = {"anyio", "asyncio", "ctypes", "dataclasses", "json", "logging", "re", "socket", "subprocess",
                 "threading", "typing", "uvloop"}
-SERVER_MAY_USE = {"cluster", "config", "door", "errors", "identity", "layout", "log", "ops", "rpc", "transport"}
-LAYERS = ("transport", "rpc", "client", "syscalls")  # each may use those before it
+SERVER_MAY_USE = {"cluster", "config", "door", "errors", "hearing", "identity", "layout", "log", "ops", "transport",
+                  "wire"}
+LAYERS = ("transport", "wire", "rpc", "client", "syscalls")  # each may use those before it
 STANDARD = {"errno", "os", "re", "struct", "zlib", "collections"}
 
 
