@@ -9,6 +9,7 @@ import stat
 
 import pytest
 from real_servers import RealServers
+from server_world import World
 
 from pymadfs import links, listing, ops
 from pymadfs.client import File, FileSystem
@@ -23,6 +24,7 @@ CHUNK = 4096
 @pytest.fixture(params=["root", "user"])
 def fs(request, tmp_path, monkeypatch):
     monkeypatch.setattr(times, "HAND_OVER_S", 1000)
+    monkeypatch.setitem(World.settings, "MADFS_LEND_US", "1000000")  # a busy machine shall not let a loan end
     servers = RealServers(tmp_path / "stores", SERVERS)
     file_system = FileSystem(servers, Config({"MADFS_CHUNK_SIZE": str(CHUNK)}), b"/madfs",
                              lambda address, data: ctypes.memmove(address, data, len(data)))
