@@ -107,6 +107,14 @@ class Call:
         self.answer.add_done_callback(seen)  # who asked a server that dies does not wait for it
 
 
+def _never(coroutine):
+    """What a dead server does."""
+    coroutine.close()
+    task = asyncio.get_running_loop().create_future()
+    task.cancel()
+    return task
+
+
 class World:
     """``count`` servers with their stores in ``path``; ``trap`` is (server, op, "before" or "after", victim):
     the victim dies when the server is about to call op, or has its answer."""
@@ -144,8 +152,10 @@ class World:
             for task in pool.running:
                 task.cancel()
             pool._line.clear()
+            pool._stopped = True
         for task in server._background:
             task.cancel()
+        server.spawn = _never  # its timers may still fire
         server.flush = server.commit = lambda lazily=False: None
         server.syncer.stop()
         server.threads.shutdown(cancel_futures=True)
