@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -171,6 +172,41 @@ def test_a_server_that_says_nothing_costs_the_timeout(capfd):
         knock(port, timeout_ms=50)
     done.set()
     thread.join()
+
+
+def test_a_server_that_takes_no_connections_costs_the_timeout():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        for _ in range(4):  # more than the queue takes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        with pytest.raises(TimeoutError, match="no answer within 50 ms"):
+            knock(listener.getsockname()[1], timeout_ms=50)
+
+
+def test_a_name_that_nobody_knows():
+    with pytest.raises(OSError, match="nobody knows a host of the name 'no host': correct the cluster file"):
+        door.knock("no host", 1, SECRET, door.KIND_CLIENT, b"", 5000)
+
+
+def test_a_server_at_an_address_of_ipv6():
+    if not socket.has_ipv6:
+        pytest.skip("this Python has no IPv6")
+    listener = socket.socket(socket.AF_INET6)
+    with listener:
+        try:
+            listener.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"this machine has no IPv6: {error.strerror}")
+        port = listener.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):  # nobody listens yet
+            door.knock("::1", port, SECRET, door.KIND_CLIENT, b"", 5000)
+        listener.listen()
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        with pytest.raises(ConnectionResetError, match="closed the connection"):
+            door.knock("::1", port, SECRET, door.KIND_CLIENT, b"", 5000)
+        thread.join()
 
 
 def test_a_refused_connection_leaves_nothing_open():
