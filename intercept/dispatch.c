@@ -551,13 +551,28 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
 }
 
 // Asks the server.
-static bool is_directory(int slot) {
-  struct stat file;
+static bool status(int slot, struct stat *file) {
   int ignored;
   struct madfs_call call = {.number = CALL_fstat, .count = 2};
   call.arg[0] = (struct madfs_arg){.kind = MADFS_ARG_FD, .value = (long)madfs_fd_handle(slot)};
-  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)&file};
-  return madfs_failed(madfs_runtime_call(&call, &ignored)) || S_ISDIR(file.st_mode);
+  call.arg[1] = (struct madfs_arg){.kind = MADFS_ARG_INT, .value = (long)file};
+  return !madfs_failed(madfs_runtime_call(&call, &ignored));
+}
+
+static bool is_directory(int slot) {
+  struct stat file;
+  return !status(slot, &file) || S_ISDIR(file.st_mode);
+}
+
+// A buffer of which nothing is there matters only if there is something to store in it.
+static bool wants_no_buffer(int slot, struct madfs_call *call) {
+  struct stat file;
+  if (!status(slot, &file) || S_ISDIR(file.st_mode)) return true;
+  bool fills = call->number == CALL_read || call->number == CALL_pread;
+  long offset = call->count > 3 ? call->arg[3].value : madfs_fds_offset_get((uint64_t)madfs_fd_handle(slot));
+  if (!fills || offset < file.st_size) return false;
+  call->arg[2].value = 0;
+  return true;
 }
 
 // The part of a buffer that is there is what the kernel would use, too; EFAULT when there is none.
@@ -576,7 +591,7 @@ static bool check_buffer(const struct madfs_frame *f, struct madfs_call *call) {
   if (!*count) return true;
   long there = (long)madfs_user_probe((const void *)call->arg[1].value, (size_t)*count, fills);
   if (there) *count = there;
-  return there || is_directory(madfs_fd_slot((int)f->argument[0]));
+  return there || wants_no_buffer(madfs_fd_slot((int)f->argument[0]), call);
 }
 
 // The second of two paths is none: Linux finds that out when it has looked at the first one, or at the way to it.

@@ -114,7 +114,12 @@ def _room(handle, vector, count, flags=0, offset=-1):
     _check(handle, parts, flags, offset)
     if file.directory:
         raise fail(errno.EISDIR if not flags & ~abi.RWF_HIPRI else errno.EOPNOTSUPP)
-    return file, *_there(parts, True)
+    try:
+        return file, *_there(parts, True)
+    except OSError:
+        if files.fs.getattr(file).size > (offset if offset != -1 else offset_get(handle)):
+            raise
+        return file, (), 0  # at the end there is nothing to store
 
 
 def _check(handle, parts, flags, offset):

@@ -73,7 +73,7 @@ def main():
             long = "longest" in what
             for call in "readv", "writev":
                 print(name, what, call, show(name, call, array, count))
-            for offset in (0, 50, -1, LONGEST, KERNEL):
+            for offset in (0, 50, 100, -1, LONGEST, KERNEL):
                 print(name, what, offset, show(name, "preadv", array, count, offset, 0))
                 if not long or offset != 50:
                     print(name, what, offset, show(name, "pwritev", array, count, offset, 0))
@@ -83,9 +83,18 @@ def main():
         for count in 0, 5, LONGEST, -1, KERNEL:
             for at in base + SIZE - 10, 16, KERNEL + 4096:
                 print(name, count, show(name, "read", at, count), show(name, "write", at, count))
-                for offset in 0, -1, LONGEST - 2:
+                for offset in 0, 97, 100, -1, LONGEST - 2:
                     print(name, count, offset, show(name, "pread", at, count, offset),
                           show(name, "pwrite", at, count, offset))
+        for what, (array, count) in VECTORS.items():  # at the end of the file, and before and behind it
+            for place in 99, 100, 1000:
+                os.lseek(both, place, os.SEEK_SET)
+                print(name, what, place, raw("readv", files[name], array, count), os.lseek(both, 0, os.SEEK_CUR))
+        for place in 99, 100, 1000:
+            buffers = (base + SIZE - 3, 10), (16, 5), (KERNEL, 5), (base + SIZE, 0), (16, LONGEST)
+            for number, (at, count) in enumerate(buffers):
+                os.lseek(both, place, os.SEEK_SET)
+                print(name, number, place, raw("read", files[name], at, count), os.lseek(both, 0, os.SEEK_CUR))
 
 
 if __name__ == "__main__":
