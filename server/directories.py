@@ -50,7 +50,7 @@ class Directories:
         self._held = {}  # key -> Future, or None when what holds it is stuck
         self._holders = {}  # path of a directory whose entry is here -> bits of server numbers
         self._forgetful = not store.fresh
-        self.removed = {}  # ino -> the last value of directories that were removed lately: they may still be open
+        self.removed = {}  # ino -> last value, and record, of directories that were removed and may still be open
         self.freezes = None  # Freezes of frozen.py: what is about to begin waits for them
 
     # --- names in use -----------------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ class Directories:
             future.set_result(None)
 
     def remember(self, ino, value):
-        """The directory was removed; who has it open may ask about it."""
-        if len(self.removed) >= REMOVED_MAX:
+        """The directory was removed; who has it open may ask about it.  ``value`` has its record of xattrs.py, too."""
+        if ino not in self.removed and len(self.removed) >= REMOVED_MAX:
             del self.removed[next(iter(self.removed))]
         self.removed[ino] = value
 

@@ -159,6 +159,7 @@ def found(server, request):
         value = server.dirs.removed.get(request.fields[0])
         if value is None:
             raise
+        return (value[:ATTR_SIZE],), b""
     return (value[:ATTR_SIZE],), value[ATTR_SIZE:]
 
 
@@ -366,7 +367,7 @@ async def rmdir(server, request):
         server.dirs.forget(path)
         if not await empty_everywhere(server, path):
             raise fail(errno.ENOTEMPTY)
-        xattrs.forget(server, value)
+        kept = xattrs.forget(server, value)
         now = now_ns()
         server.kv.delete(key)
         moved = forget_location(server, ino_of(value), now)
@@ -376,7 +377,7 @@ async def rmdir(server, request):
         else:
             debt = counts.owe(server, 0, -1, parent(path), now)
         server.commit()
-        server.dirs.remember(ino_of(value), changed(value, nlink=0, ctime_ns=now))
+        server.dirs.remember(ino_of(value), changed(value, nlink=0, ctime_ns=now) + kept)
     finally:
         server.dirs.let_go(key)
     if moved is not None:

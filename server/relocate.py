@@ -199,9 +199,9 @@ def put(server, fields, tail):
     path, value = tail[:fields.length], tail[fields.length:]
     existing, debt = server.kv.get(entry_key(path)), None
     if existing is not None and fields.links and ino_of(existing) != ino_of(value):
-        xattrs.forget(server, existing)  # the empty directory that was replaced
+        kept = xattrs.forget(server, existing)  # the empty directory that was replaced
         debt = forget_location(server, ino_of(existing), fields.now)
-        server.dirs.remember(ino_of(existing), changed(existing, nlink=0, ctime_ns=fields.now))
+        server.dirs.remember(ino_of(existing), changed(existing, nlink=0, ctime_ns=fields.now) + kept)
     elif existing is not None and ino_of(existing) != ino_of(value):
         _leave(server, existing, freeze.other(path))
     server.kv.put(entry_key(path), value)

@@ -40,6 +40,7 @@ from .meta import (
 
 NAME_MAX, VALUE_MAX = 255, 64 << 10
 TOTAL_MAX = 256 << 10  # bytes of one record
+REMOVED_MAX = 4 << 10  # and of that of a directory that was removed, which is kept in memory behind its attributes
 XATTR_CREATE, XATTR_REPLACE = 1, 2
 CHUNK_SIZE = b"user.madfs.chunk_size"
 PREFIXES = b"user.", b"trusted.", b"security."
@@ -66,14 +67,19 @@ def pack(attributes):
 
 
 def _load(server, value):
+    if ino_of(value) in server.dirs.removed:
+        return unpack(value[ATTR.size:])
     return unpack(server.kv.get(xattrs_key(ino_of(value))) or b"") if has_xattrs(value) else {}
 
 
 def _store(server, key, value, attributes):
     """The inode ``value`` has these attributes from now on.  Raises ENOSPC when they are too many."""
     record = pack(attributes)
-    if len(record) > TOTAL_MAX:
+    if len(record) > (TOTAL_MAX if key else REMOVED_MAX):
         raise fail(errno.ENOSPC)
+    if not key:
+        server.dirs.remember(ino_of(value), changed(value, ctime_ns=now_ns())[:ATTR.size] + record)
+        return
     if record:
         server.kv.put(xattrs_key(ino_of(value)), record)
     else:
@@ -84,9 +90,12 @@ def _store(server, key, value, attributes):
 
 
 def forget(server, value):
-    """The inode ``value`` goes away with this batch."""
-    if has_xattrs(value):
-        server.kv.delete(xattrs_key(ino_of(value)))
+    """The inode ``value`` goes away with this batch; -> its record, for who has it open, if that is not large."""
+    if not has_xattrs(value):
+        return b""
+    record = server.kv.get(xattrs_key(ino_of(value))) or b""
+    server.kv.delete(xattrs_key(ino_of(value)))
+    return record if len(record) <= REMOVED_MAX else b""
 
 
 # --- who may ----------------------------------------------------------------------------------------------------------
@@ -120,7 +129,7 @@ def check(request, value, name, want):
 def _inode(server, request, ino, hint):
     """``(key, value)`` of an inode that nobody is changing; no key when it is a removed directory's."""
     server.dirs.free(inode_key(ino))
-    if ino in server.dirs.removed:  # a directory, which took them along
+    if ino in server.dirs.removed:
         return None, server.dirs.removed[ino]
     key, value = server.meta.find(ino, hint)
     server.dirs.free(key)
@@ -130,9 +139,7 @@ def _inode(server, request, ino, hint):
 def _changing(server, request, ino, hint):
     """As ``_inode``, for a change: those of a directory wait for a rename that it moves with."""
     key, value = _inode(server, request, ino, hint)
-    if key is None:
-        raise fail(errno.ENOENT)
-    if server.freezes and is_directory(value):
+    if server.freezes and key and is_directory(value):
         server.freezes.still(path_of(key))
     return key, value
 
@@ -238,6 +245,8 @@ def _chunk_size(value, text):
 
 async def _set_chunk_size(server, key, value, chunk_size):
     """As chmod of a directory: it holds once no server makes files by what was."""
+    if not key:
+        raise fail(errno.ENOENT)
     path = path_of(key)
     server.dirs.hold(key)
     try:

@@ -26,6 +26,10 @@ def status(info):
     return stat.filemode(info.st_mode), info.st_nlink, info.st_uid, info.st_gid
 
 
+def attributes(fd):
+    return sorted(os.listxattr(fd))
+
+
 def listed(fd):
     buffer = ctypes.create_string_buffer(4096)
     number = libc.syscall({"x86_64": 217}.get(os.uname().machine, 61), fd, buffer, 4096)
@@ -74,7 +78,7 @@ def working_directory():
     show("listdir", os.listdir, ".")
     show("truncate", os.truncate, ".", 3)
     show("statvfs", lambda path: os.statvfs(path) and 1, ".")
-    show("listxattr", os.listxattr, ".")
+    show("listxattr", lambda path: sorted(os.listxattr(path)), ".")
     show("getxattr", os.getxattr, ".", "user.a")
     for program in ".", "./x", "x":
         show("execv", os.execv, program, [program])
@@ -92,7 +96,11 @@ def descriptor(fd):
     show("getdents", lambda: listed(fd))
     show("fstat", lambda: status(os.fstat(fd)))
     for call, values in ((os.fchmod, (0o750,)), (os.fchown, (1, 2)), (os.utime, ((7, 8),)), (os.fsync, ()),
-                         (os.fdatasync, ()), (os.listxattr, ()), (os.getxattr, ("user.a",)), (os.lseek, (0, 0)),
+                         (os.fdatasync, ()), (attributes, ()), (os.getxattr, ("user.a",)), (os.lseek, (0, 0)),
+                         (os.setxattr, ("user.b", b"new")), (os.setxattr, ("user.b", b"newer", os.XATTR_CREATE)),
+                         (os.setxattr, ("user.b", b"newer", os.XATTR_REPLACE)), (attributes, ()),
+                         (os.getxattr, ("user.b",)), (os.removexattr, ("user.a",)), (os.removexattr, ("user.a",)),
+                         (os.getxattr, ("user.a",)), (attributes, ()),
                          (os.read, (1,)), (os.ftruncate, (1,)), (fcntl.flock, (fcntl.LOCK_EX,))):
         show(call.__name__, lambda call=call, values=values: call(fd, *values))
     show("fstat", lambda: status(os.fstat(fd)))
@@ -126,6 +134,7 @@ def main():
     os.umask(0o22)
     os.chdir(TOP)
     os.mkdir("gone", 0o755)
+    os.setxattr("gone", "user.a", b"old")
     os.mkdir("other")
     open("f", "w").close()
     os.chdir("gone")
