@@ -277,19 +277,25 @@ static int behind_link(const char *path, char *out, size_t *length) {
   const char *rest;
   int fd, slot;
   size_t base = 0;
+  uint64_t inode = 0;
   switch (link_of(path, &fd, &rest)) {
     case LINK_FD:
       slot = *rest ? madfs_fd_slot(fd) : FD_HOST;
-      if (slot >= 0) base = madfs_slot_path(slot, out);
+      if (slot < 0) break;
+      base = madfs_slot_path(slot, out);
+      inode = madfs_slot_inode(slot);
       break;
-    case LINK_CWD: base = madfs_cwd_get(out); break;
+    case LINK_CWD:
+      base = cwd_read(out, &inode);
+      if (!*rest) inode = 0;  // what the link says
+      break;
     case LINK_ROOT: return *rest && under_mount(rest) ? madfs_path_locate(AT_FDCWD, rest, out, length) : PATH_HOST;
     case LINK_PROGRAM:
       if (!*rest) base = madfs_copy(out, MADFS_PATH_MAX, madfs_settings.program);
       break;
     default: break;
   }
-  return base ? join(base, rest, strlen(rest), out, length) : PATH_HOST;
+  return base ? join_to(base, inode, rest, strlen(rest), out, length) : PATH_HOST;
 }
 
 int madfs_path_locate(int directory, const char *path, char out[MADFS_PATH_MAX], size_t *length) {

@@ -107,6 +107,16 @@ def descriptor(fd):
     show("listdir", lambda: os.listdir(fd))
     show("statvfs", lambda: os.fstatvfs(fd) and 1)
     show("stat link", lambda: status(os.stat(f"/proc/self/fd/{fd}")))
+    for rest in "/", "/.", "/./", "/..", "/../other", "/x", "/./x", "/../missing":
+        for name in f"/proc/self/fd/{fd}", "/proc/self/cwd":
+            path = name + rest
+            shown = path.replace(str(fd), "N")
+            show(shown, lambda path=path: status(os.stat(path)))
+            if rest != "/..":
+                show(shown, lambda path=path: os.listdir(path))
+            show(shown, lambda path=path: os.close(os.open(path, os.O_RDONLY)))
+            if not rest.endswith("/"):
+                show(shown, lambda path=path: os.mkdir(path))
     show("open link", lambda: look or os.close(os.open(f"/proc/self/fd/{fd}", 0)))
 
 
