@@ -19,6 +19,7 @@
 #define FD(a) {PARAMETER_FD, 0, a, 0}
 #define STR(a) {PARAMETER_STR, 0, a, 0}
 #define INT(a) {PARAMETER_INT, 0, a, 0}
+#define NARROW(a) {PARAMETER_NARROW, 0, a, 0}  // of 32 bits
 #define CONSTANT(v) {PARAMETER_CONSTANT, 0, 0, v}
 #define ARGUMENT(a) (1 + (a))
 #define SYSCALL(name, ...) [SYS_##name] = {__VA_ARGS__},
@@ -83,7 +84,9 @@ static enum madfs_verdict answer(struct madfs_frame *f, long result) {
 }
 
 static long integer(const struct madfs_frame *f, const struct madfs_parameter *p) {
-  return p->kind == PARAMETER_CONSTANT ? p->value : (long)f->argument[(int)p->argument];
+  if (p->kind == PARAMETER_CONSTANT) return p->value;
+  long value = (long)f->argument[(int)p->argument];
+  return p->kind == PARAMETER_NARROW && value >> 32 && value >> 32 != -1 ? (int)value : value;
 }
 
 static int directory_of(const struct madfs_frame *f, const struct madfs_parameter *p) {
@@ -519,12 +522,11 @@ static enum madfs_verdict answer_special(struct madfs_frame *f, const struct mad
   if (row->call == CALL_lseek || row->call == CALL_ioctl) {
     int slot = madfs_fd_slot((int)f->argument[0]);
     if (slot == FD_INTERNAL) return answer(f, -EBADF);
-    if (row->call == CALL_ioctl && slot >= 0 && (f->argument[1] == FIOCLEX || f->argument[1] == FIONCLEX))
-      return MADFS_PASS;
-    if (row->call == CALL_ioctl && slot >= 0 && f->argument[1] == FIONBIO) return answer(f, set_blocking(f, slot));
-    if (row->call == CALL_lseek && slot >= 0 && f->argument[2] <= 1 &&
-        !(madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)))
-      return answer(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));
+    unsigned request = (unsigned)f->argument[1], whence = (unsigned)f->argument[2];
+    if (row->call == CALL_ioctl && slot >= 0 && (request == FIOCLEX || request == FIONCLEX)) return MADFS_PASS;
+    if (row->call == CALL_ioctl && slot >= 0 && request == FIONBIO) return answer(f, set_blocking(f, slot));
+    if (row->call == CALL_lseek && slot >= 0 && whence <= 1 && !(madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)))
+      return answer(f, madfs_slot_seek(slot, (long)f->argument[1], (int)whence));
   } else if (row->call == CALL_readlinkat) {
     const char *path = (const char *)f->argument[(int)row->parameter[0].argument];
     int fd = madfs_path_magic(path);
@@ -774,6 +776,7 @@ static enum madfs_verdict forward_to(struct madfs_frame *f, long (*work)(void *)
     t->number = f->number;
     t->signals = before;
     verdict = (enum madfs_verdict)arch_on_stack(t, work, f);
+    madfs_exit_waits();  // what was closed meanwhile, because the process ends, is nothing that the program may see
     madfs_local.inside &= ~1;
   } else {
     f->number = -ENOMEM;
@@ -890,7 +893,10 @@ __attribute__((noinline)) static bool answer_filtered(struct madfs_frame *f, con
 
 enum madfs_verdict madfs_filter(struct madfs_frame *f) {
   enum madfs_verdict verdict;
-  if (MADFS_UNLIKELY((unsigned long)f->number >= MADFS_ROWS)) return MADFS_PASS;
+  if (MADFS_UNLIKELY((unsigned long)f->number >= MADFS_ROWS)) {
+    if ((unsigned)f->number >= MADFS_ROWS) return MADFS_PASS;
+    f->number = (unsigned)f->number;  // as Linux takes it
+  }
   if (MADFS_UNLIKELY(madfs_local.inside & INSIDE_FORK)) madfs_fds_fork_ended();
   if (MADFS_UNLIKELY(madfs_local.inside) && !madfs_twin_waits()) return filter_inside(f);
   const struct madfs_row *row = &madfs_rows[f->number];

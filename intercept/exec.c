@@ -538,7 +538,7 @@ static enum madfs_verdict execute_at(struct madfs_frame *f, unsigned first, unsi
 static bool always(struct madfs_frame *f) { return (void)f, true; }
 
 static enum madfs_verdict execve_work(struct madfs_frame *f) { return execute_at(f, 0, 0); }
-static enum madfs_verdict execveat_work(struct madfs_frame *f) { return execute_at(f, 1, f->argument[4]); }
+static enum madfs_verdict execveat_work(struct madfs_frame *f) { return execute_at(f, 1, (unsigned)f->argument[4]); }
 
 const struct madfs_shim madfs_shim_execve = {always, execve_work};
 const struct madfs_shim madfs_shim_execveat = {always, execveat_work};

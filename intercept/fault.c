@@ -37,7 +37,7 @@ static struct madfs_lock lock;
 
 static int index_of(unsigned long signal) {
   for (int i = 0; i < SIGNALS; i++)
-    if ((unsigned long)signals[i] == signal) return i;
+    if (signals[i] == (int)signal) return i;
   return -1;
 }
 

@@ -110,7 +110,8 @@ static bool concerns(struct madfs_frame *f) {
   const unsigned long *a = f->argument;
   struct sock_fprog filter;
   bool all = f->number == SYS_seccomp;
-  if (all ? a[0] != SECCOMP_SET_MODE_FILTER : (a[0] != PR_SET_SECCOMP || a[1] != SECCOMP_MODE_FILTER)) return false;
+  int what = (int)a[0];
+  if (all ? what != SECCOMP_SET_MODE_FILTER : what != PR_SET_SECCOMP || a[1] != SECCOMP_MODE_FILTER) return false;
   if (madfs_in_vfork() || !madfs_user_in(&filter, (const void *)a[2], sizeof filter) || !may_filter()) return false;
   for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
     if (!forbids(&filter, needed[i])) continue;
@@ -164,7 +165,7 @@ static int done_alone(struct madfs_frame *f) {
 
 static int lseek_alone(struct madfs_frame *f, int slot) {
   if (slot == FD_HOST) return MADFS_PASS;
-  if (slot < 0 || f->argument[2] > SEEK_CUR || madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)) return -1;
+  if (slot < 0 || (unsigned)f->argument[2] > SEEK_CUR || madfs_slot_flags(slot) & (O_DIRECTORY | O_PATH)) return -1;
   return done(f, madfs_slot_seek(slot, (long)f->argument[1], (int)f->argument[2]));
 }
 
@@ -184,7 +185,7 @@ int madfs_filter_answers(struct madfs_frame *f) {
       madfs_fds_free((int)a[0]);
       return MADFS_PASS;
     case SYS_close_range:
-      if (a[2] || atomic_load(&madfs_fds_top) < 0) return MADFS_PASS;
+      if ((unsigned)a[2] || atomic_load(&madfs_fds_top) < 0) return MADFS_PASS;
       return done(f, close_around((unsigned)a[0], (unsigned)a[1]));
     case SYS_lseek: return lseek_alone(f, madfs_fd_slot((int)a[0]));
     case SYS_chdir: return chdir_alone(f);

@@ -50,7 +50,7 @@ enum madfs_verdict { MADFS_PASS, MADFS_DONE };
 // KERNEL: left to the kernel for a reason that ops.py gives; only counted, and only when somebody traces.
 enum { ROW_NONE, ROW_KERNEL, ROW_CALL, ROW_REFUSE, ROW_SHIM };
 enum { ROUTE_NAMES, ROUTE_FD };  // FD: parameter 0 is the only one that can make the call ours
-enum { PARAMETER_NONE, PARAMETER_AT, PARAMETER_FD, PARAMETER_STR, PARAMETER_INT, PARAMETER_CONSTANT };
+enum { PARAMETER_NONE, PARAMETER_AT, PARAMETER_FD, PARAMETER_STR, PARAMETER_INT, PARAMETER_NARROW, PARAMETER_CONSTANT };
 
 struct madfs_parameter {
   uint8_t kind;

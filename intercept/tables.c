@@ -74,7 +74,7 @@ static void do_call(void) {
 }
 
 static void *serve(void *unused) {
-  uint64_t most = ~0UL;  // but not libc's own: setuid() waits until every thread has answered one
+  uint64_t most = madfs_asynchronous;  // but not libc's own: setuid() waits until every thread has answered one
   for (int number = 32; number < SIGRTMIN; number++) most &= ~(1UL << (number - 1));
   RAW(SYS_rt_sigprocmask, SIG_SETMASK, &most, 0, sizeof most);
   madfs_local.inside = 1;  // what it asks the kernel is the client's

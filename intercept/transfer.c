@@ -259,7 +259,7 @@ static enum madfs_verdict copy_work(struct madfs_frame *f) {
              madfs_failed(RAW(SYS_fcntl, out.fd, F_GETFD));
   if (bad) return answer(f, -EBADF);
   if (error == -EFAULT || failed == -EFAULT) return answer(f, -EFAULT);
-  if (f->argument[5]) return answer(f, -EINVAL);
+  if ((unsigned)f->argument[5]) return answer(f, -EINVAL);
   error = check_copy(&in, &out, size);
   if (!error && in.slot >= 0 && out.slot >= 0) error = check_overlap(&in, &out, &size);
   if (error) return answer(f, error);
@@ -342,7 +342,7 @@ static long open_mode(const struct side *s) {
 // In the kernel's order.
 static long check_splice(const struct madfs_frame *f, struct side *in, struct side *out) {
   long error, in_error, out_error;
-  if (f->argument[5] & ~(unsigned long)SPLICE_FLAGS) return -EINVAL;
+  if (f->argument[5] & ~(unsigned)SPLICE_FLAGS) return -EINVAL;
   *in = (struct side){.fd = (int)f->argument[0], .slot = madfs_fd_slot((int)f->argument[0])};
   *out = (struct side){.fd = (int)f->argument[2], .slot = madfs_fd_slot((int)f->argument[2])};
   if (in->slot == FD_INTERNAL || out->slot == FD_INTERNAL) return -EBADF;
@@ -386,7 +386,7 @@ static bool tee_concerns(struct madfs_frame *f) {
 
 // At least one of the two is no pipe.
 static enum madfs_verdict tee_work(struct madfs_frame *f) {
-  if (f->argument[3] & ~(unsigned long)SPLICE_FLAGS) return answer(f, -EINVAL);
+  if (f->argument[3] & ~(unsigned)SPLICE_FLAGS) return answer(f, -EINVAL);
   if (!f->argument[2]) return answer(f, 0);
   long mode[2];
   for (int i = 0; i < 2; i++) {

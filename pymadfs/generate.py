@@ -41,7 +41,9 @@ def meaning(call, prefix=""):
     parsed = ops.arguments(call)
     if len(parsed) > CALL_ARGUMENTS_MAX:
         raise ValueError(f"{call}: more than {CALL_ARGUMENTS_MAX} arguments")
-    parameters = ", ".join(parameter(*argument) for argument in parsed)
+    narrow = ops.NARROW.get(call.partition("(")[0], ())
+    parameters = ", ".join(parameter(*argument).replace("INT(", "NARROW(" if number in narrow else "INT(")
+                           for number, argument in enumerate(parsed))
     return [f".{prefix}count = {len(parsed)}", f".{prefix}parameter = {{{parameters}}}"]
 
 

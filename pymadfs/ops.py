@@ -339,6 +339,18 @@ def arguments(call):
     return parsed
 
 
+# Arguments of canonical calls, by position, that are an int or unsigned int of C: the upper half of their registers may
+# hold anything.
+NARROW = {
+    "openat": (1, 2), "preadv2": (4,), "pwritev2": (4,), "lseek": (2,), "fallocate": (1,), "sync_file_range": (3,),
+    "fadvise": (2,), "getdents64": (2,), "getdents": (2,), "ioctl": (1,), "newfstatat": (2,), "statx": (1, 2),
+    "fstatx": (1,), "faccessat": (1, 2), "faccess": (1, 2), "readlinkat": (2,), "freadlink": (2,), "mkdirat": (1,),
+    "mknodat": (1, 2), "unlinkat": (1,), "renameat2": (2,), "linkat": (2,), "flinkat": (2,), "fchmodat": (1, 2),
+    "fchmod": (1, 2), "fchownat": (1, 2, 3), "fchown": (1, 2, 3), "utimensat": (2,), "futimens": (2,),
+    "setxattr": (4,), "fsetxattr": (4,), "setxattrat": (1,), "fsetxattrat": (1,), "getxattrat": (1,),
+    "fgetxattrat": (1,), "listxattrat": (1,), "flistxattrat": (1,), "removexattrat": (1,), "fremovexattrat": (1,),
+}
+
 X86 = "x86_64"
 
 Syscall("openat", "openat(at(a0, a1), a2, a3)")

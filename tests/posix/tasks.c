@@ -96,6 +96,7 @@ static void *with_own_table(void *how) {
   CHECK(ended(child) == 0);
   struct stat file;
   CHECK(mkdir("d", 0700) == 0 && stat("d", &file) == 0 && rmdir("d") == 0 && access("none", F_OK) == -1);
+  CHECK(fstat(copy, nowhere) == -1 && errno == EFAULT && stat(".", nowhere) == -1 && errno == EFAULT);
   CHECK(pread(copy, stack, 5, -1) == -1 && errno == EINVAL && pread(copy, nowhere, 5, 0) == -1 && errno == EFAULT);
   meet();
   return NULL;
