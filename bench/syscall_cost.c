@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Nanoseconds per system call, as this process sees them: the median over batches of one call in a loop.
-// usage: syscall_cost getppid|pread BATCHES        prints one number
+// usage: syscall_cost getppid|pread|access|open BATCHES [PATH]        prints one number; open: with its close
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 enum { CALLS_PER_BATCH = 2000 };
+enum { GETPPID, PREAD, ACCESS, OPEN, KINDS };
 
 static double now_ns(void)
 {
@@ -26,24 +27,27 @@ static int compare(const void *a, const void *b)
 
 int main(int argc, char **argv)
 {
-    int batches = argc == 3 ? atoi(argv[2]) : 0;
-    int pread_wanted = argc == 3 && !strcmp(argv[1], "pread");
-    if (batches < 1 || (!pread_wanted && strcmp(argv[1], "getppid"))) {
-        fprintf(stderr, "usage: syscall_cost getppid|pread BATCHES\n");
+    static const char *const kinds[] = {"getppid", "pread", "access", "open"};
+    const char *path = argc == 4 ? argv[3] : "/dev/null"; // the cheapest file: what is added shows best against it
+    int batches = argc >= 3 ? atoi(argv[2]) : 0, kind = 0;
+    while (kind < KINDS && (argc < 3 || strcmp(argv[1], kinds[kind])))
+        kind++;
+    if (batches < 1 || kind == KINDS) {
+        fprintf(stderr, "usage: syscall_cost getppid|pread|access|open BATCHES [PATH]\n");
         return 2;
     }
-    int fd = open("/dev/null", O_RDONLY); // the cheapest file: what is added shows best against it
+    int fd = open(path, O_RDONLY);
     double *cost = calloc(batches, sizeof *cost);
     char byte;
     for (int b = 0; b < batches; b++) {
         double start = now_ns();
         for (int i = 0; i < CALLS_PER_BATCH; i++) {
-            if (pread_wanted) {
-                if (pread(fd, &byte, 1, 0) != 0)
-                    return 1;
-            } else if (getppid() < 0) {
+            long result = kind == GETPPID  ? getppid() < 0
+                          : kind == PREAD  ? pread(fd, &byte, 1, 0)
+                          : kind == ACCESS ? access(path, R_OK)
+                                           : close(open(path, O_RDONLY));
+            if (result != 0)
                 return 1;
-            }
         }
         cost[b] = (now_ns() - start) / CALLS_PER_BATCH;
     }
