@@ -176,9 +176,10 @@ class Chunks:
         return found
 
     def rolled_back(self):
-        """The last batch was not written: chunk files that it would have made known do not exist."""
+        """The last batch was not written: chunk files that it would have made known go; nobody else removes them."""
         for key in [key for key in self._open if self.kv.get(chunk_key(*key)) is None]:
             self._drop(key)
+            self.remove_unknown(*key)
 
     def pin(self, piece):
         piece.users += 1

@@ -36,7 +36,11 @@ class Cuts:
         return number
 
     def spare(self, ino, number, size):
-        """Cut ``number`` takes nothing away of what was reserved below ``size``."""
+        """Cut ``number`` takes nothing away of what was reserved below ``size``.  A number may come again for another
+        cut when the home died before it had made this one: with 0, that takes everything."""
+        if not size:
+            self._spared.get(ino, {}).pop(number, None)
+            return
         if len(self._spared) >= SPARED_MAX:
             self._spared.clear()
         sizes = self._spared.setdefault(ino, {})

@@ -136,8 +136,7 @@ async def cut_here(server, ino, size, chunk_size, cuts, spares):
     await server.cuts.begin(ino)
     try:
         server.cuts.learn(ino, cuts)
-        if spares:
-            server.cuts.spare(ino, cuts, size)
+        server.cuts.spare(ino, cuts, size if spares else 0)
         server.chunks.cut_inline(ino, size)
         more = True
         while more:

@@ -27,6 +27,7 @@ class Side:
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in users]
         self.top = None
         self.inodes = {}
+        self.ended = ""  # how an actor did, which all later examples fail by
 
     def begin(self, number):
         """A fresh directory that everybody may write to."""
@@ -43,15 +44,19 @@ class Side:
 
     def ask(self, actor, name, *arguments):
         process = self.actors[actor]
+        if self.ended:
+            raise Difference(self.ended)
         arguments = [value.replace("{top}", self.top) if isinstance(value, str) and self.top else value
                      for value in arguments]
         process.stdin.write(json.dumps([name, *arguments]) + "\n")
         if not select.select([process.stdout], [], [], ANSWER_S)[0]:
             process.kill()
-            raise Difference(f"the process on {self.base} did not come back from {name}{tuple(arguments)}")
+            self.ended = f"the process on {self.base} did not come back from {name}{tuple(arguments)}"
+            raise Difference(self.ended)
         line = process.stdout.readline()
         if not line:
-            raise Difference(f"the process on {self.base} died at {name}{tuple(arguments)}: {process.wait()}")
+            self.ended = f"the process on {self.base} died at {name}{tuple(arguments)}: {process.wait()}"
+            raise Difference(self.ended)
         return json.loads(line)
 
     def result(self, actor, name, *arguments):

@@ -69,13 +69,15 @@ def test_a_spill_that_was_not_committed_starts_from_nothing(kv, tmp_path):
     second.close()
 
 
-def test_a_refused_batch_closes_what_it_made(kv, chunks):
+def test_a_refused_batch_removes_what_it_made(kv, chunks, tmp_path):
+    chunks.writable(5, 2, 0, 10).write(0, b"y")
+    kv.commit()
     kv.error = OSError(errno.ENOSPC, "full")
     chunks.writable(5, 3, 0, 10).write(0, b"x")
     with pytest.raises(OSError):
         kv.commit()
     chunks.rolled_back()
-    assert chunks.piece(5, 3) is None
+    assert chunks.piece(5, 3) is None and chunks.piece(5, 2).read(0, 10) == b"y" and files(tmp_path) == ["5.2"]
 
 
 def test_cutting(kv, chunks, tmp_path):

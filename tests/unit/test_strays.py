@@ -6,6 +6,7 @@ from server_world import CHUNK, run
 
 from pymadfs.layout import chunk_server, home
 from pymadfs.ops import EXTEND, FALLOCATE, RESERVE, SET_SIZE, WRITE
+from pymadfs.server.cuts import Cuts
 
 PATH = b"/f"
 
@@ -87,6 +88,16 @@ async def test_what_is_within_the_file_stays(world):
     assert len(world.log) == 1 and not any(server.strays for server in world.servers)
     assert await world.read(attr.ino, 0, 5 * CHUNK) == before
     assert (await world.stat(PATH)).size == 6 * CHUNK
+
+
+def test_what_cuts_spare():
+    cuts = Cuts()
+    cuts.spare(7, 3, 100)
+    cuts.spare(7, 4, 200)
+    assert cuts.spares(7, 99, 2, 4) and cuts.spares(7, 150, 3, 4) and cuts.spares(7, 500, 4, 4)
+    assert not cuts.spares(7, 100, 2, 4) and not cuts.spares(7, 50, 1, 4) and not cuts.spares(8, 50, 3, 4)
+    cuts.spare(7, 4, 0)  # the number came again for a truncation
+    assert not cuts.spares(7, 50, 3, 4) and cuts.spares(7, 50, 2, 3)
 
 
 @run
