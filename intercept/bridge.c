@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #include "bridge.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -144,6 +145,7 @@ static int enter(void)
             PyEval_RestoreThread(self.state);
         return 1;
     }
+    make_thread_locals();
     self.state = PyThreadState_New(interpreter);
     if (!self.state)
         return 0;
@@ -930,6 +932,19 @@ int ux_embedded(void)
 static const struct madfs_runtime runtime = {runtime_call, runtime_exiting, fork_begins, fork_ends};
 
 __attribute__((visibility("default"))) const struct madfs_runtime *
+madfs_runtime_start(const struct madfs_host *given, char *error, size_t error_size);
+
+/* Starts while the loader's lock is held: see madfs_runtime_begins(). */
+__attribute__((constructor)) static void loaded(void)
+{
+    void (*begins)(const struct madfs_runtime *(*)(const struct madfs_host *, char *, size_t));
+
+    *(void **)&begins = dlsym(RTLD_DEFAULT, "madfs_runtime_begins");
+    if (begins)
+        begins(madfs_runtime_start);
+}
+
+const struct madfs_runtime *
 madfs_runtime_start(const struct madfs_host *given, char *error, size_t error_size)
 {
     long began_us = now_us();

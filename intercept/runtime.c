@@ -24,7 +24,7 @@ enum {
 
 static struct {
   _Atomic(const struct madfs_runtime *) table;
-  bool failed;  // said so once; every call is EIO
+  _Atomic bool failed;  // said so once; every call is EIO
   bool apart;   // because this process has another one's descriptors: not said yet
   struct madfs_lock lock;
 } runtime;
@@ -123,7 +123,7 @@ static char *kept(int which, const char *name, const char *value) {
 }
 
 // The runtime's UCX must not take over the application's settings, nor its signals, nor its memory functions.
-static char **environment_for_runtime(char **list) {
+static void environment_for_runtime(char **list) {
   static char *const ours[] = {"UCX_MEM_EVENTS=n",   "UCX_ERROR_SIGNALS=", "UCX_HANDLE_ERRORS=none",
                                "UCX_DEBUG_SIGNO=0",  "UCX_VFS_ENABLE=n",   "UCX_WARN_UNUSED_ENV_VARS=n",
                                "UCX_LOG_FILE=stderr"};
@@ -139,40 +139,70 @@ static char **environment_for_runtime(char **list) {
   if (!mount) list[n++] = kept(1, "MADFS_MOUNT=", madfs_settings.mount);
   for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) list[n++] = ours[i];
   list[n] = NULL;
-  return list;
 }
 
-// What the loader and the runtime say when they fail, or NULL.
-static const char *load(const char *path, char *message, const struct madfs_runtime **table) {
+// Several threads may be about to start it: the first one puts it there, the last one takes it away.
+static void change_environment(int by) {
+  static char *list[ENVIRONMENT_MAX + 16], **theirs;
+  static struct madfs_lock lock;
+  static int count;
+  madfs_lock(&lock);
+  if (by > 0 && !count) {
+    theirs = environ;
+    environment_for_runtime(list);
+    environ = list;
+  }
+  count += by;
+  if (!count) environ = theirs;
+  madfs_unlock(&lock);
+}
+
+static void fail(const char *why) {
+  if (atomic_exchange(&runtime.failed, true)) return;
+  madfs_say("the client cannot start, every file below ", madfs_settings.mount, " is an input/output error: ", why,
+            NULL);
+}
+
+typedef const struct madfs_runtime *(*begin_t)(const struct madfs_host *, char *, size_t);
+
+// The library calls this when it is loaded, so that the loader's lock is held: the client loads more of them.  Who has
+// that lock (a thread that loads what lies on the mount) may wait for ours, but never the other way round.
+__attribute__((visibility("default"))) void madfs_runtime_begins(begin_t begin);
+void madfs_runtime_begins(begin_t begin) {
+  char message[MESSAGE] = "it does not say why";
+  madfs_lock(&runtime.lock);
+  if (!atomic_load(&runtime.table) && !runtime.failed) {
+    const struct madfs_runtime *table = begin(&host, message, sizeof message);
+    if (!table) fail(message);
+    atomic_store(&runtime.table, table);
+  }
+  madfs_unlock(&runtime.lock);
+}
+
+// What the loader says when it fails, or NULL.
+static const char *load(const char *path) {
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return dlerror();
-  const struct madfs_runtime *(*begin)(const struct madfs_host *, char *, size_t);
+  if (atomic_load(&runtime.table) || runtime.failed) return NULL;
+  begin_t begin;  // of a library that did not call us
   *(void **)&begin = dlsym(library, "madfs_runtime_start");
   if (!begin) return dlerror();
-  *table = begin(&host, message, MESSAGE);
-  return *table ? NULL : message;
+  madfs_runtime_begins(begin);
+  return NULL;
 }
 
 static long start(void *unused) {
-  static char *list[ENVIRONMENT_MAX + 16];
-  char path[MADFS_PATH_MAX], message[MESSAGE] = "it does not say why";
-  const struct madfs_runtime *table = NULL;
+  char path[MADFS_PATH_MAX];
   (void)unused;
   size_t n = madfs_copy(path, sizeof path, madfs_settings.library);
   while (n && path[n - 1] != '/') n--;
   madfs_copy(path + n, sizeof path - n, "libmadfs_runtime.so");
   int saved = errno;
-  char **theirs = environ;
-  environ = environment_for_runtime(list);
-  const char *error = load(path, message, &table);
-  environ = theirs;
+  change_environment(1);
+  const char *error = load(path);
+  change_environment(-1);
   errno = saved;
-  if (error) {
-    runtime.failed = true;
-    madfs_say("the client cannot start, every file below ", madfs_settings.mount, " is an input/output error: ", error,
-              NULL);
-  }
-  atomic_store(&runtime.table, table);
+  if (error) fail(error);
   return 0;
 }
 
@@ -222,9 +252,7 @@ static const struct madfs_runtime *need(void) {
   }
   if (table || runtime.failed) return table;
   madfs_fork_again(false);
-  madfs_lock(&runtime.lock);
-  if (!atomic_load(&runtime.table) && !runtime.failed) arch_preserve(start, NULL);
-  madfs_unlock(&runtime.lock);
+  arch_preserve(start, NULL);
   return atomic_load(&runtime.table);
 }
 

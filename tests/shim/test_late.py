@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import TIMEOUT_S
 
 HERE = Path(__file__).parent
 
@@ -105,3 +106,59 @@ def test_just_in_time_compiler(run):
     script += "console.log(require('fs').readFileSync('/madfs/n', 'utf8'))"
     done = run(node, "-e", script)
     assert (done.stdout, done.returncode) == ("8999994\n", 0), done.stderr
+
+
+# A thread loads a library that lies on the mount, while first calls of others start the client, which loads its own.
+FIRST_TOUCH = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <unistd.h>
+static atomic_int stop;
+static void *writes(void *number) {
+  char name[40];
+  snprintf(name, sizeof name, "/madfs/first-%ld", (long)number);
+  do {
+    int fd = open(name, O_RDWR | O_CREAT, 0600);
+    if (write(fd, "x", 1) != 1 || close(fd)) return "";
+  } while (!stop);
+  return NULL;
+}
+int main(int count, char **words) {
+  pthread_t threads[3];
+  void *failed;
+  for (long i = 0; i < 3; i++) pthread_create(&threads[i], NULL, writes, (void *)i);
+  for (int i = 0; i < 6; i++) {
+    void *library = i % 3 ? dlopen(words[count - 1], RTLD_NOW) : dlmopen(LM_ID_NEWLM, words[count - 1], RTLD_NOW);
+    if (!library || dlclose(library)) return 1;
+  }
+  stop = 1;
+  for (int i = 0; i < 3; i++)
+    if (pthread_join(threads[i], &failed) || failed) return 2;
+  return 0;
+}
+"""
+
+
+def first_touches(on_mount, directory, rounds):
+    (directory / "first.c").write_text(FIRST_TOUCH)
+    subprocess.run(["gcc", "-o", directory / "first", directory / "first.c", "-lpthread"], check=True,
+                   timeout=TIMEOUT_S)
+    lies = library(directory, "lies", PLAIN)
+    done = on_mount("bash", "-c", f"""cp {lies} /madfs/first.so
+for ((i = 0; i < {rounds}; i++)); do timeout -s KILL {TIMEOUT_S} {directory}/first /madfs/first.so || echo $?; done
+rm /madfs/first.so /madfs/first-*""", timeout=TIMEOUT_S + 2 * rounds)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_library_of_the_mount_is_loaded_while_the_client_starts(on_mount, tmp_path):
+    first_touches(on_mount, tmp_path, 3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_hundred_times_while_the_client_starts(on_mount, tmp_path):
+    first_touches(on_mount, tmp_path, 100)
