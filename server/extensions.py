@@ -5,9 +5,9 @@ A write tells the new size to the file's home while its bytes go to several serv
 being full, or dies, the writer tells how far it came (RETRACT), and the size goes back to what others have made it,
 with all that is stored above.  A server that is dead may have stored its part: the size goes back when it can be asked.
 """
+import bisect
 import errno
-import heapq
-from itertools import count
+from operator import itemgetter
 
 from pymadfs.errors import fail
 from pymadfs.ops import RETRACT
@@ -20,12 +20,12 @@ from .sizes import cut_to
 KNOWN_MAX = 1 << 12  # what is forgotten keeps a size that is too large
 ENDS_MAX = 32  # so many changes of one file are known, and those below count as made
 
-_serial = count()
+_end = itemgetter(0)
 
 
 class Growth:
-    """Of one file: it has ``base`` bytes, and ``ends`` (a heap of ``(end, serial, who, cuts)``) of writes that made it
-    longer, any of which may yet be taken back.  ``size`` is the largest of them."""
+    """Of one file: it has ``base`` bytes, and ``ends`` (``(end, who, cuts)`` in order) of writes that made it longer,
+    any of which may yet be taken back.  ``size`` is the largest of them."""
 
     __slots__ = ("base", "ends", "size")
 
@@ -35,16 +35,18 @@ class Growth:
     def add(self, end, who, cuts):
         if cuts:  # else it was not asked again after a cut
             self.remove(end, who, cuts)
-        if end > self.base:
-            self.size = max(self.size, end)
-            heapq.heappush(self.ends, (end, next(_serial), who, cuts))
-            while len(self.ends) > ENDS_MAX or self.ends and self.ends[0][0] <= self.base:
-                self.base = max(self.base, heapq.heappop(self.ends)[0])
+        if end > self.size:  # as nearly always
+            self.size = end
+            self.ends.append((end, who, cuts))
+        elif end > self.base:
+            bisect.insort(self.ends, (end, who, cuts), key=_end)
+        while len(self.ends) > ENDS_MAX or self.ends and self.ends[0][0] <= self.base:
+            self.base = max(self.base, self.ends.pop(0)[0])
 
     def find(self, end, who, cuts=0):
         """The record of that write: of those before cut ``cuts``, if that is given."""
         for record in self.ends:
-            if record[0] == end and record[2] == who and not 0 < cuts <= record[3]:
+            if record[0] == end and record[1] == who and not 0 < cuts <= record[2]:
                 return record
         return None
 
@@ -53,7 +55,6 @@ class Growth:
         if record:
             self.size = self.without(record)
             self.ends.remove(record)
-            heapq.heapify(self.ends)
 
     def without(self, record):
         """What the file's size would be without the record."""
