@@ -37,7 +37,7 @@ class Elf:
         try:
             self._segments = self._table(_SEGMENT, header[5], header[10])
             self._sections = self._table(_SECTION, header[6], header[12])
-        except struct.error:
+        except (struct.error, OverflowError):  # an offset of more than 63 bits
             raise ValueError(f"{path} is a truncated ELF file") from None
 
     def _table(self, record, offset, count):

@@ -236,6 +236,7 @@ def odd(tmp_path):
     program = compile_c(tmp_path, "int main(void) { return 0; }", name="program")
     content = {"text": b"just text\n", "empty": b"", "mark": b"#!", "lost": b"#!/nonexistent/sh\n",
                "short": b"\x7fELF\2\1", "dos": b"#!/bin/sh\r\necho\r\n",
+               "wild": program.read_bytes()[:32] + b"\xff" * 8 + program.read_bytes()[40:],
                "script": b"#! /bin/sh\necho\n", "old": b"\x7fELF\1\1" + bytes(60)}
     for name, data in content.items():
         (tmp_path / name).write_bytes(data)
@@ -253,7 +254,8 @@ def odd(tmp_path):
 @pytest.mark.parametrize(("name", "said"), [
     ("text", "text is neither a program nor a script"), ("empty", "empty is neither"), ("mark", "mark is neither"),
     ("lost", "/nonexistent/sh is the interpreter of a script and does not exist"), ("dos", r"'/bin/sh\r' is"),
-    ("short", "short is no whole program"), ("old", "old is a 32-bit program"), ("plain", "plain is not executable"),
+    ("short", "short is no whole program"), ("wild", "wild is no whole program"),
+    ("old", "old is a 32-bit program"), ("plain", "plain is not executable"),
     ("leads-nowhere", "leads-nowhere is a link that leads nowhere"), ("fifo", "fifo is no file"),
     ("waits", "waits is no file"), ("of-fifo", "waits is the interpreter of a script and no file"),
     ("by-env", "none-such is no executable file and not in PATH"),
