@@ -280,7 +280,8 @@ def make_runtime(ucx, output=None, overlay=""):
         with open(frozen, "w", encoding="ascii") as file:
             file.write(freeze.render(overlay))
         made(frozen, sys.version + overlay)
-    cffi = ["-DFFI_BUILDING=1", "-DHAVE_SYNC_SYNCHRONIZE", "-DUSE__THREAD"]
+    # Its thread-local variables must not ask the loader for memory (decision 91).
+    cffi = ["-DFFI_BUILDING=1", "-DHAVE_SYNC_SYNCHRONIZE", "-DUSE__THREAD", "-ftls-model=initial-exec"]
     objects = [*(compile_object(path, [*OWN, "-I", include], "runtime") for path in bridge_sources()),
                compile_object(frozen, [*FOREIGN, "-I", include], "runtime"),
                compile_object(cffi_source(), [*FOREIGN, "-I", include, *cffi], "runtime"),

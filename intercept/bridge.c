@@ -962,6 +962,7 @@ madfs_runtime_start(const struct madfs_host *given, char *error, size_t error_si
     interpreter = PyInterpreterState_Get();
     keep_a_state();
     self.state = PyEval_SaveThread(); /* this thread keeps the first state */
+    make_thread_locals();
     if (done) {
         threads = &self;
         pthread_setspecific(thread_key, &self);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Thread-local variables of the libraries that the runtime has loaded. */
+/* Thread-local variables of the runtime and of the libraries that it has loaded. */
 #define _GNU_SOURCE
 #include <link.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "bridge.h"
@@ -22,14 +23,15 @@ static int note_module(struct dl_phdr_info *info, size_t size, void *found)
     const char *name = strrchr(info->dlpi_name, '/');
 
     (void)size;
-    if (name && !strncmp(name, "/libmf", 6) && info->dlpi_tls_modid && modules->count < MODULES_MAX)
+    bool ours = name && (!strncmp(name, "/libmf", 6) || !strncmp(name, "/libmadfs_", 10));
+    if (ours && info->dlpi_tls_modid && modules->count < MODULES_MAX)
         modules->at[modules->count++].module = info->dlpi_tls_modid;
     return 0;
 }
 
 /*
- * A thread's first use of a thread-local variable of UCX takes a lock of the loader's.  Whoever loads a library that
- * lies on the mount has that lock and may wait for one of ours, so it is taken before any of those.
+ * A thread's first use of a thread-local variable of UCX or cffi takes a lock of the loader's.  Whoever loads a library
+ * that lies on the mount has that lock and may wait for one of ours, so it is taken before any of those.
  */
 void make_thread_locals(void)
 {

@@ -150,7 +150,7 @@ def first_touches(on_mount, directory, rounds):
     lies = library(directory, "lies", PLAIN)
     done = on_mount("bash", "-c", f"""cp {lies} /madfs/first.so
 for ((i = 0; i < {rounds}; i++)); do timeout -s KILL {TIMEOUT_S} {directory}/first /madfs/first.so || echo $?; done
-rm /madfs/first.so /madfs/first-*""", timeout=TIMEOUT_S + 2 * rounds)
+rm /madfs/first.so /madfs/first-*""", timeout=TIMEOUT_S + 5 * rounds)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -159,6 +159,6 @@ def test_library_of_the_mount_is_loaded_while_the_client_starts(on_mount, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_hundred_times_while_the_client_starts(on_mount, tmp_path):
     first_touches(on_mount, tmp_path, 100)
