@@ -427,6 +427,7 @@ ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room)
         return NULL;
     }
     pthread_mutex_init(&u->lock, NULL);
+    u->owner = getpid();
     u->events = u->wake = u->doors = u->epoll = u->efd = -1;
     u->ended_tail = &u->ended;
     const char *what = "";
@@ -509,6 +510,11 @@ void ux_close(ux_t *u)
 
 void ux_free(ux_t *u)
 {
+    if (!u->shut && u->owner != getpid()) { /* the parent's: what UCX shares with others must not be touched here */
+        ux_abandon(u);
+        return;
+    }
+    ux_close(u); /* unless it was */
     pthread_mutex_destroy(&u->lock);
     free(u);
 }

@@ -35,7 +35,7 @@ typedef struct {
 ux_t *ux_open(const char *const *pairs, int count, char *error, size_t room);
 /* Calls that other threads are in end with -ESHUTDOWN, as do later ones; ux_free() when there can be none any more. */
 void ux_close(ux_t *u);
-void ux_free(ux_t *u);
+void ux_free(ux_t *u); /* closes it, if nobody did */
 void ux_abandon(ux_t *u); /* after fork, in the child: close our own descriptors, touch nothing of UCX */
 int ux_address(ux_t *u, void *out, int room); /* -> length */
 /* How to wait: poll for pure_ns, then poll and yield until spin_ns, then sleep. */

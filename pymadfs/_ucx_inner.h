@@ -117,6 +117,7 @@ struct ux {
     ucp_worker_h worker;
     int efd, events, wake, doors, epoll; /* UCX's own, its asynchronous events, ours, the doors, all of these */
     struct ux *other; /* one more that is open in this process */
+    pid_t owner;      /* the process that opened it */
     int64_t pure_ns, spin_ns, looked_ns;
     int sleeps;
     int shut, users; /* closed, or being closed; threads that are in calls */

@@ -21,6 +21,7 @@ from pymadfs import ops
 from pymadfs.cluster import Cluster, Server
 from pymadfs.config import Config
 from pymadfs.rpc import Client
+from pymadfs.transport.ucx import Ucx
 
 SERVER = Path(__file__).with_name("rpc_server.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(pymadfs.__file__))}  # installed or not
@@ -460,6 +461,27 @@ def test_a_forked_child_makes_its_own_connections(servers):
             assert os.waitpid(child, 0)[1] == 0
         data = content(9, 1 << 20)
         assert write(client, 0, data) == zlib.crc32(data)
+
+
+def test_a_transport_that_nobody_closed_is_no_trouble_for_forks():
+    for _ in range(3):
+        dropped = Ucx(Config())
+        handle = dropped.connect(dropped.address, -1)
+        assert handle >= 0
+        del dropped
+        kept = Ucx(Config())
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            status = 1
+            try:
+                del kept  # the parent's
+                Ucx(Config()).close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        kept.close()
 
 
 def test_fork_while_other_threads_call(servers):
