@@ -362,14 +362,15 @@ class Images:
     @staticmethod
     def _orphan(image):
         """Whether nobody maps it.  A lock of this process's own counts like another's."""
-        if image.data < 0:
-            return True  # another thread has seen to it
-        try:
-            fcntl.flock(image.data, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(image.data, fcntl.LOCK_UN)
-        return True
+        with image.guard:  # another thread may be about to close it
+            if image.data < 0:
+                return True  # it has seen to it
+            try:
+                fcntl.flock(image.data, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            fcntl.flock(image.data, fcntl.LOCK_UN)
+            return True
 
     def _recover(self, image):
         """Write back what killed processes left, and remove it.  REQUIRES: _lock()."""
