@@ -3,7 +3,6 @@
 #define _GNU_SOURCE
 #include <link.h>
 #include <stdbool.h>
-#include <string.h>
 
 #include "bridge.h"
 
@@ -17,13 +16,26 @@ struct tls_modules {
 };
 extern void *__tls_get_addr(void *);
 
+/* Not by functions of libc: those of ThreadSanitizer would take the loader's strings for ones that threads race for. */
+static bool begins(const char *text, const char *with)
+{
+    while (*with && *text == *with) {
+        text++;
+        with++;
+    }
+    return !*with;
+}
+
 static int note_module(struct dl_phdr_info *info, size_t size, void *found)
 {
     struct tls_modules *modules = found;
-    const char *name = strrchr(info->dlpi_name, '/');
+    const char *name = "";
 
     (void)size;
-    bool ours = name && (!strncmp(name, "/libmf", 6) || !strncmp(name, "/libmadfs_", 10));
+    for (const char *at = info->dlpi_name; *at; at++)
+        if (*at == '/')
+            name = at;
+    bool ours = begins(name, "/libmf") || begins(name, "/libmadfs_");
     if (ours && info->dlpi_tls_modid && modules->count < MODULES_MAX)
         modules->at[modules->count++].module = info->dlpi_tls_modid;
     return 0;

@@ -247,6 +247,8 @@ def test_synchronous_files_are_synced(servers):
 def test_bad_addresses(servers, address):
     handle = opened()
     vector = Memory(struct.pack("<Qq", address & 0xFFFFFFFFFFFFFFFF if address > 0 else 8, 5))
+    assert calls.readv(handle, vector.at, 1) == 0, "at the end nobody looks"
+    calls.pwrite(handle, Memory(b"x").at, 1, 0)
     for call in (
         lambda: calls.fstat(handle, address),
         lambda: calls.newfstatat(b"/madfs/file", address, 0),
