@@ -33,7 +33,9 @@ def run(directory, how, environment):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_directory_that_is_gone(runner, everybodys, how):
+def test_a_directory_that_is_gone(runner, everybodys, how, request):
+    if how == "user":
+        request.getfixturevalue("others_may_run_it")
     here = run(f"{everybodys}/removed", how, runner.plain)
     there = run(f"{runner.mount}/removed", how, runner.loaded)
     assert there == here
