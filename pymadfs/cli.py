@@ -15,6 +15,8 @@ from . import __version__, doctor, fsck, keeper, launch, rpc, trace
 from .config import SETTINGS
 from .launch import CommandError, LaunchError
 
+FSCK_WAITS_S = 2  # for programs that have just been ended
+
 EPILOG = """settings are environment variables:
 """ + "\n".join(f"  {setting.variable:18} {setting.doc}" for setting in SETTINGS)
 
@@ -339,7 +341,12 @@ def command_fsck(options):
 
 def run_fsck(client, cluster, repair):
     """Check, and mend if ``repair``; prints what is wrong and returns the exit status."""
-    busy = any((answer or {}).get("connections", 0) > len(cluster.servers) for answer in launch.statistics(cluster))
+    patience = time.monotonic() + (FSCK_WAITS_S if repair else 0)  # who has just been ended may not be gone yet
+    while True:
+        busy = any((answer or {}).get("connections", 0) > len(cluster.servers) for answer in launch.statistics(cluster))
+        if not busy or time.monotonic() >= patience:
+            break
+        time.sleep(0.1)
     if repair and busy:
         raise LaunchError("programs use the file system: end them, or leave out --repair")
     mended, wrong = 0, None

@@ -2,6 +2,7 @@
 """madfs fsck finds what is wrong with a store, tells each thing once, and mends it; it finds nothing else."""
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from pymadfs.server.kv import RocksKV
 
 FILL = """
 import os
+import signal
 os.makedirs("d/e/f")
 for name in ("a", "d/b", "d/e/c", "d/e/f/g"):
     with open(name, "wb") as file:
@@ -107,14 +109,14 @@ def test_a_live_cluster_with_damage(tmp_path, store):
     assert call([*MADFS, "up", "--store", store, "--cluster", path]).returncode == 0
     environment = {**os.environ, **cli.preload_environment(path)}
     workers = [subprocess.Popen(["sh", "-c", f"n={number}; mkdir -p /madfs/w$n; cd /madfs/w$n; echo go; {BUSY}"],
-                                env=environment, stdout=subprocess.PIPE) for number in range(3)]
+                                env=environment, stdout=subprocess.PIPE, start_new_session=True) for number in range(3)]
     try:
         for worker in workers:
             assert worker.stdout.readline() == b"go\n"
         found = call([*MADFS, "fsck", "--cluster", path])
     finally:
         for worker in workers:
-            worker.kill()
+            os.killpg(worker.pid, signal.SIGKILL)  # what it runs, too
             worker.communicate()
     try:
         wrong = [line for line in found.stdout.splitlines() if line.startswith("wrong: ")]
