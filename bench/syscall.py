@@ -13,7 +13,6 @@ from pymadfs import cli
 from . import common
 
 ROUNDS, BATCHES, STARTS = 15, 200, 40
-HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def per_call(program, kind, environment, path="/dev/null"):

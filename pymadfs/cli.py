@@ -339,16 +339,18 @@ def command_fsck(options):
             return fsck.TROUBLE
 
 
+def _in_use(cluster):
+    """Whether somebody but the servers, who visit each other, and we are connected to one."""
+    return any((answer or {}).get("connections", 0) > len(cluster.servers) for answer in launch.statistics(cluster))
+
+
 def run_fsck(client, cluster, repair):
     """Check, and mend if ``repair``; prints what is wrong and returns the exit status."""
-    patience = time.monotonic() + (FSCK_WAITS_S if repair else 0)  # who has just been ended may not be gone yet
-    while True:
-        busy = any((answer or {}).get("connections", 0) > len(cluster.servers) for answer in launch.statistics(cluster))
-        if not busy or time.monotonic() >= patience:
-            break
+    until = time.monotonic() + FSCK_WAITS_S
+    while (busy := _in_use(cluster)) and repair:  # who has just been ended may not be gone yet
+        if time.monotonic() >= until:
+            raise LaunchError("programs use the file system: end them, or leave out --repair")
         time.sleep(0.1)
-    if repair and busy:
-        raise LaunchError("programs use the file system: end them, or leave out --repair")
     mended, wrong = 0, None
     for _ in range(fsck.REPAIRS_MAX):
         census, wrong = fsck.check(client, lambda text: keeper.say(f"madfs fsck: {text}"),

@@ -12,7 +12,7 @@ from collections import namedtuple
 OPS = {}
 SYSCALLS = {}
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of everything that crosses the wire.  Bump it when a record, a tag or the door changes."""
 
 _new_tuple = tuple.__new__
