@@ -2,6 +2,8 @@
 """The bytes of files over many servers: which chunk is asked of whom, and what the answers mean together."""
 
 import errno
+import posix
+import struct
 from _thread import allocate_lock
 from time import CLOCK_BOOTTIME, clock_gettime, time_ns
 
@@ -9,19 +11,19 @@ from .errors import fail
 from .layout import chunk_server, home, split
 from .ops import (
     ACCESSED,
+    APPEND,
+    APPEND_MAX,
     ATTR,
     EXTEND,
     FALLOCATE,
     FSYNC,
     GETATTR,
+    GROWING,
     READ,
-    RESERVE,
-    RESERVED,
     RETRACT,
     SEEK,
     SEEK_NONE,
     SET_SIZE,
-    SIZE_TIGHT,
     STATFS,
     WRITE,
 )
@@ -35,6 +37,7 @@ RELATIME_NS = 86400 * 10**9
 MAX_PARALLEL = 64  # data requests of one call in flight at once
 FALLOCATE_CHUNKS = 1024  # allocated on each server by one request: so many take less than a deadline
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
+_RANGE = struct.Struct("<QQ")
 NOT_STORED = errno.ENOSPC, errno.EDQUOT, errno.EIO  # of a server that has no room, or died
 # Where in the fields of a request the number of the last cut is.
 _CUTS_FIELD = {WRITE: WRITE.request.fields.index("cuts"), EXTEND: EXTEND.request.fields.index("cuts")}
@@ -250,28 +253,30 @@ class FileData:
         return done
 
     def _fill(self, file, holes):
-        """Read again what was short although the file goes on: a write may have come between the data and the size.
-        What is still not stored is a hole."""
-        calls = [
-            (
-                chunk_server(file.ino, chunk, self.servers),
-                READ,
-                b"",
-                (file.ino, chunk, within, length),
-                None,
-                (address, length),
-            )
-            for chunk, within, length, address in holes
-        ]
-        for (reply, _), (_, _, length, address) in zip(self._many(calls), holes):
-            if reply.count < length:
-                self.store(address + reply.count, bytes(length - reply.count))
+        """Read again what was short although the file goes on: a write may have come between the data and the size, or
+        have told its size first.  What is not stored then, and was not on its way before, is a hole."""
+        ino, servers = file.ino, self.servers
+        while holes:
+            begins = [(chunk * file.chunk_size + within, length) for chunk, within, length, _ in holes]
+            ranges = b"".join([_RANGE.pack(begin, begin + length) for begin, length in begins])
+            growing = self._call(home(ino), GROWING, ranges, ino)[0].growing
+            calls = [
+                (chunk_server(ino, chunk, servers), READ, b"", (ino, chunk, within, length), None, (address, length))
+                for chunk, within, length, address in holes
+            ]
+            short = []
+            for (reply, _), hole in zip(self._many(calls), holes):
+                _, _, length, address = hole
+                if reply.count < length:
+                    short.append(hole)
+                    if not growing:
+                        self.store(address + reply.count, bytes(length - reply.count))
+            holes = short if growing else []
 
-    def write(self, file, offset, segments, extend=True, reserved=None):
+    def write(self, file, offset, segments, extend=True):
         """Store ``segments``, ``(source, length)`` with an address or bytes as source, at ``offset``.
 
-        Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size stays.  ``reserved`` is
-        the number of the last cut when the range was reserved, and how that was: ESTALE when it has been cut off since.
+        Returns the bytes written, fewer when a later piece failed.  Without ``extend`` the size stays.
         """
         if self.mapped[0]:
             return self.images().write(file, offset, segments, extend)
@@ -280,15 +285,15 @@ class FileData:
             chunk, within = divmod(offset, file.chunk_size)
             if within + total <= file.chunk_size:
                 window = ((chunk, within, total, source),)
-                return self._write_window(file, window, offset, offset + total if extend else 0, reserved)
+                return self._write_window(file, window, offset, offset + total if extend else 0)
         done = 0
         for window in windows(pieces(offset, segments, file.chunk_size)):
             asked = sum(piece[2] for piece in window)
             try:
                 begin = offset + done
-                count = self._write_window(file, window, begin, begin + asked if extend else 0, reserved)
-            except OSError as error:
-                if done and error.errno != errno.ESTALE:
+                count = self._write_window(file, window, begin, begin + asked if extend else 0)
+            except OSError:
+                if done:
                     break
                 raise
             done += count
@@ -296,11 +301,10 @@ class FileData:
                 break
         return done
 
-    def _write_window(self, file, window, begin, end, reserved):
+    def _write_window(self, file, window, begin, end):
         """The pieces are [begin, end) of the file, which its home is told: with one of the pieces if it gets one.
         ``end`` is 0 when the size stays."""
-        ino, servers, base = file.ino, self.servers, home(file.ino)
-        cuts, strict = (file.cuts, 0) if reserved is None else reserved
+        ino, servers, base, cuts = file.ino, self.servers, home(file.ino), file.cuts
         if file.noticed:
             file.noticed = file.hint == b""
         calls: list = []
@@ -308,12 +312,9 @@ class FileData:
         for chunk, within, length, source in window:
             server = chunk_server(ino, chunk, servers)
             size, hint = 0, b""
-            if server == base:
-                if end and bearer is None:
-                    size, hint, bearer = end, file.path, len(calls)
-                elif strict:
-                    hint = file.path
-            fields = (ino, chunk, within, length, size, len(hint), begin, cuts, strict)
+            if server == base and end and bearer is None:
+                size, hint, bearer = end, file.path, len(calls)
+            fields = (ino, chunk, within, length, size, len(hint), begin, cuts)
             if isinstance(source, int):
                 calls.append((server, WRITE, hint, fields, (source, length), None))
             else:
@@ -334,19 +335,7 @@ class FileData:
             if bearer is not None:
                 self._agree(file, calls, results, bearer)
         self._changed(ino)
-        if strict == RESERVED:
-            self._tell_if_tight(file, begin, window, results)
         return self._written(file, window, begin, end, calls, results, bearer)
-
-    def _tell_if_tight(self, file, begin, window, results):
-        """Tell the home when a disk has hardly room for what was reserved, before others reserve more.  Never raises:
-        what was written is written."""
-        if any(not isinstance(result, BaseException) and result[0][0] == SIZE_TIGHT for result in results):
-            end = begin + sum(piece[2] for piece in window)
-            try:
-                self._call(home(file.ino), RETRACT, file.path, file.ino, end, end)
-            except OSError:
-                return
 
     def _agree(self, file, calls, results, bearer):
         """When the file was cut off meanwhile, some servers stored their part before and some after.  Those that were
@@ -380,7 +369,7 @@ class FileData:
 
     def _written(self, file, window, begin, end, calls, results, bearer):
         """Bytes written before the first piece that failed; raises when that is the first, or the size cannot be
-        set, or something reserved was cut off."""
+        set."""
         done, error = 0, None
         for piece, result, call in zip(window, results, calls):
             if isinstance(result, BaseException):
@@ -390,7 +379,7 @@ class FileData:
                     file.dirty.add(call[0])
                 if not error:
                     done += piece[2]
-        if error and (not done or isinstance(error, OSError) and error.errno == errno.ESTALE):
+        if error and not done:
             told = results[bearer] if bearer is not None else None
             if end and not (isinstance(told, OSError) and told.errno == errno.EIO):
                 self._retract(file, error, 0, end)
@@ -424,29 +413,45 @@ class FileData:
             for offset, address, length in changes
             for piece in pieces(offset, ((address, length),), file.chunk_size)
         ):
-            if self._write_window(file, window, begin, end, None) < sum(piece[2] for piece in window):
+            if self._write_window(file, window, begin, end) < sum(piece[2] for piece in window):
                 raise fail(errno.EIO, file.path)
 
     def append(self, file, segments, length):
-        """Store ``segments`` of ``length`` bytes at the end of the file: ``(offset, bytes written)``."""
+        """Store ``segments`` of ``length`` bytes at the end of the file, as one record: ``(offset, bytes written)``, so
+        that the record ends where they add up to."""
         if self.mapped[0]:
             return self.images().append(file, segments, length)
-        while True:
-            (offset, granted, *reserved), _ = self._call(home(file.ino), RESERVE, file.path, file.ino, length)
-            if granted < length:
-                segments, length = clipped(segments, granted), granted
-            self._changed(file.ino)
-            file.size = max(file.size, offset + length)
+        parts = [part[2:] for part in pieces(0, segments, APPEND_MAX)]
+        turn = int.from_bytes(posix.urandom(8), "little") | 1 if len(parts) > 1 else 0
+        done = end = 0
+        for number, (size, source) in enumerate(parts, 1):
             try:
-                done = self.write(file, offset, segments, False, reserved)
-            except OSError as error:
-                if error.errno != errno.ESTALE:  # the range was cut off before it was written: at the new end, then
-                    self._retract(file, error, 0, offset + length)
-                    raise
-            else:
-                if done < length:  # why is not known here
-                    self._retract(file, fail(errno.ENOSPC), offset + done, offset + length)
-                return offset, done
+                end = self._append(file, source, size, turn, number < len(parts))
+            except OSError:
+                if done:
+                    break
+                raise
+            done += size
+        return end - done, done
+
+    def _append(self, file, source, length, turn, more):
+        """Where the record ends, once it is stored."""
+        fields = (file.ino, length, len(file.path), turn, more)
+        if isinstance(source, int):
+            reply, _ = self._call(home(file.ino), APPEND, file.path, *fields, send=(source, length))
+        else:
+            reply, _ = self._call(home(file.ino), APPEND, file.path + source, *fields)
+        end = reply.offset + length
+        if file.noticed:
+            file.noticed = file.hint == b""
+        self._changed(file.ino)
+        file.size, file.cuts = max(file.size, end), reply.cuts
+        if file.dirty is not None:
+            file.dirty.update(
+                chunk_server(file.ino, chunk, self.servers)
+                for chunk, _, _ in split(reply.offset, length, file.chunk_size)
+            )
+        return end
 
     def truncate(self, path, size):
         """Set the size of the file at ``path``."""

@@ -12,7 +12,7 @@ from collections import namedtuple
 OPS = {}
 SYSCALLS = {}
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of everything that crosses the wire.  Bump it when a record, a tag or the door changes."""
 
 _new_tuple = tuple.__new__
@@ -155,20 +155,16 @@ SYMLINK = Op(11, "symlink", "length:H", _A, doc="Make the link `tail[:length]` t
 READ = Op(12, "read", "ino:Q chunk:Q offset:I length:I", "count:I size:q", data="reply", retry=True,
           doc="Stored bytes of one chunk; fewer than asked at the end of what is stored (a hole, or the file's end): "
               "then `size` is that of the file, if the tail is a hint and this its home; otherwise -1.")
-WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H begin:Q cuts:I reserved:B", "size:Q cuts:I",
-           data="request", retry=True,
+WRITE = Op(13, "write", "ino:Q chunk:Q offset:I length:I end:Q hint:H begin:Q cuts:I", "size:Q cuts:I", data="request",
+           retry=True,
            doc="Store bytes in one chunk. With end > 0 this is the file's home: the size becomes at least `end`, the "
                "times change, and [begin, end) is what the whole call writes. `cuts` is the number of the last cut "
-               "that the writer knows of, the answer's that of the server; ESTALE to a `reserved` range that was cut "
-               "off. "
+               "that the writer knows of, the answer's that of the server. "
                "Tail: `hint` bytes of path, then the data when it is not a bulk message.")
 EXTEND = Op(14, "extend", "ino:Q begin:Q end:Q cuts:I", "size:Q cuts:I", retry=True,
             doc="[begin, end) is being written: the size becomes at least `end` and the times change; sent in parallel "
                 "with the data. `cuts`: see WRITE. Tail: hint.")
-RESERVE = Op(15, "reserve", "ino:Q length:Q", "offset:Q length:Q cuts:I room:B",
-             doc="Extend the file by `length` bytes, or fewer when a disk is nearly full, and say where they begin "
-                 "(O_APPEND). `room`: what WRITE is told as `reserved`. Tail: hint.")
-RESERVED, RESERVED_ROOM = 1, 2  # the second: room was allocated, so it can be written although a disk is full
+# 15 was RESERVE.
 FSYNC = Op(16, "fsync", "ino:Q", "", retry=True,
            doc="Durable when answered; travels under its own tags to the background sync thread. Tail: hint.")
 STATFS = Op(17, "statfs", "", "block:Q blocks:Q free:Q available:Q files:Q files_free:Q device:Q", retry=True,
@@ -187,10 +183,9 @@ INSTALL = Op(23, "install", "flags:I length:H uid:I gid:I groups:H id:Q below:Q 
              doc="Second half of rename `id` of `server` for a user: put the entry at the path `tail[:length]`, "
                  "replacing what is there. Then `groups` supplementary groups, 4 bytes each, and a link's target. "
                  "Renames before `below` are over. EAGAIN: the name is in use.")
-CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I spares:B", "blocks:Q", peer=True, retry=True,
+CUT = Op(24, "cut", "ino:Q size:Q chunk_size:I cuts:I", "blocks:Q", peer=True, retry=True,
          doc="Drop stored bytes of a file from `size` on, on this server: cut number `cuts` of the file. "
-             "Answers how many blocks of 512 bytes that freed. `spares`: what was reserved (O_APPEND) below `size` "
-             "and is not yet written stays reserved.")
+             "Answers how many blocks of 512 bytes that freed.")
 TOUCH = Op(25, "touch", "server:I keep:B", "", peer=True, retry=True,
            doc="`server` changed entries of the directory in the tail and wants to be asked by TIMES when.")
 LOCK = Op(26, "lock", "ino:Q owner:Q opener:I start:Q end:Q type:H how:B space:B", "type:H start:Q end:Q owner:Q",
@@ -288,13 +283,22 @@ UNFINISHED = Op(70, "unfinished", "", "count:I", retry=True,
                 doc="How much waits here for a server that was dead: names that answer EIO until a rename is completed "
                     "or taken back, and link counts. A server that was killed says so to the others when it is back.")
 RETRACT = Op(75, "retract", "ino:Q kept:Q end:Q", "size:Q", retry=True,
-             doc="A write or append up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless "
-                 "somebody else wrote since, and what is stored above it goes. With kept = end an append was stored "
-                 "with SIZE_TIGHT: the next ones have their room allocated first. Tail: hint.")
-SIZE_TIGHT = (1 << 64) - 1  # as the size that WRITE answers to a reserved range: a disk is nearly full
+             doc="A write up to `end` found no room behind `kept` (0: anywhere): the size goes back, unless somebody "
+                 "else wrote since, and what is stored above it goes. Tail: hint.")
 STRAY = Op(76, "stray", "ino:Q chunk:Q end:I", "", peer=True, retry=True,
            doc="A client that is gone may have stored up to `end` bytes of that chunk without telling the file's home, "
                "which drops what is above the file's end before it grows.")
+APPEND = Op(77, "append", "ino:Q length:I hint:H turn:Q more:B", "offset:Q cuts:I", data="request",
+            doc="Store `length` bytes (up to APPEND_MAX) at the end of the file, as a whole or not at all (O_APPEND), "
+                "and say where they begin. A record of several such parts has a number in `turn`, else 0: with `more`, "
+                "the next part of it comes before what others append. Asked of the file's home, which has the bytes "
+                "stored. Tail: `hint` bytes of path, then the data when it is not a bulk message.")
+APPEND_MAX = 1 << 20
+STORE = Op(78, "store", "ino:Q chunk:Q offset:I", "", peer=True, retry=True,
+           doc="Store the tail in one chunk, for the file's home.")
+GROWING = Op(79, "growing", "ino:Q", "growing:B", retry=True,
+             doc="Whether the bytes of one of the ranges in the tail may be on their way: a write made the file that "
+                 "long a moment ago. The answer then takes a moment, too. Tail: begin and end of each, 8 bytes each.")
 MEND_LINKS, MEND_DIRECTORY, MEND_ENTRY, MEND_DATA, MEND_PARENT, MEND_ORPHAN, MEND_RECORD, MEND_CHUNK, MEND_DETACH, \
     MEND_TWIN, MEND_MISPLACED, MEND_PLACE, MEND_INODE, MEND_XATTRS = range(1, 15)
 

@@ -1,145 +1,257 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges at the end of files, for O_APPEND.
+"""What is written with O_APPEND: stored by the file's home, one record after another.
 
-Who appends asks the file's home for a range (RESERVE) and stores his bytes there.  Others have reserved what follows
-by then, so what a full disk refuses would stay as a hole.  So the home looks how much room its disk has, and clients
-tell it when another disk is nearly full.  While there is plenty a range is given at once.  Otherwise room for it is
-allocated on all servers first: then it can be written, or is not given.  See docs/decisions/0086.
+The home has the bytes stored where the file ends, here or on other servers (STORE), and makes the file longer when they
+are: so nobody sees the range before it is written, and a record that is refused leaves nothing.  While other servers
+are asked the home holds the inode; what else is to be appended meanwhile stands in line, and small records of it are
+stored together.  See docs/decisions/0097.
 """
+import asyncio
 import errno
-import time
-from collections import Counter
+from collections import deque
 
 from pymadfs.errors import fail
 from pymadfs.layout import chunk_server, split
-from pymadfs.ops import ATTR, FLAG_BEYOND, RESERVE, RESERVED, RESERVED_ROOM, STATFS
+from pymadfs.ops import APPEND, APPEND_MAX, ATTR, STORE
+from pymadfs.wire import EAGER_LIMIT
 
-from .allocation import KEEP_SIZE
-from .dispatch import gather, serves
-from .holes import reshape_everywhere
-from .meta import SIZE_MAX, changed, cuts_of, inode_key, now_ns, size_of, without_privileges, written
+from .data import put_bytes, store_bytes
+from .directories import Wait
+from .dispatch import DEFERRED, serves
+from .meta import SIZE_MAX, cuts_of, inode_key, is_file, now_ns, size_of, without_privileges, written
 from .sizes import cut_to
 
-LOOK_BYTES = 1 << 16  # more than this looks at the disk, which costs two microseconds
-LOOK_S = 0.05  # less does so if nobody did for so long
-LATELY_S = 1.0
-SHORT_MIN = 1 << 20  # so many bytes are appended as a whole or not at all
-TOLD_MAX = 1 << 12
+TOGETHER_BYTES = EAGER_LIMIT  # small records up to so many bytes are stored at once
+TURN_S = 1.0  # for so long the next part of a record is waited for
 
 
-class Appends:
-    """How much was given lately, and where the next range must have its room first."""
+class Record:
+    """The data of a request; ``turn`` names what it is a part of, if that is longer."""
 
-    def __init__(self, chunks):
-        self._chunks = chunks
-        self._told = set()  # inodes of whose appenders one has met a disk that is nearly full
-        self._since = self._look_at = 0.0
-        self._before = self._lately = self._left = 0
+    __slots__ = ("buffer", "data", "hint", "request", "turn")
 
-    def told(self, ino):
-        """A client says that a disk on which the file lies is nearly full."""
-        if len(self._told) >= TOLD_MAX:
-            self._told.clear()
-        self._told.add(ino)
-
-    def plenty(self, ino):
-        """All disks on which the file grows have room again."""
-        self._told.discard(ino)
-
-    def free(self, ino, length):
-        """Whether a range may be given without more ado: what was given in the last one to two seconds, and may not be
-        stored yet, and the range fit on this server's disk, with another headroom for what others write."""
-        now = time.monotonic()
-        if now - self._since > LATELY_S:
-            self._before = self._lately if now - self._since < 2 * LATELY_S else 0
-            self._since, self._lately = now, 0
-        if length > LOOK_BYTES or now > self._look_at:
-            self._look_at, self._left = now + LOOK_S, self._chunks.room(headrooms=2)
-        if ino in self._told or self._left < self._before + self._lately + length:
-            return False
-        self._lately += length
-        return True
+    def __init__(self, request, data, buffer=None):
+        fields = request.fields
+        self.request, self.data, self.buffer = request, data, buffer
+        self.hint = request.tail[:fields.hint]
+        self.turn = (request.conn, fields.turn) if fields.turn else None
 
 
-@serves(RESERVE)
-def reserve(server, request):
-    ino, length = request.fields
-    server.free_bytes(ino, request.conn, request.tail)
-    key, value = server.meta.find(ino, request.tail)
+class Line:
+    """Records that wait to be appended to one file; while it is somebody's ``turn`` his go first."""
+
+    def __init__(self):
+        self.turn, self._waiting, self._came = None, deque(), asyncio.Event()
+
+    def add(self, record):
+        if self.turn and record.turn == self.turn:
+            self._waiting.appendleft(record)
+            self._came.set()
+        else:
+            self._waiting.append(record)
+
+    async def next(self):
+        """The records to be stored next, together; none when nobody waits any more."""
+        if self.turn and not (self._waiting and self._waiting[0].turn == self.turn):
+            self._came.clear()
+            try:
+                await asyncio.wait_for(self._came.wait(), TURN_S)
+            except TimeoutError:  # who began is stopped, or gone
+                self.turn = None
+        if not self._waiting:
+            return []
+        first = self._waiting.popleft()
+        self.turn = first.turn if first.request.fields.more else None
+        records, length = [first], len(first.data)
+        while not first.turn and self._waiting and not self._waiting[0].turn:
+            length += len(self._waiting[0].data)
+            if length > TOGETHER_BYTES:
+                break
+            records.append(self._waiting.popleft())
+        return records
+
+
+@serves(APPEND)
+def append(server, request):
+    ino, length, hint_length, turn, _ = request.fields
+    if length > APPEND_MAX or request.bulk not in (0, length):
+        raise fail(errno.EPROTO)
+    if request.bulk:
+        return _receive(server, request)
+    data = memoryview(request.tail)[hint_length:]
+    if len(data) != length:
+        raise fail(errno.EPROTO)
+    line = server.appends.get(ino)
+    if line is not None:
+        line.add(Record(request, data))
+        return DEFERRED
+    if not turn:
+        server.free_bytes(ino, request.conn, request.tail[:hint_length])
+        reply = _append_here(server, request, data)
+        if reply is not None:
+            return reply
+    return _join(server, Record(request, data))
+
+
+def _append_here(server, request, data):
+    """Append at once what goes into a chunk of this server; None when it does not, or is refused."""
+    ino = request.fields.ino
+    key, value = server.meta.find(ino, request.tail[:request.fields.hint])
+    attr = _checked(value, len(data))
+    chunk, within = divmod(attr.size, attr.chunk_size)
+    if within + len(data) > attr.chunk_size or chunk_server(ino, chunk, server.servers) != server.number:
+        return None
+    try:
+        put_bytes(server, ino, chunk, within, data)
+    except OSError:  # who stands in line has what was stored of it taken back, and is told why
+        return None
+    _grow(server, key, value, attr.size + len(data), [request])
+    return (attr.size, attr.cuts), b""
+
+
+def _checked(value, length):
+    if not is_file(value):
+        raise fail(errno.EINVAL)
     if size_of(value) + length > SIZE_MAX:
         raise fail(errno.EFBIG)
-    if not server.appends.free(ino, length):
-        return _reserve_room(server, request)
-    return _given(server, request, key, value, length, RESERVED)
+    return ATTR.unpack(value)
 
 
-def _given(server, request, key, value, length, how):
-    offset = size_of(value)
-    server.extensions.grew(request.fields.ino, request.conn, offset + length, offset)
-    server.kv.put(key, without_privileges(written(value, offset, offset + length, now_ns()), request))
-    server.read_lately.discard(request.fields.ino)
-    return (offset, length, cuts_of(value), how), b""
+def _grow(server, key, value, end, requests):
+    """What ``requests`` append up to ``end`` is stored."""
+    ino, begin = requests[0].fields.ino, size_of(value)
+    value = written(value, begin, end, now_ns())
+    for request in requests:
+        value = without_privileges(value, request)
+    if server.extensions:
+        server.extensions.stored(ino, end, begin)
+    server.kv.put(key, value)
+    server.read_lately.discard(ino)
+    server.bytes_in += end - begin
 
 
-async def _reserve_room(server, request):
-    """As reserve, of a range for which there is room: of so much as there is room for.  Raises ENOSPC."""
-    ino = request.fields.ino
-    held = inode_key(ino)
-    server.dirs.hold(held)
+async def _receive(server, request):
+    length = request.bulk
+    buffer = server.buffer(length)
+    view = memoryview(buffer)[:length]
+    await server.receive(request, view)
+    return await _join(server, Record(request, view, buffer))
+
+
+async def _join(server, record):
+    """Stand in line; the first one sees to it that all are served."""
+    ino = record.request.fields.ino
+    line = server.appends.get(ino)
+    if line is not None:
+        line.add(record)
+        return DEFERRED
+    line = server.appends[ino] = Line()
+    line.add(record)
     try:
-        await server.cuts.drained(ino)
-        _, value = server.meta.find(ino, request.tail)
-        attr = ATTR.unpack(value)
-        length = await _fitting(server, attr, request.fields.length)
-        how = RESERVED
-        if not server.chunks.stays_inline(ino, attr.size + length):
-            how = RESERVED_ROOM
-            await _allocate(server, request, attr, length)
-        key, value = server.meta.find(ino, request.tail)
-        reply = _given(server, request, key, value, length, how)
-        server.commit()
+        while records := await line.next():
+            await _serve(server, ino, line, [record for record in records if record.request.conn in server.conns])
+            for record in records:
+                if record.buffer is not None:
+                    record.data = None
+                    server.recycle(record.buffer)
     finally:
-        server.dirs.let_go(held)
-    return reply
+        del server.appends[ino]
+    return DEFERRED
 
 
-async def _fitting(server, attr, length):
-    """How many of ``length`` bytes at the end of the file there is room for on all disks concerned."""
-    wanted: Counter = Counter()
-    for chunk, _, piece in split(attr.size, length, attr.chunk_size):
-        wanted[chunk_server(attr.ino, chunk, server.servers)] += piece
-    others = sorted(wanted.keys() - {server.number})
-    replies = await gather([server.call_peer(number, STATFS) for number in others])
-    own = server.chunks.device
-    left, needed = {own: server.chunks.room()}, Counter({own: wanted[server.number]})
-    for number, (reply, _) in zip(others, replies):  # several may share a disk
-        left[reply.device] = reply.available * reply.block
-        needed[reply.device] += wanted[number]
-    fitting, plenty = length, True
-    for device, room in left.items():
-        if needed[device] > max(0, room):
-            fitting = min(fitting, length * max(0, room) // needed[device] - attr.chunk_size)
-        plenty = plenty and room > needed[device] + server.chunks.headroom_bytes()
-    if plenty:
-        server.appends.plenty(attr.ino)
-    if fitting < min(length, SHORT_MIN):
-        raise fail(errno.ENOSPC)
-    return fitting
+async def _serve(server, ino, line, records):
+    """Append the records, as many as are not refused, and answer."""
+    if not records:
+        return
+    begin = done = cuts = 0
+    try:
+        await _hold(server, ino, records)
+        try:
+            begin, done, cuts, error = await _append(server, ino, records)
+        finally:
+            server.dirs.let_go(inode_key(ino))
+            # Who waits for the inode goes before those in line.
+    except OSError as failure:
+        error = failure
+    at = 0
+    for record in records:
+        at += len(record.data)
+        if at <= done:
+            server.finish(record.request, ((begin + at - len(record.data), cuts), b""))
+        else:
+            line.turn = None
+            server.rpc.fail(record.request, error)
+    await asyncio.sleep(0)
 
 
-async def _allocate(server, request, attr, length):
-    """Have room at the end of the file.  What may come to lie above it is marked first, as by FALLOCATE."""
-    ino, hint, marked = request.fields.ino, request.tail, attr.flags & FLAG_BEYOND
+async def _hold(server, ino, records):
+    conns = {record.request.conn for record in records}
+    conn = conns.pop() if len(conns) == 1 else None  # of what is lent, see loans.py: nobody has it alone
+    while True:
+        try:
+            server.free_bytes(ino, conn, records[0].hint)
+            server.dirs.hold(inode_key(ino))
+            return
+        except Wait as wait:
+            await wait.make()
+
+
+async def _append(server, ino, records):
+    """-> where the file ended, how many bytes are stored behind that, the number of the last cut, and why it is not
+    all of them.  REQUIRES: the inode is held."""
+    hint, data = records[0].hint, records[0].data
+    if len(records) > 1:
+        data = memoryview(b"".join([record.data for record in records]))
+    attr = _checked(server.meta.find(ino, hint)[1], len(data))
+    begin, end = attr.size, attr.size + len(data)
+    stored, error = await _store(server, attr, data)
+    requests, done = [], 0
+    for record in records:  # whole ones only
+        if done + len(record.data) > stored:
+            break
+        done += len(record.data)
+        requests.append(record.request)
     key, value = server.meta.find(ino, hint)
-    server.kv.put(key, changed(value, flags=attr.flags | FLAG_BEYOND))
-    server.commit()
-    _, error = await reshape_everywhere(server, ino, KEEP_SIZE, attr.size, length, attr.chunk_size)
-    if error and not marked:
-        key, value = await cut_to(server, ino, hint, attr.size, attr.size + length, spares=True)
-        server.kv.put(key, value)
-        server.commit()
+    if requests:
+        _grow(server, key, value, begin + done, requests)
     if error:
-        raise error
-    if not marked:
-        key, value = server.meta.find(ino, hint)
-        server.kv.put(key, changed(value, flags=ATTR.unpack(value).flags & ~FLAG_BEYOND))
+        await _take_back(server, ino, hint, begin + done, end)
+    server.commit()
+    return begin, done, cuts_of(server.meta.find(ino, hint)[1]), error
+
+
+async def _store(server, attr, data):
+    """Store ``data`` at the end of the file, everywhere at once; -> how much of it is stored before the first part that
+    is refused, and why that is."""
+    steps, at = [], 0
+    for chunk, within, length in split(attr.size, len(data), attr.chunk_size):
+        number = chunk_server(attr.ino, chunk, server.servers)
+        part = EAGER_LIMIT if number != server.number else length
+        for start in range(0, length, part):
+            piece = data[at + start:at + min(start + part, length)]
+            if number != server.number:
+                step = server.call_peer(number, STORE, bytes(piece), attr.ino, chunk, within + start)
+            else:
+                step = store_bytes(server, attr.ino, chunk, within, piece)
+            steps.append((len(piece), step))
+        at += length
+    done, error = 0, None
+    for length, step in steps:
+        try:
+            await step
+        except OSError as failure:
+            error = error or failure
+        else:
+            done += 0 if error else length
+    return done, error
+
+
+async def _take_back(server, ino, hint, size, end):
+    """Drop what may be stored from ``size`` on up to ``end``."""
+    try:
+        key, value = await cut_to(server, ino, hint, size, end)
+    except OSError:  # a server is dead: before the file grows
+        _, value = server.meta.find(ino, hint)
+        server.strays.note(ino, *divmod(end, ATTR.unpack(value).chunk_size))
+        return
+    server.kv.put(key, value)

@@ -15,7 +15,6 @@ from hashlib import blake2b
 
 from pymadfs.errors import fail
 from pymadfs.log import log
-from pymadfs.ops import RESERVED_ROOM
 
 from . import allocation
 from .meta import chunk_key, chunk_of, chunks_prefix, data_key
@@ -28,7 +27,6 @@ CUT_PAGE = 1024
 HEADROOM_BYTES_MAX = 64 << 20
 HEADROOM_SHARE = 16  # at most one part in so many of the disk
 HEADROOM_CHECK_BYTES = 1 << 20
-LENIENT_SHARE = 2  # what must be stored is stored as long as one part in so many of the headroom is left
 
 
 class Piece:
@@ -73,8 +71,6 @@ class Chunks:
         self._all_dirty = False
         self._unchecked = HEADROOM_CHECK_BYTES
         self._full = False
-        self.low = False  # there is hardly more room than the headroom
-        self.lenient = 0  # RESERVED: what is stored now may take some of the headroom; RESERVED_ROOM: it has its room
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
@@ -97,10 +93,6 @@ class Chunks:
             old = old or b""
             self.kv.put(key, b"%b%b%b" % (old[:offset].ljust(offset, b"\0"), data, old[end:]))
         return True
-
-    def stays_inline(self, ino, end):
-        """Whether a file of ``end`` bytes is in the key-value store."""
-        return end <= self.inline_max and self.kv.get(chunk_key(ino, 0)) is None
 
     def piece(self, ino, chunk):
         """The open chunk file, or None when nothing is stored there."""
@@ -216,16 +208,9 @@ class Chunks:
         if self._unchecked >= HEADROOM_CHECK_BYTES or self._full:
             self._unchecked = 0
             room = os.statvfs(self._directory)
-            headroom, available = self.headroom(room), room.f_bavail * room.f_frsize
-            self.low, self._full = available < 2 * headroom + length, available < headroom + length
-        if not self._full or self.lenient == RESERVED_ROOM:
-            return
-        if not self.lenient or available < headroom // LENIENT_SHARE + length:
+            self._full = room.f_bavail * room.f_frsize < self.headroom(room) + length
+        if self._full:
             raise fail(errno.ENOSPC)
-
-    def headroom_bytes(self):
-        """Bytes of this disk that are not for data."""
-        return self.headroom(os.statvfs(self._directory))
 
     @staticmethod
     def headroom(room):
@@ -362,10 +347,10 @@ class Chunks:
         finally:
             os.close(fd)
 
-    def room(self, headrooms=1):
-        """Bytes that data may still take, so that as many headrooms are left."""
+    def room(self):
+        """Bytes that data may still take, so that the headroom is left."""
         room = os.statvfs(self._directory)
-        return room.f_bavail * room.f_frsize - headrooms * self.headroom(room)
+        return room.f_bavail * room.f_frsize - self.headroom(room)
 
     def allocated(self, ino, found, wanted):
         """Bytes that the chunk files ``found`` have on disk, of those in the range ``wanted``.  For any thread."""

@@ -10,8 +10,6 @@ writer are equal, its write was between the same two cuts everywhere; if not, it
 import asyncio
 
 KNOWN_MAX = 1 << 16
-SPARED_MAX = 1 << 10  # files of which it is known what cuts left
-SPARED_CUTS_MAX = 16
 
 
 class Cuts:
@@ -21,7 +19,6 @@ class Cuts:
     def __init__(self):
         self.known = {}
         self.under_way = {}
-        self._spared = {}  # inode -> {number: size} of cuts that took back what was refused, above what others reserved
         self._writing = {}  # inode -> [transfers by threads, Future of who waits for their end or None]
 
     def learn(self, ino, number):
@@ -34,25 +31,6 @@ class Cuts:
                 del self.known[old]
         self.known[ino] = number
         return number
-
-    def spare(self, ino, number, size):
-        """Cut ``number`` takes nothing away of what was reserved below ``size``.  A number may come again for another
-        cut when the home died before it had made this one: with 0, that takes everything."""
-        if not size:
-            self._spared.get(ino, {}).pop(number, None)
-            return
-        if len(self._spared) >= SPARED_MAX:
-            self._spared.clear()
-        sizes = self._spared.setdefault(ino, {})
-        sizes[number] = size
-        if len(sizes) > SPARED_CUTS_MAX:
-            del sizes[min(sizes)]
-
-    def spares(self, ino, begin, before, last):
-        """Whether what was reserved from ``begin`` on, after cut ``before``, is still there after cut ``last``."""
-        sizes = self._spared.get(ino)
-        return sizes is not None and last - before <= SPARED_CUTS_MAX and all(
-            begin < sizes.get(number, 0) for number in range(before + 1, last + 1))
 
     def transfer(self, ino):
         """A thread begins to write bytes of the inode."""

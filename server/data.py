@@ -5,10 +5,11 @@ import errno
 import time
 
 from pymadfs.errors import fail
-from pymadfs.ops import EXTEND, FSYNC, READ, SIZE_TIGHT, STATFS, WRITE
+from pymadfs.ops import ATTR, EXTEND, FSYNC, READ, STATFS, STORE, WRITE
 
 from .directories import Wait
 from .dispatch import DEFERRED, serves
+from .extensions import look_again
 from .holes import accessed
 from .meta import SIZE_MAX, changed, cuts_of, inode_key, now_ns, size_of, without_privileges, written
 
@@ -48,11 +49,23 @@ def _read(server, request, data):
     count, size = len(data), -1
     if request.tail:
         if count < length:
-            size = size_of(server.meta.find(ino, request.tail)[1])
+            size = _size(server, request, count)
         if ino not in server.read_lately:
             server.behind(accessed, ino, request.tail)
     server.bytes_out += count
     return (count, size), b"", data
+
+
+def _size(server, request, count):
+    """The file's size, of which ``count`` bytes are stored of what is to be read.  Raises Wait while the rest is on its
+    way."""
+    ino, chunk, offset, length = request.fields
+    attr = ATTR.unpack(server.meta.find(ino, request.tail)[1])
+    if server.extensions:
+        begin = chunk * attr.chunk_size + offset
+        if server.extensions.growing(ino, begin + count, min(begin + length, attr.size)):
+            raise Wait(look_again)
+    return attr.size
 
 
 def _may_block(server, length):
@@ -82,6 +95,8 @@ async def _read_later(server, request):
     server.chunks.pin(piece)
     try:
         data = await server.io(piece.read, offset, length)
+        if len(data) < length:  # what was stored meanwhile belongs to the size that is told
+            data += piece.read(offset + len(data), length - len(data))
     finally:
         server.chunks.unpin(piece)
     return _read(server, request, data)
@@ -89,79 +104,75 @@ async def _read_later(server, request):
 
 @serves(WRITE)
 def write(server, request):
-    ino, chunk, offset, length, end, hint_length, _, _, reserved = request.fields
+    ino, chunk, offset, length, end, hint_length, _, _ = request.fields
     if offset + length > CHUNK_BYTES_MAX or end > SIZE_MAX:
         raise fail(errno.EFBIG)
     last = _admitted(server, request)
-    if not (end or reserved):
+    if not end:
         server.strays.recent.append((request.conn, ino, chunk, offset + length))
     if request.bulk:
         return _write_bulk(server, request)
     data = memoryview(request.tail)[hint_length:]
     if len(data) != length:
         raise fail(errno.EPROTO)
-    if reserved:
-        piece = _appended(server, request, data)
-        if piece is not None:
-            _timed(server, piece.write, offset, data)
-    elif chunk or not server.chunks.write_inline(ino, offset, data):
-        _timed(server, server.chunks.writable(ino, chunk, offset, length).write, offset, data)
+    put_bytes(server, ino, chunk, offset, data)
     server.bytes_in += length
-    return _extended(server, request, end) if end else ((_tight(server, reserved), last), b"")
+    return _extended(server, request, end) if end else ((0, last), b"")
 
 
-def _place(server, request, data):
-    """Where ``data`` is to be stored, or None when the key-value store has it now."""
-    ino, chunk, offset, length = request.fields[:4]
+@serves(STORE)
+def store(server, request):
+    ino, chunk, offset = request.fields
+    if offset + len(request.tail) > CHUNK_BYTES_MAX:
+        raise fail(errno.EFBIG)
+    _uncut(server, ino)
+    put_bytes(server, ino, chunk, offset, request.tail)
+    server.bytes_in += len(request.tail)
+    return (), b""
+
+
+def put_bytes(server, ino, chunk, offset, data):
+    """Store a little in a chunk of this server.  Raises OSError: perhaps a part of it is stored."""
     if chunk or not server.chunks.write_inline(ino, offset, data):
-        return server.chunks.writable(ino, chunk, offset, length)
-    return None
+        _timed(server, server.chunks.writable(ino, chunk, offset, len(data)).write, offset, data)
 
 
-def _appended(server, request, data):
-    """As _place, of a range that was reserved at the end of the file.  It may take some of the headroom, for others may
-    have appended behind it by now: to refuse it would leave a hole.  RESERVED_ROOM has its room already."""
-    chunks = server.chunks
-    chunks.lenient = request.fields.reserved
-    try:
-        return _place(server, request, data)
-    finally:
-        chunks.lenient = 0
+async def store_bytes(server, ino, chunk, offset, data):
+    """As put_bytes, perhaps by a thread."""
+    if not _may_block(server, len(data)):
+        put_bytes(server, ino, chunk, offset, data)
+    elif chunk or not server.chunks.write_inline(ino, offset, data):
+        await _write_by_thread(server, server.chunks.writable(ino, chunk, offset, len(data)), offset, data)
 
 
-def _tight(server, reserved):
-    """What a write that does not tell the size answers in its place: SIZE_TIGHT if there is little room left."""
-    return SIZE_TIGHT if reserved and server.chunks.low else 0
+def _uncut(server, ino):
+    """Raises Wait while bytes of the inode are being cut off."""
+    if ino in server.cuts.under_way:
+        future = server.cuts.under_way[ino]
+        raise Wait(lambda: asyncio.shield(future))
 
 
 def _admitted(server, request):
     """The number of the last cut of the file that was made here, for a write that comes after it.
 
-    Raises Wait while bytes are being cut off, ESTALE when the range was reserved before the cut, and ENOENT.
+    Raises Wait while bytes are being cut off, and ENOENT.
     """
-    ino, chunk, _, _, end, hint_length, begin, cuts, reserved = request.fields
-    if ino in server.cuts.under_way:
-        future = server.cuts.under_way[ino]
-        raise Wait(lambda: asyncio.shield(future))
+    ino, chunk, _, _, end, hint_length, _, cuts = request.fields
+    _uncut(server, ino)
     if end or not chunk:
         server.loans.back(ino, request.conn)
-    if end or reserved and hint_length:
+    if end:
         server.dirs.free(inode_key(ino))
         if server.strays:
             server.strays.free(ino, request.tail[:hint_length])
-        _, value = server.meta.find(ino, request.tail[:hint_length])
-        last = cuts_of(value)
+        last = cuts_of(server.meta.find(ino, request.tail[:hint_length])[1])
     else:
         last = server.cuts.known.get(ino, 0)
-    if cuts == last:
-        return last
-    if reserved and cuts < last and not server.cuts.spares(ino, begin, cuts, last):
-        raise fail(errno.ESTALE)
-    return server.cuts.learn(ino, cuts)
+    return last if cuts == last else server.cuts.learn(ino, cuts)
 
 
 async def _write_bulk(server, request):
-    _, _, offset, length, end, _, begin, _, reserved = request.fields
+    ino, chunk, offset, length, end, _, begin, _ = request.fields
     if request.bulk != length:
         raise fail(errno.EPROTO)
     told = end - begin > length
@@ -175,16 +186,10 @@ async def _write_bulk(server, request):
     with memoryview(buffer) as whole, whole[:length] as view:
         await server.receive(request, view)
         last = await _admitted_later(server, request)  # a truncation may have begun meanwhile
-        piece = _appended(server, request, view) if reserved else _place(server, request, view)
-        size = _tight(server, reserved)
-        if piece is not None:
-            if not _may_block(server, length):
-                _timed(server, piece.write, offset, view)
-            else:
-                await _write_by_thread(server, piece, offset, view)
+        await store_bytes(server, ino, chunk, offset, view)
     server.recycle(buffer)  # not after an error: the transfer may still be writing into it
     server.bytes_in += length
-    return _extended(server, request, end, told) if end else ((size, last), b"")
+    return _extended(server, request, end, told) if end else ((0, last), b"")
 
 
 async def _admitted_later(server, request):
@@ -222,7 +227,7 @@ def _extended(server, request, end, told=False):
         value = changed(value, cuts=fields.cuts)
     if request.op is EXTEND or end - fields.begin > fields.length:
         grew = server.extensions.again if told else server.extensions.grew
-        grew(ino, request.conn, end, before, fields.cuts)
+        grew(ino, request.conn, fields.begin, end, before, fields.cuts)
     elif server.extensions:
         server.extensions.stored(ino, end, before)
     server.kv.put(key, value)

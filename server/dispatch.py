@@ -159,8 +159,8 @@ class Server:
         self.subtrees = None  # the renames of directories that this server coordinates; see subtree.py
         rpc.lost = self.dirs.lost
         self.openings, self.cuts, self.loans = Openings(), Cuts(), Loans(config.lend_us)
-        self.extensions: Any = {}  # see extensions.py, appends.py; handlers.start makes them
-        self.appends: Any = None
+        self.extensions: Any = {}  # see extensions.py; handlers.start makes it
+        self.appends: dict = {}  # inode -> Line of appends.py
         self.strays: Any = None  # see strays.py
         self.read_lately = set()  # inodes whose atime is newer than their other times: see holes.py
         self.orphans = set()  # inodes without a name that somebody has open

@@ -4,13 +4,18 @@
 A write tells the new size to the file's home while its bytes go to several servers.  When one of them refuses, the disk
 being full, or dies, the writer tells how far it came (RETRACT), and the size goes back to what others have made it,
 with all that is stored above.  A server that is dead may have stored its part: the size goes back when it can be asked.
+
+Who reads what is not stored there asks whether it is about to be (GROWING), and looks again.
 """
+import asyncio
 import bisect
 import errno
+import struct
+import time
 from operator import itemgetter
 
 from pymadfs.errors import fail
-from pymadfs.ops import RETRACT
+from pymadfs.ops import GROWING, RETRACT
 
 from .directories import Wait
 from .dispatch import serves
@@ -20,26 +25,31 @@ from .sizes import cut_to
 KNOWN_MAX = 1 << 12  # what is forgotten keeps a size that is too large
 ENDS_MAX = 32  # so many changes of one file are known, and those below count as made
 
+GROWING_S = 1.0  # after so long who is still writing is stopped
+LOOK_AGAIN_S = 0.002
+
 _end = itemgetter(0)
+_RANGE = struct.Struct("<QQ")
 
 
 class Growth:
-    """Of one file: it has ``base`` bytes, and ``ends`` (``(end, who, cuts)`` in order) of writes that made it longer,
-    any of which may yet be taken back.  ``size`` is the largest of them."""
+    """Of one file: it has ``base`` bytes, and ``ends`` (``(end, who, cuts, begin, when)`` in order) of writes that made
+    it longer, any of which may yet be taken back.  ``size`` is the largest of them."""
 
     __slots__ = ("base", "ends", "size")
 
     def __init__(self, base):
         self.base, self.ends, self.size = base, [], base
 
-    def add(self, end, who, cuts):
+    def add(self, end, who, cuts, begin):
         if cuts:  # else it was not asked again after a cut
             self.remove(end, who, cuts)
+        record = end, who, cuts, begin, time.monotonic()
         if end > self.size:  # as nearly always
             self.size = end
-            self.ends.append((end, who, cuts))
+            self.ends.append(record)
         elif end > self.base:
-            bisect.insort(self.ends, (end, who, cuts), key=_end)
+            bisect.insort(self.ends, record, key=_end)
         while len(self.ends) > ENDS_MAX or self.ends and self.ends[0][0] <= self.base:
             self.base = max(self.base, self.ends.pop(0)[0])
 
@@ -68,8 +78,12 @@ class Growth:
 class Extensions(dict):
     """Inode -> Growth of files here.  Who sets a size that is wanted as such removes it."""
 
-    def grew(self, ino, who, end, before, cuts=0):
-        """``who`` is making the file, which has ``before`` bytes, at least ``end`` bytes long."""
+    def __init__(self, conns):
+        super().__init__()
+        self._conns = conns
+
+    def grew(self, ino, who, begin, end, before, cuts):
+        """``who`` is writing [begin, end), which makes the file, of ``before`` bytes, longer."""
         growth = self.get(ino)
         if growth is None or growth.size != before:  # else what it says of the size is all there is to say
             self.pop(ino, None)
@@ -78,13 +92,13 @@ class Extensions(dict):
             if len(self) >= KNOWN_MAX:
                 self.clear()
             growth = self[ino] = Growth(before)
-        growth.add(end, who, cuts)
+        growth.add(end, who, cuts, max(begin, before))
 
-    def again(self, ino, who, end, before, cuts):
+    def again(self, ino, who, begin, end, before, cuts):
         """As grew, of what was told before; unless the file was changed since."""
         growth = self.get(ino)
         if growth is None or growth.size != before or growth.find(end, who) is None:
-            self.grew(ino, who, end, before, cuts)
+            self.grew(ino, who, begin, end, before, cuts)
 
     def stored(self, ino, end, before):
         """Bytes up to ``end`` have been stored."""
@@ -114,6 +128,31 @@ class Extensions(dict):
         wanted = max(kept, growth.without(record))
         return wanted if wanted < size else None
 
+    def growing(self, ino, begin, end):
+        """Whether bytes in [begin, end) may be on their way, for all that is known."""
+        growth = self.get(ino)
+        return growth is not None and any(
+            begin < stop and start < end and who in self._conns and time.monotonic() - when < GROWING_S
+            for stop, who, _, start, when in growth.ends)
+
+
+@serves(GROWING)
+def growing(server, request):
+    ino, tail = request.fields.ino, request.tail
+    ranges = _RANGE.iter_unpack(tail[:len(tail) - len(tail) % _RANGE.size])
+    if server.extensions and any(server.extensions.growing(ino, begin, end) for begin, end in ranges):
+        return _growing()
+    return (0,), b""
+
+
+async def _growing():
+    await look_again()
+    return (1,), b""
+
+
+def look_again():
+    return asyncio.sleep(LOOK_AGAIN_S)
+
 
 @serves(RETRACT)
 def retract(server, request):
@@ -122,9 +161,6 @@ def retract(server, request):
         raise fail(errno.EPROTO)
     server.dirs.free(inode_key(ino))
     _, value = server.meta.find(ino, request.tail)
-    if kept == end:
-        server.appends.told(ino)
-        return (size_of(value),), b""
     if server.extensions.size_without(value, ino, request.conn, kept, end) is None:
         server.extensions.refused(ino, request.conn, kept, end)
         return (size_of(value),), b""
@@ -144,7 +180,7 @@ async def _retracted(server, request):
         growth = server.extensions.setdefault(ino, Growth(size))
         growth.remove(end, request.conn)
         growth.reach(min(kept, size))
-        growth.add(end, later, 0)
+        growth.add(end, later, 0, kept)
         server.spawn(_insist(server, ino, request.tail, later, kept, end))
     return (size,), b""
 
@@ -161,7 +197,7 @@ async def _take_back(server, ino, hint, who, kept, end):
         _, value = server.meta.find(ino, hint)
         size = server.extensions.size_without(value, ino, who, kept, end)  # others may have written since it was asked
         if size is not None:
-            key, value = await cut_to(server, ino, hint, size, end, spares=True)
+            key, value = await cut_to(server, ino, hint, size, end)
             server.kv.put(key, value)
             server.commit()
         server.extensions.refused(ino, who, kept, end)

@@ -34,7 +34,7 @@ from pymadfs.ops import (
 )
 
 from . import (  # all for their handlers
-    appends,
+    appends,  # noqa: F401
     counts,
     credentials,  # noqa: F401
     data,  # noqa: F401
@@ -93,8 +93,7 @@ def start(server):
     server.locking.start()
     server.times = times.Times(server)
     server.times.start()
-    server.extensions = extensions.Extensions()
-    server.appends = appends.Appends(server.chunks)
+    server.extensions = extensions.Extensions(server.conns)
     server.strays = strays.Strays(server)
     recovery.resume(server)
 

@@ -103,18 +103,18 @@ def forget_location(server, ino, now):
     return None
 
 
-async def shrink(server, ino, size, old, chunk_size, cuts=0, spares=False):
+async def shrink(server, ino, size, old, chunk_size, cuts=0):
     """Drop stored bytes from ``size`` on, of a file of ``old`` bytes, on all servers that may have some: cut ``cuts``
     of the file (see cuts.py).  Returns the blocks of 512 bytes that this freed."""
     first, last = (size // chunk_size, max(old - 1, 0) // chunk_size) if chunk_size else (0, 0)
     chunks = range(first, min(last, first + server.servers) + 1)
     numbers = {chunk_server(ino, chunk, server.servers) for chunk in chunks}
     numbers.add(home(ino))
-    calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size, cuts, spares)
+    calls = [server.call_peer(number, CUT, b"", ino, size, chunk_size, cuts)
              for number in numbers if number != server.number]
     freed, error = 0, None
     try:
-        freed = await cut_here(server, ino, size, chunk_size, cuts, spares)
+        freed = await cut_here(server, ino, size, chunk_size, cuts)
     except OSError as failure:
         error = failure
     for call in calls:
@@ -127,7 +127,7 @@ async def shrink(server, ino, size, old, chunk_size, cuts=0, spares=False):
     return freed
 
 
-async def cut_here(server, ino, size, chunk_size, cuts, spares):
+async def cut_here(server, ino, size, chunk_size, cuts):
     """Drop what this server stores of ``ino`` from ``size`` bytes on; -> blocks of 512 bytes freed.
 
     Writes that come meanwhile wait; they, and later ones, learn that cut ``cuts`` was before them.
@@ -136,7 +136,6 @@ async def cut_here(server, ino, size, chunk_size, cuts, spares):
     await server.cuts.begin(ino)
     try:
         server.cuts.learn(ino, cuts)
-        server.cuts.spare(ino, cuts, size if spares else 0)
         server.chunks.cut_inline(ino, size)
         more = True
         while more:

@@ -59,7 +59,7 @@ def empty(server, request):
 
 @serves(CUT)
 def cut(server, request):
-    _, size, chunk_size, _, _ = request.fields
+    _, size, chunk_size, _ = request.fields
     if size and not chunk_size:
         raise fail(errno.EPROTO)
     return _cut(server, request.fields)

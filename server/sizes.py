@@ -55,13 +55,12 @@ async def shrunk(server, request, ino, hint, size, change=None):
     return (value[:ATTR.size],), b""
 
 
-async def cut_to(server, ino, hint, size, reach=0, spares=False):
+async def cut_to(server, ino, hint, size, reach=0):
     """The key and new value of an inode after all bytes from ``size`` on were dropped.  Something may be stored up to
-    ``reach`` although the file does not know it.  ``spares``: see CUT.  REQUIRES: it is held."""
+    ``reach`` although the file does not know it.  REQUIRES: it is held."""
     _, value = server.meta.find(ino, hint)
     cuts = next_cut(server, value)
-    freed = await shrink(server, ino, size, max(reach, server.strays.reach(value)), ATTR.unpack(value).chunk_size,
-                         cuts, spares)
+    freed = await shrink(server, ino, size, max(reach, server.strays.reach(value)), ATTR.unpack(value).chunk_size, cuts)
     server.strays.pop(ino, None)
     server.read_lately.discard(ino)
     key, value = server.meta.find(ino, hint)

@@ -78,7 +78,7 @@ class Strays(dict):
             _, value = server.meta.find(ino, hint)
             size, reach = ATTR.unpack(value).size, self.reach(value)
             if ino in self and reach > size and reach > reach_of(value):
-                key, value = await cut_to(server, ino, hint, size, reach, spares=True)
+                key, value = await cut_to(server, ino, hint, size, reach)
                 server.kv.put(key, value)
                 server.commit()
         except OSError:  # who wants to write is not to blame

@@ -96,19 +96,67 @@ def test_appended_records_are_whole(runner, size, count, victim):
     found = append_together(runner, path, size, count, victim)
     assert len(found) % size == 0
     seen: dict = {letter: [] for letter in b"abcd"}
-    broken = 0
     for at in range(0, len(found), size):
         record = found[at:at + size]
-        if record == (record[:9] * (size // 9 + 1))[:size] and record[0] in seen:
-            seen[record[0]].append(int(record[1:9]))
-        else:
-            broken += 1
+        assert record == (record[:9] * (size // 9 + 1))[:size] and record[0] in seen
+        seen[record[0]].append(int(record[1:9]))
     for letter, numbers in seen.items():
         if victim is None or letter != b"abcd"[victim]:
             assert numbers == list(range(count))
         else:
             assert numbers == list(range(len(numbers))) and len(numbers) >= 6  # what it was told was written is there
-    assert broken <= (victim is not None)  # what the killed one had only reserved
+    subprocess.run(["rm", path], env=runner.loaded, check=True, timeout=30)
+
+
+FOLLOWED = """
+import os, sys
+path, how, sizes = sys.argv[1], sys.argv[2], [int(size) for size in sys.argv[3].split(",")]
+fd = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if how == "append" else 0))
+print("ready", flush=True); sys.stdin.readline()
+for number in range(int(sys.argv[4])):
+    size = sizes[number % len(sizes)]
+    assert os.write(fd, b"x" * size) == size
+"""
+
+FOLLOWER = """
+import os, sys
+fd, looks = os.open(sys.argv[1], os.O_RDONLY | os.O_CREAT), 0
+print("ready", flush=True)
+os.set_blocking(0, False)
+ended = False
+while not ended:
+    try: ended = os.read(0, 1) is not None
+    except BlockingIOError: pass
+    size = os.fstat(fd).st_size
+    begin = max(0, size - 3000000)
+    found = os.pread(fd, 3100000, begin)
+    assert len(found) >= size - begin and found.count(b"x") == len(found), (begin, size, found.count(b"\\0"))
+    looks += 1
+print(looks, os.fstat(fd).st_size, flush=True)
+"""
+
+
+@pytest.mark.parametrize("how, sizes, writers, count", [("append", (9, 1000, 47008), 3, 250),
+                                                        ("append", (700_000, 1 << 21), 2, 40),
+                                                        ("write", (47008, 700_000, 1 << 21, 9), 1, 160)])
+def test_who_follows_a_file_sees_what_is_written(runner, how, sizes, writers, count):
+    """Never zeros that become bytes a moment later."""
+    path = f"{runner.mount}/followed"
+    wrote = sum(sizes[number % len(sizes)] for number in range(count)) * writers
+    command = [sys.executable, "-c", FOLLOWED, path, how, ",".join(map(str, sizes)), str(count)]
+    with processes([[sys.executable, "-c", FOLLOWER, path]], runner.loaded) as (follower,):
+        assert follower.stdout.readline() == "ready\n"
+        with processes([command] * writers, runner.loaded) as started:
+            for process in started:
+                assert process.stdout.readline() == "ready\n"
+            for process in started:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+        assert all(process.returncode == 0 for process in started)
+        follower.stdin.write("!")
+        follower.stdin.flush()
+        looks, size = follower.stdout.readline().split()
+    assert int(size) == wrote and int(looks) > 1
     subprocess.run(["rm", path], env=runner.loaded, check=True, timeout=30)
 
 

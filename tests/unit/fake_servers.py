@@ -13,7 +13,7 @@ import stat
 from pymadfs import ops
 from pymadfs.errors import Restart, fail
 from pymadfs.identity import Who
-from pymadfs.layout import chunk_server, home, order, owner, parent
+from pymadfs.layout import chunk_server, home, order, owner, parent, split
 
 
 class Node:
@@ -364,8 +364,6 @@ class Servers:
         assert server == chunk_server(request.ino, request.chunk, self.servers)
         node, data = self.inodes[request.ino], tail[request.hint :]
         assert len(data) == request.length and request.offset + request.length <= node.chunk_size
-        if request.reserved and request.cuts < node.cuts:
-            raise fail(errno.ESTALE)
         stored = node.data.setdefault(request.chunk, bytearray())
         stored.extend(bytes(max(0, request.offset - len(stored))))
         stored[request.offset : request.offset + len(data)] = data
@@ -380,16 +378,26 @@ class Servers:
         node.size = max(node.size, request.end)
         return (node.size, node.cuts), b""
 
-    def reserve(self, server, request, hint):
-        node = self.inode(server, request.ino)
+    def append(self, server, request, tail):
+        node, data = self.inode(server, request.ino), tail[request.hint :]
+        assert len(data) == request.length and tail[: request.hint].startswith(b"/")
+        offset = node.size
+        for chunk, within, length in split(offset, len(data), node.chunk_size):
+            stored = node.data.setdefault(chunk, bytearray())
+            stored.extend(bytes(max(0, within - len(stored))))
+            stored[within : within + length], data = data[:length], data[length:]
         node.size += request.length
-        return (node.size - request.length, request.length, node.cuts, ops.RESERVED), b""
+        return (offset, node.cuts), b""
 
     def retract(self, server, request, hint):
         node = self.inode(server, request.ino)
         if node.size == request.end and request.kept:
             node.size = request.kept
         return (node.size,), b""
+
+    def growing(self, server, request, ranges):
+        assert ranges and not len(ranges) % 16
+        return (0,), b""
 
     def seek(self, server, request, hint):
         node = self.inodes[request.ino]

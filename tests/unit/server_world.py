@@ -275,10 +275,10 @@ class World:
             number = chunk_server(attr.ino, chunk, self.count)
             end = offset + len(piece)
             if number == home(attr.ino):
-                fields = (attr.ino, chunk, within, len(piece), end, len(path), offset, 0, 0)
+                fields = (attr.ino, chunk, within, len(piece), end, len(path), offset, 0)
             else:
                 await self.ask(home(attr.ino), EXTEND, path, attr.ino, offset, end, 0, **user)
-                fields = (attr.ino, chunk, within, len(piece), 0, len(path), offset, 0, 0)
+                fields = (attr.ino, chunk, within, len(piece), 0, len(path), offset, 0)
             tail, payload = (path, piece) if bulk else (path + piece, b"")
             await self.ask(number, WRITE, tail, *fields, payload=payload, **user)
             offset, data = end, data[len(piece):]

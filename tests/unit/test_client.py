@@ -249,12 +249,12 @@ def test_read_stops_before_the_piece_that_failed(fs, servers):
         read(fs, file, CHUNK, 10)
 
 
-def test_append_reserves(fs, servers):
+def test_an_append_is_one_request_of_the_home(fs, servers):
     file = create(fs)
     write(fs, file, 0, b"x" * 60)
     asked(servers)
     assert fs.append(file, Buffer(b"y" * 10).segments(), 10) == (60, 10)
-    assert asked(servers) == ["reserve", "write", "write"] and read(fs, file, 0, 100) == b"x" * 60 + b"y" * 10
+    assert asked(servers) == ["append"] and read(fs, file, 0, 100) == b"x" * 60 + b"y" * 10
 
 
 def test_fsync_asks_who_was_written_to(fs, servers):

@@ -12,7 +12,7 @@ from server_world import CHUNK
 
 from pymadfs.client import File, FileSystem
 from pymadfs.config import Config
-from pymadfs.ops import CUT, EXTEND, READ, RESERVE, SET_SIZE, SETATTR, WRITE
+from pymadfs.ops import APPEND, CUT, EXTEND, READ, SET_SIZE, SETATTR, STORE, WRITE
 
 
 class Shuffled(RealServers):
@@ -27,7 +27,7 @@ class Shuffled(RealServers):
         asked = self.world.ask
 
         async def late(number, op, *arguments, **keywords):
-            if op in (WRITE, EXTEND, CUT, SETATTR, RESERVE):
+            if op in (WRITE, EXTEND, CUT, SETATTR, APPEND, STORE):
                 for _ in range(self.chance.randrange(12)):
                     await asyncio.sleep(0)
             return await asked(number, op, *arguments, **keywords)
@@ -35,7 +35,7 @@ class Shuffled(RealServers):
         self.world.ask = late
 
     async def _ask(self, server, op, tail, fields, send, recv):
-        if op in (WRITE, EXTEND) and self.at_first:
+        if op in (WRITE, EXTEND, APPEND) and self.at_first:
             begun, self.at_first = self.at_first, None
             self.beside.append(self.loop.create_task(begun()))
         return await super()._ask(server, op, tail, fields, send, recv)
@@ -190,4 +190,4 @@ def test_requests_of_writes_and_reads(servers):
     assert asked(read, 0, 3 * CHUNK) == [READ] * 3
     fs.ftruncate(file, 2 * CHUNK)
     assert asked(write, CHUNK, 10) in ([WRITE, EXTEND], [EXTEND, WRITE]) and asked(write, 0, 2 * CHUNK) == [WRITE] * 2
-    assert len(asked(lambda fs, file: fs.append(file, ((b"r", 1),), 1))) == 2
+    assert asked(lambda fs, file: fs.append(file, ((b"r", 1),), 1)) == [APPEND, STORE]

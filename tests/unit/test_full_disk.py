@@ -5,7 +5,6 @@ import ctypes
 import errno
 import os
 import random
-from collections import namedtuple
 
 import pytest
 from real_servers import RealServers
@@ -205,104 +204,26 @@ def test_a_size_that_was_set_stays(rpc, monkeypatch):
         assert content(fs, file) == b"\0" * size * CHUNK
 
 
-def test_a_range_stays_reserved_when_the_one_behind_it_is_taken_back(rpc, monkeypatch):
-    disks, first, second = Disks(monkeypatch, rpc.world), client(rpc), client(rpc)
-    file, same = opened(first, b"/log"), opened(second, b"/log")
-    ask, length = first._call, 3 * CHUNK
-
-    def meanwhile(server, op, *arguments, **options):
-        reply = ask(server, op, *arguments, **options)
-        if op is ops.RESERVE:
-            first._call = ask
-            disks.full = {0, 1, 2}
-            for _ in range(3):
-                with pytest.raises(OSError):
-                    second.append(same, ((b"c" * length, length),), length)
-            disks.full.clear()
-        return reply
-
-    first._call = meanwhile
-    assert first.append(file, ((b"b" * length, length),), length) == (0, length)
-    assert content(first, file) == b"b" * length
-
-
-Room = namedtuple("Room", "f_frsize f_blocks f_bfree f_bavail f_files f_ffree")
-RECORD = 3 * CHUNK + 10
-
-
-def test_appends_on_a_disk_that_becomes_full_leave_no_hole(rpc, monkeypatch):
-    """What has its range is stored, from the headroom if need be; the next range is given only where there is room."""
-    left = 1 << 30
-
-    def statvfs(_):
-        return Room(4096, 1 << 19, left >> 12, left >> 12, 1000, 1000)
-
-    def fills_up():
-        nonlocal left
-        left = chunks.HEADROOM_BYTES_MAX - 1000
-        for server in rpc.world.servers:
-            server.chunks._unchecked = chunks.HEADROOM_CHECK_BYTES
-
-    def append(fs, file, letter):
-        return fs.append(file, ((letter * RECORD, RECORD),), RECORD)
-
-    monkeypatch.setattr(chunks.os, "statvfs", statvfs)
-    first, second = client(rpc), client(rpc)
-    file, same = opened(first, b"/log"), opened(second, b"/log")
-    assert append(first, file, b"a") == (0, RECORD)
-    ask = rpc.call
-
-    def meanwhile(server, op, *arguments, **options):
-        reply = ask(server, op, *arguments, **options)
-        if op is ops.RESERVE:
-            first._call = ask
-            fills_up()
-            assert append(second, same, b"c") == (2 * RECORD, RECORD)
-        return reply
-
-    first._call = meanwhile
-    assert append(first, file, b"b") == (RECORD, RECORD)
-    whole = b"a" * RECORD + b"b" * RECORD + b"c" * RECORD
-    assert content(first, file) == whole
-    for _ in range(3):
-        with pytest.raises(OSError) as error:
-            append(second, same, b"d")
-        assert error.value.errno == errno.ENOSPC and content(first, file) == whole
-    left = 1 << 30
-    assert append(second, same, b"d") == (3 * RECORD, RECORD) and append(first, file, b"e")[1] == RECORD
-    assert content(first, file) == whole + b"d" * RECORD + b"e" * RECORD
-
-
-def test_what_is_appended_with_little_room_has_its_room_first(rpc, monkeypatch):
-    """Then it does not matter what others write meanwhile: none of the headroom is left when it is stored."""
-    left = chunks.HEADROOM_BYTES_MAX + 5 * RECORD
-
-    def statvfs(_):
-        return Room(4096, 1 << 19, left >> 12, left >> 12, 1000, 1000)
-
-    monkeypatch.setattr(chunks.os, "statvfs", statvfs)
-    fs = client(rpc)
-    file = opened(fs, b"/log")
-    ask, granted = fs._call, []
-
-    def meanwhile(server, op, *arguments, **options):
-        nonlocal left
-        reply = ask(server, op, *arguments, **options)
-        if op is ops.RESERVE:
-            granted.append(reply[0])
-            left = 0
-        return reply
-
-    fs._call = meanwhile
-    assert fs.append(file, ((b"a" * RECORD, RECORD),), RECORD) == (0, RECORD)
-    assert granted == [(0, RECORD, 0, ops.RESERVED_ROOM)]
-    with pytest.raises(OSError) as error:
-        fs.append(file, ((b"b", 1),), 1)
-    assert error.value.errno == errno.ENOSPC and content(fs, file) == b"a" * RECORD
-    big = 4 << 20
-    left = chunks.HEADROOM_BYTES_MAX + (3 << 20)
-    assert 1 << 20 <= fs.append(file, ((b"b" * big, big),), big)[1] < 3 << 20
-    done = granted[-1].length
-    assert content(fs, file) == b"a" * RECORD + b"b" * done
-    attr = fs.getattr(file)
-    assert not attr.flags & ops.FLAG_BEYOND and attr.size == RECORD + done
+@pytest.mark.parametrize("seed", range(4))
+def test_appended_records_are_whole_or_refused(rpc, monkeypatch, seed):
+    """Also when the disk is full in the middle of one: nothing of it is seen, now or when the file grows."""
+    chance, disks = random.Random(seed), Disks(monkeypatch, rpc.world)
+    writers = [client(rpc) for _ in range(3)]
+    files = [opened(fs, b"/log") for fs in writers]
+    whole, refused = b"", 0
+    for turn in range(60):
+        disks.full = {server for server in range(SERVERS) if chance.random() < 0.2}
+        disks.partly = {server for server in range(SERVERS) if chance.random() < 0.2}
+        data = bytes([65 + turn % 50]) * chance.choice((1, 100, 1900, CHUNK, 3 * CHUNK + 10))
+        number = chance.randrange(3)
+        found = attempt(writers[number].append, files[number], [(data, len(data))], len(data))
+        if found is None:
+            refused += 1
+        else:
+            assert found == (len(whole), len(data))
+            whole += data
+        assert content(writers[0], files[0]) == whole
+    assert refused > 10
+    disks.full, disks.partly = set(), set()
+    writers[0].ftruncate(files[0], len(whole) + 7 * CHUNK)
+    assert content(writers[1], files[1]) == whole.ljust(len(whole) + 7 * CHUNK, b"\0")

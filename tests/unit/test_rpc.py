@@ -132,7 +132,7 @@ def test_data_of_a_write_arrives(size):
     house.network.steps.clear()
     thread, stop = serve_in_thread(house, handle)
     try:
-        reply, _ = house.client().call(0, ops.WRITE, b"/f", 1, 0, 0, size, 0, 2, 0, 0, 0,
+        reply, _ = house.client().call(0, ops.WRITE, b"/f", 1, 0, 0, size, 0, 2, 0, 0,
                                        send=(ctypes.addressof(memory), size))
     finally:
         stop()
@@ -175,7 +175,7 @@ def test_a_bulk_write_that_is_refused_leaves_nothing_behind():
     house.answer = lambda service, request: service.fail(request, fail(errno.EACCES))
     memory = ctypes.create_string_buffer(100_000)
     with pytest.raises(PermissionError):
-        house.client().call(0, ops.WRITE, b"", 1, 0, 0, 100_000, 0, 0, 0, 0, 0,
+        house.client().call(0, ops.WRITE, b"", 1, 0, 0, 100_000, 0, 0, 0, 0,
                             send=(ctypes.addressof(memory), 100_000))
     assert house.services[0].pending == 0
 
@@ -291,7 +291,7 @@ def test_what_a_server_that_began_anew_did_nothing_for_is_repeated(what, capfd):
             client.call(0, ops.MKDIR, b"/x", 0o755)
         else:
             data = ctypes.create_string_buffer(1 << 20)
-            client.call(0, ops.WRITE, b"/x", 1, 0, 0, 1 << 20, 0, 2, 0, 0, 0, send=(ctypes.addressof(data), 1 << 20))
+            client.call(0, ops.WRITE, b"/x", 1, 0, 0, 1 << 20, 0, 2, 0, 0, send=(ctypes.addressof(data), 1 << 20))
         assert len(made) == 1 and made[0].conn not in house.services[0]._left
     assert "died" in capfd.readouterr().err
 

@@ -2,7 +2,6 @@
 """Bytes, sizes, openings and removals over several servers."""
 import asyncio
 import errno
-import itertools
 import os
 import random
 
@@ -17,7 +16,6 @@ from pymadfs.ops import (
     FSYNC,
     OPEN,
     RELEASE,
-    RESERVE,
     SET_ATIME,
     SET_ATIME_NOW,
     SET_GID,
@@ -149,16 +147,6 @@ async def test_orphans_are_purged_at_start(world):
 
 
 @run
-async def test_reserve_never_gives_a_range_twice(world):
-    attr = await world.create(b"/log")
-    asked = [world.ask(home(attr.ino), RESERVE, b"/log", attr.ino, 10 + index) for index in range(20)]
-    ranges = sorted((reply.offset, 10 + index) for index, (reply, _) in enumerate(await asyncio.gather(*asked)))
-    for (start, length), (following, _) in itertools.pairwise(ranges):
-        assert start + length == following
-    assert (await world.stat(b"/log")).size == sum(length for _, length in ranges)
-
-
-@run
 async def test_a_write_takes_setuid_away(world):
     attr = await world.create(b"/f", mode=0o6755)
     await world.write(attr, b"/f", 0, b"root keeps it")
@@ -221,12 +209,12 @@ async def test_what_comes_from_the_wire_is_checked(world):
     for fields, data in (((attr.ino, 0, 0, 5, 5, 2), b"four"), ((attr.ino, 0, 1 << 31, 1 << 31, 0, 0), b""),
                          ((attr.ino, 0, 0, 4, 1 << 63, 2), b"four"), ((attr.ino + 1, 0, 0, 4, 4, 2), b"four")):
         with pytest.raises(OSError) as error:
-            await world.ask(home(attr.ino), WRITE, b"/f" + data, *fields, 0, 0, 0)
+            await world.ask(home(attr.ino), WRITE, b"/f" + data, *fields, 0, 0)
         assert code(error) in ("EPROTO", "EFBIG", "ENOENT")
     with pytest.raises(OSError):
         await world.ask(home(attr.ino), EXTEND, b"/f", attr.ino, 0, 1 << 63, 0)
     with pytest.raises(OSError):
-        await world.ask(home(attr.ino), WRITE, b"/f", attr.ino, 0, 0, 3, 3, 2, 0, 0, 0, payload=b"four")
+        await world.ask(home(attr.ino), WRITE, b"/f", attr.ino, 0, 0, 3, 3, 2, 0, 0, payload=b"four")
     await world.ask(home(attr.ino), RELEASE, b"odd")
     await world.ask(home(attr.ino), RELEASE, b"\xff" * 16)
     assert (await world.stat(b"/f")).size == 0

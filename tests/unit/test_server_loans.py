@@ -10,7 +10,8 @@ from server_world import CHUNK, World, run
 
 from pymadfs.client import File, FileSystem
 from pymadfs.config import Config
-from pymadfs.ops import ATTR, EXTEND, FALLOCATE, OPEN, RESERVE, SET_MODE, SET_SIZE
+from pymadfs.layout import home
+from pymadfs.ops import APPEND, ATTR, EXTEND, FALLOCATE, OPEN, SET_MODE, SET_SIZE
 from pymadfs.server import loans
 
 LEND_US = 300_000
@@ -65,8 +66,8 @@ async def _extend(world, attr, path, conn):
     await world.call(EXTEND, path, attr.ino, 10, 20, 0, conn=conn)
 
 
-async def _reserve(world, attr, path, conn):
-    await world.call(RESERVE, path, attr.ino, 5, conn=conn)
+async def _append(world, attr, path, conn):
+    await world.ask(home(attr.ino), APPEND, path + b"bytes", attr.ino, 5, len(path), 0, 0, conn=conn)
 
 
 async def _truncate(world, attr, path, conn):
@@ -81,7 +82,7 @@ async def _allocate(world, attr, path, conn):
     await world.call(FALLOCATE, path, attr.ino, 0, 0, 100, conn=conn)
 
 
-CHANGES = (_write, _extend, _reserve, _truncate, _open_truncating, _allocate)
+CHANGES = (_write, _extend, _append, _truncate, _open_truncating, _allocate)
 
 
 @run

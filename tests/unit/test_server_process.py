@@ -88,7 +88,7 @@ def test_names_and_data_across_servers_and_a_kill(servers, client):
     attr = create(client, b"/data")
     data = os.urandom(300_000)
     memory = (ctypes_address(data), len(data))
-    client.call(home(attr.ino), WRITE, b"/data", attr.ino, 0, 5, len(data), len(data) + 5, 5, 5, 0, 0, send=memory)
+    client.call(home(attr.ino), WRITE, b"/data", attr.ino, 0, 5, len(data), len(data) + 5, 5, 5, 0, send=memory)
     client.call(home(attr.ino), FSYNC, b"/data", attr.ino)
     for number in range(2):
         servers.end(number, signal.SIGKILL)

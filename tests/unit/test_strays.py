@@ -5,8 +5,7 @@ file."""
 from server_world import CHUNK, run
 
 from pymadfs.layout import chunk_server, home
-from pymadfs.ops import EXTEND, FALLOCATE, RESERVE, SET_SIZE, WRITE
-from pymadfs.server.cuts import Cuts
+from pymadfs.ops import APPEND, EXTEND, FALLOCATE, SET_SIZE, WRITE
 
 PATH = b"/f"
 
@@ -17,7 +16,7 @@ async def killed_within_a_write(world, conn=2, size=10, chunk=4):
     await world.write(attr, PATH, 0, b"x" * size)
     number = chunk_server(attr.ino, chunk, world.count)
     assert number != home(attr.ino)
-    await world.ask(number, WRITE, b"stray" * 100, attr.ino, chunk, 100, 500, 0, 0, 0, 0, 0, conn=conn)
+    await world.ask(number, WRITE, b"stray" * 100, attr.ino, chunk, 100, 500, 0, 0, 0, 0, conn=conn)
     for server in world.servers:
         server.forget(conn)
     await world.quiet()
@@ -36,11 +35,11 @@ def extended(world, attr, end):
 def written(world, attr, end):
     """The last byte, which the home has."""
     chunk = home_chunk(attr, world)
-    return world.ask(home(attr.ino), WRITE, PATH + b"\0", attr.ino, chunk, 0, 1, end, len(PATH), chunk * CHUNK, 0, 0)
+    return world.ask(home(attr.ino), WRITE, PATH + b"\0", attr.ino, chunk, 0, 1, end, len(PATH), chunk * CHUNK, 0)
 
 
-def reserved(world, attr, end):
-    return world.ask(home(attr.ino), RESERVE, PATH, attr.ino, end - 10)
+def appended(world, attr, end):
+    return world.ask(home(attr.ino), APPEND, PATH + bytes(end - 10), attr.ino, end - 10, len(PATH), 0, 0)
 
 
 def resized(world, attr, end):
@@ -53,7 +52,7 @@ def allocated(world, attr, end):
 
 @run
 async def test_what_a_killed_writer_left_does_not_show(world):
-    for conn, grow in enumerate((extended, written, reserved, resized, allocated), 2):
+    for conn, grow in enumerate((extended, written, appended, resized, allocated), 2):
         attr = await killed_within_a_write(world, conn)
         end = home_chunk(attr, world) * CHUNK + 1 if grow is written else 9 * CHUNK
         await grow(world, attr, end)
@@ -90,21 +89,11 @@ async def test_what_is_within_the_file_stays(world):
     assert (await world.stat(PATH)).size == 6 * CHUNK
 
 
-def test_what_cuts_spare():
-    cuts = Cuts()
-    cuts.spare(7, 3, 100)
-    cuts.spare(7, 4, 200)
-    assert cuts.spares(7, 99, 2, 4) and cuts.spares(7, 150, 3, 4) and cuts.spares(7, 500, 4, 4)
-    assert not cuts.spares(7, 100, 2, 4) and not cuts.spares(7, 50, 1, 4) and not cuts.spares(8, 50, 3, 4)
-    cuts.spare(7, 4, 0)  # the number came again for a truncation
-    assert not cuts.spares(7, 50, 3, 4) and cuts.spares(7, 50, 2, 3)
-
-
 @run
 async def test_a_home_that_is_dead_is_not_told(world):
     attr = await world.create(PATH, conn=2)
     number = chunk_server(attr.ino, 1, world.count)
-    await world.ask(number, WRITE, b"stray" * 100, attr.ino, 1, 100, 500, 0, 0, 0, 0, 0, conn=2)
+    await world.ask(number, WRITE, b"stray" * 100, attr.ino, 1, 100, 500, 0, 0, 0, 0, conn=2)
     world.crash(home(attr.ino))
     world.servers[number].forget(2)
     await world.quiet()

@@ -107,7 +107,7 @@ def three(request, tmp_path):
 def write(client, server, data, ino=1, hint=b"/f"):
     """WRITE ``data`` from memory of our own; -> the checksum that the server answers."""
     memory = ctypes.create_string_buffer(data, max(len(data), 1))
-    reply, _ = client.call(server, ops.WRITE, hint, ino, 0, 0, len(data), 0, len(hint), 0, 0, 0,
+    reply, _ = client.call(server, ops.WRITE, hint, ino, 0, 0, len(data), 0, len(hint), 0, 0,
                            send=(ctypes.addressof(memory), len(data)))
     return reply.size
 
@@ -223,7 +223,7 @@ def test_parallel_calls_to_three_servers(three):
         assert results[10] == ((), b"")
         data = [content(n, size) for n in range(6)]
         memory = [ctypes.create_string_buffer(each, size) for each in data]
-        calls = [(n % 3, ops.WRITE, b"", (n, 0, 0, size, 0, 0, 0, 0, 0), (ctypes.addressof(memory[n]), size), None)
+        calls = [(n % 3, ops.WRITE, b"", (n, 0, 0, size, 0, 0, 0, 0), (ctypes.addressof(memory[n]), size), None)
                  for n in range(6)]
         assert [reply.size for reply, _ in client.call_many(calls)] == [zlib.crc32(each) for each in data]
 
@@ -322,7 +322,7 @@ client, size = Client(cluster.read(sys.argv[1]), Config()), int(sys.argv[2])
 memory = ctypes.create_string_buffer(size)
 def write(number):
     for turn in range(1 << 30):
-        client.call(0, ops.WRITE, b"/f", number, 0, 0, size, 0, 2, 0, 0, 0, send=(ctypes.addressof(memory), size))
+        client.call(0, ops.WRITE, b"/f", number, 0, 0, size, 0, 2, 0, 0, send=(ctypes.addressof(memory), size))
         if turn == 2:
             print("!", end="", flush=True)
 for number in range(100, 164):
@@ -419,7 +419,7 @@ def test_a_server_stopped_in_the_middle_of_bulk_touches_nothing_later(servers, w
         try:
             while True:
                 if what == "write":
-                    client.call(0, ops.WRITE, b"", 1, 0, 0, size, 0, 0, 0, 0, 0, **arguments)
+                    client.call(0, ops.WRITE, b"", 1, 0, 0, size, 0, 0, 0, 0, **arguments)
                 else:
                     client.call(0, ops.READ, b"", 1, 0, 0, size, **arguments)
         except OSError as error:
