@@ -150,10 +150,6 @@ async def _join(server, record):
     try:
         while records := await line.next():
             await _serve(server, ino, line, [record for record in records if record.request.conn in server.conns])
-            for record in records:
-                if record.buffer is not None:
-                    record.data = None
-                    server.recycle(record.buffer)
     finally:
         del server.appends[ino]
     return DEFERRED
@@ -176,11 +172,13 @@ async def _serve(server, ino, line, records):
     at = 0
     for record in records:
         at += len(record.data)
-        if at <= done:
-            server.finish(record.request, ((begin + at - len(record.data), cuts), b""))
-        else:
+        if at > done:
             line.turn = None
             server.rpc.fail(record.request, error)
+            continue
+        server.finish(record.request, ((begin + at - len(record.data), cuts), b""))
+        if record.buffer is not None and error is None:  # else it may still be sent
+            server.recycle(record.buffer)
     await asyncio.sleep(0)
 
 
@@ -225,15 +223,12 @@ async def _store(server, attr, data):
     is refused, and why that is."""
     steps, at = [], 0
     for chunk, within, length in split(attr.size, len(data), attr.chunk_size):
-        number = chunk_server(attr.ino, chunk, server.servers)
-        part = EAGER_LIMIT if number != server.number else length
-        for start in range(0, length, part):
-            piece = data[at + start:at + min(start + part, length)]
-            if number != server.number:
-                step = server.call_peer(number, STORE, bytes(piece), attr.ino, chunk, within + start)
-            else:
-                step = store_bytes(server, attr.ino, chunk, within, piece)
-            steps.append((len(piece), step))
+        number, piece = chunk_server(attr.ino, chunk, server.servers), data[at:at + length]
+        if number == server.number:
+            step = store_bytes(server, attr.ino, chunk, within, piece)
+        else:
+            step = server.call_peer(number, STORE, b"", attr.ino, chunk, within, data=piece)
+        steps.append((length, step))
         at += length
     done, error = 0, None
     for length, step in steps:

@@ -50,8 +50,7 @@ class Cuts:
 
     async def begin(self, ino):
         """Keep writes of the inode waiting until ``end``, and wait for those under way."""
-        while ino in self.under_way:
-            await asyncio.shield(self.under_way[ino])
+        await self.ended(ino)
         self.under_way[ino] = asyncio.get_running_loop().create_future()
         try:
             if ino in self._writing:
@@ -61,6 +60,11 @@ class Cuts:
         except BaseException:
             self.end(ino)
             raise
+
+    async def ended(self, ino):
+        """Wait until no bytes of the inode are being dropped."""
+        while ino in self.under_way:
+            await asyncio.shield(self.under_way[ino])
 
     async def drained(self, ino):
         """Wait for the threads that write bytes of the inode now."""

@@ -123,11 +123,24 @@ def write(server, request):
 @serves(STORE)
 def store(server, request):
     ino, chunk, offset = request.fields
-    if offset + len(request.tail) > CHUNK_BYTES_MAX:
+    if offset + len(request.tail) + request.bulk > CHUNK_BYTES_MAX:
         raise fail(errno.EFBIG)
+    if request.bulk:
+        return _store_bulk(server, request)
     _uncut(server, ino)
     put_bytes(server, ino, chunk, offset, request.tail)
     server.bytes_in += len(request.tail)
+    return (), b""
+
+
+async def _store_bulk(server, request):
+    buffer = server.buffer(request.bulk)
+    with memoryview(buffer) as whole, whole[:request.bulk] as view:
+        await server.receive(request, view)
+        await server.cuts.ended(request.fields.ino)
+        await store_bytes(server, *request.fields, view)
+    server.recycle(buffer)
+    server.bytes_in += request.bulk
     return (), b""
 
 

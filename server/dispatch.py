@@ -459,9 +459,9 @@ class Server:
         """Whether the entry of ``path`` has its place here."""
         return owner(path, self.servers) == self.number
 
-    def call_peer(self, server, op, tail=b"", *fields):
+    def call_peer(self, server, op, tail=b"", *fields, data=None):
         """See rpc.Service.call_peer."""
-        future = self.rpc.call_peer(server, op, tail, *fields)
+        future = self.rpc.call_peer(server, op, tail, *fields, data=data)
         self.posted()
         return future
 

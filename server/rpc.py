@@ -321,39 +321,51 @@ class Service:
 
     # --- calls of other servers -------------------------------------------------------------------------------------
 
-    def call_peer(self, server, op, tail=b"", *fields):
+    def call_peer(self, server, op, tail=b"", *fields, data=None):
         """Ask another server; -> asyncio.Future of (reply fields, tail).
 
-        It fails with what the other answered, or OSError EIO when it is dead or silent; an operation that may be
-        repeated is tried twice more after reconnecting.
+        ``data`` (bytes-like) is that of the request; after an error it may be read for a while yet.  It fails with what
+        the other answered, or OSError EIO when it is dead or silent; an operation that may be repeated is tried twice
+        more after reconnecting.
         """
         import asyncio
-        task = asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields))
+        bulk = None
+        if data is not None:
+            if len(data) <= self._eager_max:
+                tail += bytes(data)
+            else:
+                bulk = data
+        task = asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields, bulk))
         task.add_done_callback(seen)
         return task
 
-    async def _call_peer(self, server, op, tail, fields):
+    async def _call_peer(self, server, op, tail, fields, bulk):
         import asyncio
         loop = asyncio.get_running_loop()
         request_id = next(self._ids)
         for may_repeat in (op.retry, op.retry, False):
             state = await self._meet(loop, server)
             try:
-                return await self._ask(loop, loop.create_future(), state, server, op, request_id, tail, fields)
+                return await self._ask(loop, loop.create_future(), state, server, op, request_id, tail, fields, bulk)
             except Lost:
                 if not may_repeat:
                     break
         raise fail(errno.EIO)
 
-    def _ask(self, loop, future, state, server, op, request_id, tail, fields):
+    def _ask(self, loop, future, state, server, op, request_id, tail, fields, bulk):
         peer = state.peer
-        head = REQUEST_CODECS[op].pack(op.number, 0, peer.conn, request_id, 0, 0, 0, len(tail), *fields)
+        length = 0 if bulk is None else len(bulk)
+        head = REQUEST_CODECS[op].pack(op.number, 0, peer.conn, request_id, 0, 0, length, len(tail), *fields)
         if len(head) + len(tail) > MESSAGE_MAX:
             raise fail(errno.EMSGSIZE)
         timer = loop.call_later(self._limit_s, self._late, request_id)
         self._calls[request_id] = (future, server, op, timer)
         state.calls.add(request_id)
         self._transport.send(peer.handle, REQUEST_TAG | peer.conn, head, tail)
+        if length:
+            token = self._transport.send_bulk(peer.handle, bulk_in_tag(peer.conn, request_id), bulk)
+            if token > 0:
+                self._transfers[token] = (None, None, bulk, 0)
         return future
 
     async def _meet(self, loop, server):

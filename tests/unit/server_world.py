@@ -70,15 +70,18 @@ class Rpc:
     def forget(self, conn):
         """Nothing to do."""
 
-    def call_peer(self, server, op, tail=b"", *fields):
-        task = asyncio.get_running_loop().create_task(self._call(server, op, tail, fields))
+    def call_peer(self, server, op, tail=b"", *fields, data=None):
+        payload = b"" if data is None else bytes(data)
+        if len(payload) < CHUNK // 2:
+            tail, payload = tail + payload, b""
+        task = asyncio.get_running_loop().create_task(self._call(server, op, tail, fields, payload))
         task.add_done_callback(seen)
         return task
 
-    async def _call(self, server, op, tail, fields):
+    async def _call(self, server, op, tail, fields, payload):
         for when in ("before", "after"):
             if when == "after":
-                result = await self.world.ask(server, op, tail, *fields, conn=-1 - self.number)
+                result = await self.world.ask(server, op, tail, *fields, conn=-1 - self.number, payload=payload)
             if self.world.watch:
                 self.world.watch(self.number, server, op, when)
                 if self.world.servers[self.number] is None or self.world.servers[self.number].rpc is not self:
