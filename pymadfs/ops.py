@@ -294,7 +294,7 @@ APPEND = Op(77, "append", "ino:Q length:I hint:H turn:Q more:B", "offset:Q cuts:
                 "the next part of it comes before what others append. Asked of the file's home, which has the bytes "
                 "stored. Tail: `hint` bytes of path, then the data when it is not a bulk message.")
 APPEND_MAX = 1 << 20
-STORE = Op(78, "store", "ino:Q chunk:Q offset:I", "", data="request", peer=True, retry=True,
+STORE = Op(78, "store", "ino:Q chunk:Q offset:I", "", data="request", peer=True,
            doc="Store bytes in one chunk, for the file's home. Tail: the data when it is not a bulk message.")
 GROWING = Op(79, "growing", "ino:Q", "growing:B", retry=True,
              doc="Whether the bytes of one of the ranges in the tail may be on their way: a write made the file that "

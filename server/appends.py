@@ -166,7 +166,6 @@ async def _serve(server, ino, line, records):
             begin, done, cuts, error = await _append(server, ino, records)
         finally:
             server.dirs.let_go(inode_key(ino))
-            # Who waits for the inode goes before those in line.
     except OSError as failure:
         error = failure
     at = 0
@@ -176,10 +175,11 @@ async def _serve(server, ino, line, records):
             line.turn = None
             server.rpc.fail(record.request, error)
             continue
-        server.finish(record.request, ((begin + at - len(record.data), cuts), b""))
+        server.rpc.reply(record.request, (begin + at - len(record.data), cuts))
         if record.buffer is not None and error is None:  # else it may still be sent
             server.recycle(record.buffer)
-    await asyncio.sleep(0)
+    server.posted()
+    await asyncio.sleep(0)  # who waits for the inode goes before those in line
 
 
 async def _hold(server, ino, records):

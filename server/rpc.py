@@ -33,6 +33,7 @@ from pymadfs.wire import (
 
 from .visitors import Conn, Lost, Request, ServerPeer, may_have_come
 
+TRIES = 3  # of a call that may be repeated, when the other server dies
 LEFT_MAX = 1 << 16  # connections of former lives of a server of which is known what came
 
 _LOW = (1 << ops.TAG_SHIFT) - 1
@@ -329,13 +330,17 @@ class Service:
         more after reconnecting.
         """
         import asyncio
-        bulk = None
+        loop, bulk = asyncio.get_running_loop(), None
         if data is not None:
             if len(data) <= self._eager_max:
                 tail += bytes(data)
             else:
                 bulk = data
-        task = asyncio.get_running_loop().create_task(self._call_peer(server, op, tail, fields, bulk))
+        state = self._peers.get(server)
+        if not op.retry and state is not None and state.peer is not None:
+            task = self._ask(loop, loop.create_future(), state, server, op, next(self._ids), tail, fields, bulk)
+        else:
+            task = loop.create_task(self._call_peer(server, op, tail, fields, bulk))
         task.add_done_callback(seen)
         return task
 
@@ -343,13 +348,12 @@ class Service:
         import asyncio
         loop = asyncio.get_running_loop()
         request_id = next(self._ids)
-        for may_repeat in (op.retry, op.retry, False):
+        for _ in range(TRIES):
             state = await self._meet(loop, server)
             try:
                 return await self._ask(loop, loop.create_future(), state, server, op, request_id, tail, fields, bulk)
-            except Lost:
-                if not may_repeat:
-                    break
+            except Lost:  # it may be repeated
+                continue
         raise fail(errno.EIO)
 
     def _ask(self, loop, future, state, server, op, request_id, tail, fields, bulk):
@@ -416,7 +420,7 @@ class Service:
             log(f"server {self.number}: lost server {server} ({entry.host}:{entry.port}) with {len(state.calls)} calls "
                 f"under way: {why}")
         for request_id in list(state.calls):
-            self._end(request_id, error=Lost())
+            self._end(request_id, error=Lost() if self._calls[request_id][2].retry else fail(errno.EIO))
         self._transport.disconnect(peer.handle)
         if peer.door >= 0:
             peer.loop.remove_reader(peer.door)

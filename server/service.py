@@ -76,8 +76,8 @@ class Poller:
                 watch.calm()
             if requests:
                 server.serve(requests)
-            if ended:
-                break  # who waited for it runs first
+            if ended or requests and server.busy:
+                break  # who waited for it, or has just begun, runs first
             if requests:
                 continue
             if server.kv.owed:
