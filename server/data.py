@@ -134,11 +134,12 @@ def store(server, request):
 
 
 async def _store_bulk(server, request):
+    ino, chunk, offset = request.fields
     buffer = server.buffer(request.bulk)
     with memoryview(buffer) as whole, whole[:request.bulk] as view:
         await server.receive(request, view)
-        await server.cuts.ended(request.fields.ino)
-        await store_bytes(server, *request.fields, view)
+        await server.cuts.ended(ino)
+        await store_bytes(server, ino, chunk, offset, view)
     server.recycle(buffer)
     server.bytes_in += request.bulk
     return (), b""
