@@ -22,19 +22,27 @@ from .meta import SIZE_MAX, cuts_of, inode_key, is_file, now_ns, size_of, withou
 from .sizes import cut_to
 
 TOGETHER_BYTES = EAGER_LIMIT  # small records up to so many bytes are stored at once
+RECEIVED_MAX = 16  # large records in one line whose data is here already
 TURN_S = 1.0  # for so long the next part of a record is waited for
 
 
 class Record:
-    """The data of a request; ``turn`` names what it is a part of, if that is longer."""
+    """What a request appends; ``turn`` names what it is a part of, if that is longer.  ``data`` is None as long as it
+    has not been received, else in ``buffer``, or in the request."""
 
-    __slots__ = ("buffer", "data", "hint", "request", "turn")
+    __slots__ = ("buffer", "data", "hint", "length", "request", "turn")
 
-    def __init__(self, request, data, buffer=None):
+    def __init__(self, request, data=None):
         fields = request.fields
-        self.request, self.data, self.buffer = request, data, buffer
+        self.request, self.data, self.length, self.buffer = request, data, fields.length, None
         self.hint = request.tail[:fields.hint]
         self.turn = (request.conn, fields.turn) if fields.turn else None
+
+    async def receive(self, server):
+        buffer = server.buffer(self.length)
+        data = memoryview(buffer)[:self.length]
+        await server.receive(self.request, data)
+        self.buffer, self.data = buffer, data
 
 
 class Line:
@@ -42,8 +50,10 @@ class Line:
 
     def __init__(self):
         self.turn, self._waiting, self._came = None, deque(), asyncio.Event()
+        self.received = 0
 
     def add(self, record):
+        self.received += record.buffer is not None
         if self.turn and record.turn == self.turn:
             self._waiting.appendleft(record)
             self._came.set()
@@ -61,11 +71,12 @@ class Line:
         if not self._waiting:
             return []
         first = self._waiting.popleft()
+        self.received -= first.buffer is not None
         self.turn = first.turn if first.request.fields.more else None
-        records, length = [first], len(first.data)
-        while not first.turn and self._waiting and not self._waiting[0].turn:
-            length += len(self._waiting[0].data)
-            if length > TOGETHER_BYTES:
+        records, length = [first], first.length
+        while not (first.turn or first.request.bulk) and self._waiting:
+            length += self._waiting[0].length
+            if length > TOGETHER_BYTES or self._waiting[0].turn or self._waiting[0].request.bulk:
                 break
             records.append(self._waiting.popleft())
         return records
@@ -76,12 +87,15 @@ def append(server, request):
     ino, length, hint_length, turn, _ = request.fields
     if length > APPEND_MAX or request.bulk not in (0, length):
         raise fail(errno.EPROTO)
+    line = server.appends.get(ino)
     if request.bulk:
-        return _receive(server, request)
+        if line is None or line.received < RECEIVED_MAX:
+            return _receive(server, request)
+        line.add(Record(request))
+        return DEFERRED
     data = memoryview(request.tail)[hint_length:]
     if len(data) != length:
         raise fail(errno.EPROTO)
-    line = server.appends.get(ino)
     if line is not None:
         line.add(Record(request, data))
         return DEFERRED
@@ -131,11 +145,9 @@ def _grow(server, key, value, end, requests):
 
 
 async def _receive(server, request):
-    length = request.bulk
-    buffer = server.buffer(length)
-    view = memoryview(buffer)[:length]
-    await server.receive(request, view)
-    return await _join(server, Record(request, view, buffer))
+    record = Record(request)
+    await record.receive(server)
+    return await _join(server, record)
 
 
 async def _join(server, record):
@@ -161,6 +173,8 @@ async def _serve(server, ino, line, records):
         return
     begin = done = cuts = 0
     try:
+        if records[0].data is None:
+            await records[0].receive(server)
         await _hold(server, ino, records)
         try:
             begin, done, cuts, error = await _append(server, ino, records)
@@ -170,12 +184,12 @@ async def _serve(server, ino, line, records):
         error = failure
     at = 0
     for record in records:
-        at += len(record.data)
+        at += record.length
         if at > done:
             line.turn = None
             server.rpc.fail(record.request, error)
             continue
-        server.rpc.reply(record.request, (begin + at - len(record.data), cuts))
+        server.rpc.reply(record.request, (begin + at - record.length, cuts))
         if record.buffer is not None and error is None:  # else it may still be sent
             server.recycle(record.buffer)
     server.posted()
@@ -205,9 +219,9 @@ async def _append(server, ino, records):
     stored, error = await _store(server, attr, data)
     requests, done = [], 0
     for record in records:  # whole ones only
-        if done + len(record.data) > stored:
+        if done + record.length > stored:
             break
-        done += len(record.data)
+        done += record.length
         requests.append(record.request)
     key, value = server.meta.find(ino, hint)
     if requests:
@@ -224,20 +238,19 @@ async def _store(server, attr, data):
     steps, at = [], 0
     for chunk, within, length in split(attr.size, len(data), attr.chunk_size):
         number, piece = chunk_server(attr.ino, chunk, server.servers), data[at:at + length]
-        if number == server.number:
-            step = store_bytes(server, attr.ino, chunk, within, piece)
-        else:
-            step = server.call_peer(number, STORE, b"", attr.ino, chunk, within, data=piece)
-        steps.append((length, step))
+        call = None
+        if number != server.number:
+            call = server.call_peer(number, STORE, b"", attr.ino, chunk, within, data=piece)
+        steps.append((call, chunk, within, piece))
         at += length
     done, error = 0, None
-    for length, step in steps:
+    for call, chunk, within, piece in steps:
         try:
-            await step
+            await (call or store_bytes(server, attr.ino, chunk, within, piece))
         except OSError as failure:
             error = error or failure
         else:
-            done += 0 if error else length
+            done += 0 if error else len(piece)
     return done, error
 
 

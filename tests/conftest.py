@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,10 @@ from support import MADFS, call
 
 # Tests may call the commands by name, also when the virtual environment is not activated.
 os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)
+# They end programs as a terminal does, also when whoever runs them has put them in the background.
+for number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 # What programs print must not depend on what whoever runs the tests prefers.
 os.environ.pop("PYTHONUNBUFFERED", None)
 # Many tests compare with a local directory, and file systems on disks are more alike than tmpfs is to them.

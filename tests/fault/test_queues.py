@@ -206,7 +206,7 @@ client._unshare = lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)) or un
 memory = ctypes.create_string_buffer(b"x" * 6000)
 for _ in range(3):
     try:
-        client.call(server, WRITE, b"/f", ino, 0, 0, 6000, 6000, 2, 0, 0, 0, send=(ctypes.addressof(memory), 6000))
+        client.call(server, WRITE, b"/f", ino, 0, 0, 6000, 6000, 2, 0, 0, send=(ctypes.addressof(memory), 6000))
     except OSError as error:
         print(error.errno)
     else:
@@ -245,7 +245,7 @@ def test_a_gap_in_a_clients_queue(standing):
         reply, _ = client.call(0, OPEN, name, os.O_CREAT | os.O_RDWR, 0o644, 1 << 19, 0)
         ino = ATTR.unpack(reply.attr).ino
         memory = ctypes.create_string_buffer(b"x" * 100_000)
-        client.call(0, WRITE, name, ino, 0, 0, 100_000, 100_000, len(name), 0, 0, 0,
+        client.call(0, WRITE, name, ino, 0, 0, 100_000, 100_000, len(name), 0, 0,
                     send=(ctypes.addressof(memory), 100_000))
         back = ctypes.create_string_buffer(100_000)
         client.call(0, READ, b"", ino, 0, 0, 100_000, recv=(ctypes.addressof(back), 100_000))

@@ -123,6 +123,31 @@ async def test_who_does_not_go_on_loses_his_turn(world):
 
 
 @run
+async def test_of_many_large_records_only_some_are_received(world):
+    """The others' data stays with their writers until it is their turn."""
+    attr = await started(world)
+    received, receive = [0], type(world.servers[0].rpc).receive
+
+    async def count(rpc, request, view):
+        received[0] += 1
+        await receive(rpc, request, view)
+
+    for server in world.servers:
+        server.rpc.receive = count.__get__(server.rpc)
+    await append(world, attr, b"a" * CHUNK, turn=5, more=1)
+    records = [bytes([66 + number]) * CHUNK for number in range(40)]
+    asked = [asyncio.ensure_future(append(world, attr, record, CONNS[number % 3], bulk=True))
+             for number, record in enumerate(records)]
+    await asyncio.sleep(0.02)
+    assert appends.RECEIVED_MAX <= received[0] <= 2 * appends.RECEIVED_MAX
+    await append(world, attr, b"a" * CHUNK, turn=5, bulk=True)
+    await asyncio.gather(*asked)
+    found = await content(world, attr)
+    assert found[:2 * CHUNK] == b"a" * 2 * CHUNK
+    assert sorted(found[at:at + CHUNK] for at in range(2 * CHUNK, len(found), CHUNK)) == records
+
+
+@run
 async def test_a_server_that_dies_leaves_no_hole(world):
     for when, told in (("before", 0), ("after", 1)):
         attr = await started(world)

@@ -538,8 +538,8 @@ def test_killed_at_every_step(tmp_path, name):
 
 ALONE = {
     "changes nothing": {
-        "arrived", "getattr", "getxattr", "inventory", "listxattr", "lockwaits", "number", "read", "readdir", "seek",
-        "statfs", "status", "unfinished", "where"},
+        "arrived", "getattr", "getxattr", "growing", "inventory", "listxattr", "lockwaits", "number", "read", "readdir",
+        "seek", "statfs", "status", "unfinished", "where"},
     "one batch of one server": {"mknod", "removexattr", "setxattr", "symlink"},
     "memory of one server, told again after a crash: tests/fault/test_openings.py": {
         "groups", "held", "keep", "reopen", "touch"},

@@ -368,6 +368,44 @@ def test_servers_call_each_other():
         thread.join()
 
 
+def test_servers_send_each_other_data():
+    """Little with the message, much on its own; what may not be repeated fails when the other one dies."""
+    house, sizes = House(servers=2), []
+
+    async def handle(service, request):
+        if service.number == 1:
+            memory = bytearray(request.tail) or bytearray(request.bulk)
+            if request.bulk:
+                await service.receive(request, memoryview(memory))
+            sizes.append((request.bulk, bytes(memory)))
+            if len(memory) == 7:
+                house.services[0]._lose(1, "test")
+                return
+            service.reply(request)
+            return
+        size = int(request.tail)
+        try:
+            await service.call_peer(1, ops.STORE, b"", 1, 2, 3, data=bytes(range(250)) * (size // 250) or b"x" * size)
+        except OSError as error:
+            service.fail(request, error)
+        else:
+            service.reply(request, (ATTR,))
+
+    house.network.steps.clear()
+    thread, stop = serve_in_thread(house, handle)
+    try:
+        client = house.client()
+        for size in (250, 100_000):
+            client.call(0, ops.LOOKUP, b"%d" % size)
+        assert sizes == [(0, bytes(range(250))), (100_000, bytes(range(250)) * 400)]
+        with pytest.raises(OSError) as caught:
+            client.call(0, ops.LOOKUP, b"7")
+        assert caught.value.errno == errno.EIO
+    finally:
+        stop()
+        thread.join()
+
+
 def send_raw(house, tag, data):
     house.network.send(inproc.Message(b"", house.services[0].address, tag, data))
 

@@ -199,7 +199,7 @@ def test_append_moves_the_offset_to_the_end(servers):
     opened()
     write(handle, b"abc")
     assert shim.offsets[handle] == 3
-    servers.fail[home(servers.names[b"/file"].ino), "write"] = errno.ENOSPC
+    servers.fail[home(servers.names[b"/file"].ino), "append"] = errno.ENOSPC
     with failure(errno.ENOSPC):
         write(handle, b"abc")
     assert shim.offsets[handle] == 3
