@@ -14,6 +14,8 @@ from .allocation import exceeded
 from .files import load, offset_add, offset_cas, offset_get, offset_set, opened, slot, store
 from .table import call
 
+MERGED_MAX = 32 << 10  # bytes: fit into a message
+
 _scratch = []  # addresses of free buffers of eager_max bytes
 
 # --- reading and writing --------------------------------------------------------------------------------------------
@@ -330,7 +332,24 @@ def _append(file, segments, total):
         size = files.fs.getattr(file).size
         if size + total > limit:
             segments, total = _shortened(segments, limit - size)
-    return files.fs.append(file, _gather(segments, total), total)
+    return files.fs.append(file, _merged(segments), total)
+
+
+def _merged(segments):
+    """Neighbours that are small become one, for each is a request to the same server."""
+    parts, run, size = [], [], 0
+    for base, length in segments:
+        if run and size + length > MERGED_MAX:
+            parts.append(_one(run, size))
+            run, size = [], 0
+        run.append((base, length))
+        size += length
+    parts.append(_one(run, size))
+    return parts
+
+
+def _one(segments, total):
+    return segments[0] if len(segments) == 1 else (b"".join([load(base, length) for base, length in segments]), total)
 
 
 # setrlimit(2): "RLIMIT_FSIZE: ... Attempts to extend a file beyond this limit result in delivery of a SIGXFSZ signal.
@@ -344,9 +363,7 @@ def _shortened(segments, room):
 
 def _gather(segments, total):
     """A few small segments become one."""
-    if len(segments) == 1 or total > files.fs.config.eager_max:
-        return segments
-    return ((b"".join([load(base, length) for base, length in segments]), total),)
+    return segments if total > files.fs.config.eager_max else (_one(segments, total),)
 
 
 # fsync(2): "transfers ("flushes") all modified in-core data of ... the file referred to by the file descriptor fd to

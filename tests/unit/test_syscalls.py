@@ -221,6 +221,17 @@ def test_one_request_for_a_few_small_buffers(servers):
     assert calls.preadv2(handle, vector.at, 1, -1, 0) == 2 and parts[0].data == b"bc" and shim.offsets[handle] == 3
 
 
+def test_few_requests_for_a_record_of_many_buffers(servers):
+    handle = opened(flags=CREAT | RW | os.O_APPEND)
+    lengths = [700] * 100 + [50_000] + [3] * 50
+    parts = [Memory(b"%c" % (65 + number % 26) * length) for number, length in enumerate(lengths)]
+    vector = Memory(b"".join(struct.pack("<Qq", part.at, part.length) for part in parts))
+    servers.log.clear()
+    assert calls.writev(handle, vector.at, len(parts)) == sum(lengths)
+    assert [op for _, op in servers.log] == ["append"] * 5
+    assert pread(handle, 200_000) == b"".join(part.data for part in parts)
+
+
 def test_flags_of_one_write(servers):
     handle = opened()
     part = Memory(b"xyz")
