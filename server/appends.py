@@ -52,6 +52,9 @@ class Line:
         self.turn, self._waiting, self._came = None, deque(), asyncio.Event()
         self.received = 0
 
+    def __len__(self):
+        return len(self._waiting)
+
     def add(self, record):
         self.received += record.buffer is not None
         if self.turn and record.turn == self.turn:
@@ -89,10 +92,7 @@ def append(server, request):
         raise fail(errno.EPROTO)
     line = server.appends.get(ino)
     if request.bulk:
-        if line is None or line.received < RECEIVED_MAX:
-            return _receive(server, request)
-        line.add(Record(request))
-        return DEFERRED
+        return _receive(server, request)
     data = memoryview(request.tail)[hint_length:]
     if len(data) != length:
         raise fail(errno.EPROTO)
@@ -145,8 +145,9 @@ def _grow(server, key, value, end, requests):
 
 
 async def _receive(server, request):
-    record = Record(request)
-    await record.receive(server)
+    record, line = Record(request), server.appends.get(request.fields.ino)
+    if line is None or line.received < RECEIVED_MAX:
+        await record.receive(server)
     return await _join(server, record)
 
 
