@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SMALL = 3901, HARD = 47008, EASY = 1 << 20, CLIENTS_MAX = 64, PHASES_MAX = 16 };
+enum { RECORD = 100, SMALL = 3901, HARD = 47008, EASY = 1 << 20, CLIENTS_MAX = 64, PHASES_MAX = 16 };
 
 struct shared {
     volatile int arrived, failed;
@@ -135,8 +135,37 @@ static void read_easy(void) { stream("easy", O_RDONLY, EASY); }
 static void write_hard(void) { stream("hard", O_CREAT | O_WRONLY, HARD); }
 static void read_hard(void) { stream("hard", O_RDONLY, HARD); }
 
+// All clients to one file.
+static int open_log(void)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/log", directory);
+    int fd = open(path, O_CREAT | O_WRONLY | O_APPEND, 0644);
+    check(fd >= 0, "open for appending");
+    return fd;
+}
+
+static void append_small(void)
+{
+    int fd = open_log();
+    for (int i = 0; i < files; i++)
+        check(write(fd, buffer, RECORD) == RECORD, "append");
+    check(close(fd) == 0, "close");
+}
+
+static void append_easy(void)
+{
+    int fd = open_log();
+    for (long i = 0; i < mebibytes; i++)
+        check(write(fd, buffer, EASY) == EASY, "append of 1 MiB");
+    check(close(fd) == 0, "close");
+}
+
 static void remove_streams(void)
 {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/log", directory);
+    check(me || unlink(path) == 0, "unlink");
     check(unlink(name("easy", 0)) == 0 && unlink(name("hard", 0)) == 0, "unlink");
 }
 
@@ -146,7 +175,8 @@ static const struct { const char *name; void (*run)(void); int transfer; } phase
     {"create_3901", create_small, 0}, {"stat_3901", stat_small, 0},
     {"open_read_close_3901", read_small, 0}, {"unlink_3901", unlink_small, 0},
     {"write_1MiB", write_easy, EASY}, {"read_1MiB", read_easy, EASY},
-    {"write_47008", write_hard, HARD}, {"read_47008", read_hard, HARD}, {NULL, remove_streams, 0},
+    {"write_47008", write_hard, HARD}, {"read_47008", read_hard, HARD},
+    {"append_100", append_small, 0}, {"append_1MiB", append_easy, EASY}, {NULL, remove_streams, 0},
 };
 enum { PHASES = sizeof phases / sizeof *phases };
 

@@ -40,5 +40,5 @@ def run(quick=False):
             with common.servers(1, pin_to=0 if apart else None) as cluster:
                 results = compare(program, cluster, clients, quick, 1 if apart else None)
             for phase, (value, baseline) in results.items():
-                unit = "MiB/s" if phase.startswith(("write_", "read_")) else "ops/s"
+                unit = "MiB/s" if phase.startswith(("write_", "read_")) or phase == "append_1MiB" else "ops/s"
                 yield common.Row(f"{phase}.{clients}", value, unit, baseline)
