@@ -162,7 +162,11 @@ async def _join(server, record):
     line.add(record)
     try:
         while records := await line.next():
-            await _serve(server, ino, line, [record for record in records if record.request.conn in server.conns])
+            here = [record for record in records if record.request.conn in server.conns]
+            if here:
+                await _serve(server, ino, line, here)
+            else:
+                line.turn = None
     finally:
         del server.appends[ino]
     return DEFERRED
@@ -170,8 +174,6 @@ async def _join(server, record):
 
 async def _serve(server, ino, line, records):
     """Append the records, as many as are not refused, and answer."""
-    if not records:
-        return
     begin = done = cuts = 0
     try:
         if records[0].data is None:

@@ -128,8 +128,8 @@ def store(server, request):
     if request.bulk:
         return _store_bulk(server, request)
     _uncut(server, ino)
+    server.strays.stored.append((request.conn, ino, chunk, offset + len(request.tail)))
     put_bytes(server, ino, chunk, offset, request.tail)
-    server.bytes_in += len(request.tail)
     return (), b""
 
 
@@ -139,9 +139,9 @@ async def _store_bulk(server, request):
     with memoryview(buffer) as whole, whole[:request.bulk] as view:
         await server.receive(request, view)
         await server.cuts.ended(ino)
+        server.strays.stored.append((request.conn, ino, chunk, offset + request.bulk))
         await store_bytes(server, ino, chunk, offset, view)
     server.recycle(buffer)
-    server.bytes_in += request.bulk
     return (), b""
 
 

@@ -502,9 +502,9 @@ class Server:
         if len(buffer) == BUFFER_BYTES and len(self._buffers) < BUFFERS_KEPT:
             self._buffers.append(buffer)
 
-    async def pause(self):
+    async def pause(self, times=1):
         """Before trying again what depends on another server: a while, or until one comes that may be it."""
-        await asyncio.wait([self._arrival], timeout=self.retry_s * (0.5 + random.random()))
+        await asyncio.wait([self._arrival], timeout=times * self.retry_s * (0.5 + random.random()))
 
     # --- times of directories ---------------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@
 Such a write goes to several servers at once, and its end to the file's home; of what a client that is killed has sent
 some may arrive and some not.  So each server knows what was stored last for the sake of others, and when a connection
 is lost it tells the homes of those files how far that goes (STRAY).  Most of it is within the files.  A home takes what
-is not away before the file grows, or with the file.
+is not away before the file grows, or with the file.  A home that died within an append (STORE) is told when it is back.
 """
+import errno
 from collections import deque
 
 from pymadfs.layout import home
@@ -18,35 +19,54 @@ from .sizes import cut_to
 
 RECENT_MAX = 1 << 10  # more is not under way at once
 KNOWN_MAX = 1 << 14
+RETURN_PAUSES = 30  # who waits for a home that is dead asks seldom: most say themselves that they are back
 
 
 class Strays(dict):
     """Inode that lives here -> (chunk, bytes of it) up to which a lost connection may have stored something.
 
-    ``recent``: (connection, inode, chunk, bytes of it) of writes here that do not tell the size."""
+    ``recent``: (connection, inode, chunk, bytes of it) of writes here that do not tell the size; ``stored``: the same
+    of what homes had stored here."""
 
     def __init__(self, server):
         super().__init__()
         self._server = server
-        self.recent = deque(maxlen=RECENT_MAX)
+        self._untold = {}  # home -> {inode: (chunk, bytes of it)} that it is to be told
+        self.recent, self.stored = deque(maxlen=RECENT_MAX), deque(maxlen=RECENT_MAX)
 
     def lost(self, conn):
         """The connection is lost."""
-        ends: dict = {}
-        for writer, ino, *end in self.recent:
-            if writer == conn:
-                ends[ino] = max(ends.get(ino, (0, 0)), tuple(end))
-        for ino, end in ends.items():
-            if home(ino) == self._server.number:
-                self.note(ino, *end)
-            else:
-                self._server.spawn(self._tell(ino, *end))
+        for lately, dead in (self.recent, False), (self.stored, True):
+            for writer, ino, *end in lately:
+                if writer == conn:
+                    self._found(ino, tuple(end), dead)
 
-    async def _tell(self, ino, chunk, end):
-        try:
-            await self._server.call_peer(home(ino), STRAY, b"", ino, chunk, end)
-        except OSError:  # a home that is dead does not know who was connected; fsck finds what is left
+    def _found(self, ino, end, dead):
+        number = home(ino)
+        if number == self._server.number:
+            self.note(ino, *end)
             return
+        untold = self._untold.setdefault(number, {})
+        if not untold:
+            self._server.spawn(self._tell(number, untold, dead))
+        untold[ino] = max(untold.get(ino, (0, 0)), end)
+
+    async def _tell(self, number, untold, dead):
+        """Tell the home ``number``, once it is back if it is ``dead``."""
+        while untold:
+            if dead:
+                await self._server.pause(RETURN_PAUSES)
+            ino, end = next(iter(untold.items()))
+            try:
+                await self._server.call_peer(number, STRAY, b"", ino, *end)
+            except OSError as error:
+                dead = error.errno == errno.EIO
+                if dead:
+                    continue
+            dead = False
+            if untold[ino] == end:
+                del untold[ino]
+        self._untold.pop(number, None)
 
     def note(self, ino, chunk, end):
         if len(self) >= KNOWN_MAX:

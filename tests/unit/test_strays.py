@@ -2,6 +2,8 @@
 """Clients that die within a write: what they stored without telling the file's home goes before it shows, and with the
 file."""
 
+import asyncio
+
 from server_world import CHUNK, run
 
 from pymadfs.layout import chunk_server, home
@@ -90,10 +92,17 @@ async def test_what_is_within_the_file_stays(world):
 
 
 @run
-async def test_a_home_that_is_dead_is_not_told(world):
+async def test_a_home_that_is_dead_is_told_when_it_is_back(world):
     attr = await world.create(PATH, conn=2)
     number = chunk_server(attr.ino, 1, world.count)
+    for server in world.servers:
+        server.retry_s = 0.01
     await world.ask(number, WRITE, b"stray" * 100, attr.ino, 1, 100, 500, 0, 0, 0, 0, conn=2)
     world.crash(home(attr.ino))
     world.servers[number].forget(2)
-    await world.quiet()
+    world.start(home(attr.ino))
+    while not world.servers[home(attr.ino)].strays:
+        await asyncio.sleep(0.001)
+    await extended(world, attr, 5 * CHUNK)
+    assert await world.read(attr.ino, 0, 5 * CHUNK) == bytes(5 * CHUNK)
+    assert not world.servers[number].strays._untold
