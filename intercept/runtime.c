@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
@@ -20,14 +21,17 @@ enum {
   MESSAGE = 512,
   GUARD = 4096,
   THREAD_BYTES = MADFS_ALTERNATE_BYTES + GUARD + MADFS_HOOK_STACK_BYTES,
+  LOADING_WAITS = 30,  // of 100 ms
 };
 
 static struct {
   _Atomic(const struct madfs_runtime *) table;
   _Atomic bool failed;  // said so once; every call is EIO
   bool apart;   // because this process has another one's descriptors: not said yet
+  _Atomic int loading;  // threads that are in the loader, which a fork must not find at work
   struct madfs_lock lock;
 } runtime;
+static __thread bool loads;
 
 static int set_inside(int inside) {
   int before = madfs_local.inside;
@@ -179,9 +183,19 @@ void madfs_runtime_begins(begin_t begin) {
   madfs_unlock(&runtime.lock);
 }
 
+static void loading(int by) {
+  madfs_lock(&runtime.lock);  // while a fork is under way nobody begins
+  atomic_fetch_add(&runtime.loading, by);
+  loads = by > 0;
+  madfs_unlock(&runtime.lock);
+  if (by < 0) RAW(SYS_futex, &runtime.loading, FUTEX_WAKE, INT_MAX, 0, 0, 0);
+}
+
 // What the loader says when it fails, or NULL.
 static const char *load(const char *path) {
+  loading(1);
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  loading(-1);
   if (!library) return dlerror();
   if (atomic_load(&runtime.table) || runtime.failed) return NULL;
   begin_t begin;  // of a library that did not call us
@@ -224,15 +238,24 @@ static long tell_fork_ends(void *child) {
   return 0;
 }
 
-// A child must not find the runtime half made by another thread, which it does not have.
+// A child must not find the runtime, or the loader's lists, half made by another thread, which it does not have.  Who
+// forks in a constructor has the loader's lock, for which the other thread waits then: so this wait ends.
 void madfs_runtime_fork_begins(void) {
+  static const struct timespec moment = {0, 100 * 1000 * 1000};
+  int now;
   madfs_lock(&runtime.lock);
+  for (int waits = 0; !loads && (now = atomic_load(&runtime.loading)) && waits < LOADING_WAITS; waits++) {
+    madfs_unlock(&runtime.lock);
+    RAW(SYS_futex, &runtime.loading, FUTEX_WAIT, now, &moment, 0, 0);
+    madfs_lock(&runtime.lock);
+  }
   const struct madfs_runtime *table = atomic_load(&runtime.table);
   if (table) arch_preserve(tell_fork_begins, (void *)table);
 }
 
 void madfs_runtime_fork_ends(bool child) {
   if (atomic_load(&runtime.table)) arch_preserve(tell_fork_ends, &child);
+  if (child) atomic_store(&runtime.loading, 0);
   madfs_unlock(&runtime.lock);
 }
 
